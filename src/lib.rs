@@ -1,0 +1,5 @@
+//! HackBrain Studio: the execution ledger.
+
+pub mod manifest;
+pub mod rejection;
+pub mod sys;

@@ -1,0 +1,2 @@
+//! The control agent.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The only room with `unsafe` and libc: everything the standard library does not offer.
+#![allow(unsafe_code)]
