@@ -1,5 +1,16 @@
 //! HackBrain Studio: the execution ledger.
 
+pub mod canonical;
+pub mod config;
+pub mod engine;
+pub mod hash;
+pub mod host;
+pub mod http;
+pub mod ledger;
 pub mod manifest;
 pub mod rejection;
+pub mod runner;
 pub mod sys;
+pub mod verify;
+pub mod view;
+pub mod wal;

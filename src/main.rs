@@ -1,2 +1,84 @@
-//! The control agent.
-fn main() {}
+//! Subcommands and exit codes; everything else is in the library.
+
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hackbrain::config::{Cli, Command, Dump, Verify};
+use hackbrain::serve::serve;
+use hackbrain::verify::{self, Verdict, VerifyError};
+use hackbrain::wal::recovery::ScanError;
+
+/// Exit codes beside success (sysexits).
+const USAGE: u8 = 64;
+const CORRUPT: u8 = 65;
+const IO: u8 = 74;
+/// 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap prints them to standard output.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let filter = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(filter).format_timestamp_millis().init();
+    match cli.command {
+        Command::Serve(config) => match serve(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(fault) => {
+                let (code, message) = fault.code_and_message();
+                complain(message);
+                ExitCode::from(code)
+            }
+        },
+        Command::Verify(options) => run_verify(&options),
+        Command::Dump(options) => run_dump(&options),
+    }
+}
+
+fn run_verify(options: &Verify) -> ExitCode {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    if let Err(error) = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)) {
+        log::debug!("Ctrl-C ends without a summary: {error}");
+    }
+    let mut stderr = io::stderr();
+    let progress: Option<&mut dyn Write> = if stderr.is_terminal() { Some(&mut stderr) } else { None };
+    let mut out = io::stdout().lock();
+    match verify::verify(&options.data, &options.expect, &interrupted, &mut out, progress) {
+        Ok(Verdict::Sound) => ExitCode::SUCCESS,
+        Ok(Verdict::NotSound) => ExitCode::from(CORRUPT),
+        Ok(Verdict::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error) => failed(&error),
+    }
+}
+
+fn run_dump(options: &Dump) -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let outcome = verify::dump(&options.data, options.from, options.job.as_deref(), &mut out);
+    match outcome.and_then(|()| out.flush().map_err(VerifyError::from)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(VerifyError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &VerifyError) -> ExitCode {
+    complain(&error.to_string());
+    match error {
+        VerifyError::Scan(ScanError::Corrupt(_) | ScanError::Version { .. }) => ExitCode::from(CORRUPT),
+        VerifyError::Io(error) if error.kind() == io::ErrorKind::NotFound => ExitCode::from(USAGE),
+        VerifyError::Scan(ScanError::Io { .. }) | VerifyError::Io(_) => ExitCode::from(IO),
+    }
+}
+
+/// The one line that says why the program ends.
+fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "hackbrain: {message}");
+}

@@ -1,0 +1,305 @@
+//! The ledger thread: decides and appends in batches, and only after the sync publishes, replies, acts.
+//!
+//! It may decide on state that is not durable yet, because a failed append or sync ends the process: nobody is ever told of
+//! what did not become durable.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select_biased, unbounded};
+
+use crate::hash::Hash;
+use crate::ledger::event::{Event, Stored};
+use crate::ledger::lifecycle::{Command, Job, Ledger, Limits};
+use crate::ledger::time::Time;
+use crate::rejection::Rejection;
+use crate::view::{Published, View};
+use crate::wal::reader::Reader;
+use crate::wal::recovery::{Record, Scan, ScanError};
+use crate::wal::storage::Storage;
+use crate::wal::writer::{Latched, Options, Outcome, Wal};
+
+/// Commands that may wait at the engine's door; senders block beyond that.
+const COMMANDS_QUEUED_MAX: usize = 1024;
+
+/// A command that took effect, durably.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// The job as its last event left it; `None` for node commands.
+    pub job: Option<Arc<Job>>,
+    /// Whether events were written. A repeated request writes none.
+    pub changed: bool,
+}
+
+/// Called with each job whose event has just become durable, in order, by the engine's thread: it must not block.
+pub type OnJob = Box<dyn FnMut(&Arc<Job>) + Send>;
+/// Called once, when the ledger latches.
+pub type OnFault = Box<dyn FnOnce(&Latched) + Send>;
+
+/// Handle to the ledger thread; cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    messages: Sender<Message>,
+    view: Arc<View>,
+}
+
+/// The ledger as it was found, before its thread starts.
+pub struct Recovered {
+    wal: Wal,
+    outcomes: Receiver<Outcome>,
+    view: Arc<View>,
+    ledger: Ledger,
+    /// What the log's scan found.
+    pub scan: Scan,
+}
+
+/// The thread behind an [`Engine`].
+pub struct EngineThread(JoinHandle<()>);
+
+enum Message {
+    Command(Command, Sender<Result<Accepted, Rejection>>),
+    Close,
+}
+
+impl Recovered {
+    /// Opens the log and folds its events.
+    pub fn open(storage: Arc<dyn Storage>, options: Options) -> Result<Self, ScanError> {
+        let (outcome_sender, outcomes) = unbounded();
+        let mut ledger = Ledger::default();
+        let mut view = View::new(Arc::new(Reader::new(storage.clone(), Vec::new())));
+        let mut prev = Hash([0; 32]);
+        let mut visit = |record: &Record<'_>| {
+            let job = fold(&mut ledger, record, &prev)?;
+            prev = Hash(record.hash);
+            view.restore(record.seq, prev, job.as_ref());
+            Ok(())
+        };
+        let on_outcome = Box::new(move |outcome| {
+            // The engine outlives the log; should it not, there is nobody left to tell.
+            let _ = outcome_sender.send(outcome);
+        });
+        let (wal, scan) = Wal::open(storage, options, &mut visit, on_outcome)?;
+        view.set_reader(wal.reader());
+        Ok(Self { wal, outcomes, view: Arc::new(view), ledger, scan })
+    }
+
+    /// What the events say.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Starts the ledger thread.
+    pub fn start(self, limits: Limits, on_job: OnJob, on_fault: OnFault) -> std::io::Result<(Engine, EngineThread)> {
+        let (messages, inbox) = bounded(COMMANDS_QUEUED_MAX);
+        let engine = Engine { messages, view: self.view.clone() };
+        let worker = Worker {
+            wal: Some(self.wal),
+            ledger: self.ledger,
+            view: self.view,
+            limits,
+            staged: VecDeque::new(),
+            replies: VecDeque::new(),
+            durable_below: self.scan.position.next_seq,
+            on_job,
+            on_fault: Some(on_fault),
+        };
+        let outcomes = self.outcomes;
+        let thread = thread::Builder::new().name("engine".into()).spawn(move || {
+            let _guard = AbortOnPanic;
+            worker.run(&inbox, &outcomes);
+        })?;
+        Ok((engine, EngineThread(thread)))
+    }
+}
+
+/// Checks an event's place in the chain and takes it into `ledger`; the same for recovery and offline verification.
+pub fn fold(ledger: &mut Ledger, record: &Record<'_>, prev: &Hash) -> Result<Option<Arc<Job>>, String> {
+    crate::ledger::event::check_link(record.bytes, record.seq, prev)?;
+    let stored = Stored::parse(record.bytes)?;
+    ledger.apply(&stored, Hash(record.hash))
+}
+
+impl Engine {
+    /// Carries out `command` and returns once its events are durable. An error of status 503 means that the ledger cannot
+    /// be written; any other is the caller's.
+    pub fn execute(&self, command: Command) -> Result<Accepted, Rejection> {
+        let (reply, answer) = bounded(1);
+        if self.messages.send(Message::Command(command, reply)).is_err() {
+            return Err(stopped());
+        }
+        answer.recv().unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// The durable world.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// Ends the ledger thread once everything accepted is durable.
+    pub fn close(&self, thread: EngineThread) {
+        let _ = self.messages.send(Message::Close);
+        let _ = thread.0.join();
+    }
+}
+
+fn stopped() -> Rejection {
+    Rejection::new(503, "stopping", "the agent is stopping; try again when it is back")
+}
+
+fn latched(reason: &Latched) -> Rejection {
+    Rejection::new(503, "ledger_latched", format!("{reason}; the agent ends, nothing was accepted"))
+}
+
+struct Worker {
+    wal: Option<Wal>,
+    ledger: Ledger,
+    view: Arc<View>,
+    limits: Limits,
+    /// Staged events that are not durable yet, in order.
+    staged: VecDeque<Published>,
+    /// Answers that wait for every event below a seq to be durable; the seqs never fall.
+    replies: VecDeque<(u64, Sender<Result<Accepted, Rejection>>, Accepted)>,
+    durable_below: u64,
+    on_job: OnJob,
+    on_fault: Option<OnFault>,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &Receiver<Message>, outcomes: &Receiver<Outcome>) {
+        loop {
+            select_biased! {
+                recv(outcomes) -> outcome => match outcome {
+                    Ok(outcome) => self.outcome(&outcome),
+                    Err(_) => return,
+                },
+                recv(inbox) -> message => match message {
+                    Ok(Message::Command(command, reply)) => self.command(command, reply),
+                    Ok(Message::Close) | Err(_) => break,
+                },
+            }
+        }
+        // Closing the log commits what is staged and hangs up the outcomes' channel.
+        drop(self.wal.take());
+        for outcome in outcomes.iter() {
+            self.outcome(&outcome);
+        }
+    }
+
+    fn command(&mut self, command: Command, reply: Sender<Result<Accepted, Rejection>>) {
+        match self.decide_and_append(command) {
+            Ok(accepted) => {
+                let wait_below = self.wal.as_ref().map_or(0, |wal| wal.staged_head().0);
+                self.replies.push_back((wait_below, reply, accepted));
+                self.answer();
+            }
+            Err(rejection) => {
+                let _ = reply.send(Err(rejection));
+            }
+        }
+    }
+
+    fn decide_and_append(&mut self, command: Command) -> Result<Accepted, Rejection> {
+        if let Some(reason) = self.view.latched() {
+            return Err(latched(&Latched(reason.into())));
+        }
+        let wal = self.wal.as_ref().ok_or_else(stopped)?;
+        let mut subject = None;
+        if let Command::Submit(parsed) = &command {
+            subject = Some(parsed.manifest.job_id.clone());
+            let is_new = self.ledger.job(&parsed.manifest.job_id).is_none();
+            if let Some(reason) = wal.out_of_space().filter(|_| is_new) {
+                let message = format!("{reason}; free space below --data and submit again");
+                return Err(Rejection::new(503, "ledger_full", message));
+            }
+        } else if let Some(id) = job_of(&command) {
+            subject = Some(id.to_string());
+        }
+        let events = self.ledger.decide(command, Time::now(), self.limits)?;
+        let changed = !events.is_empty();
+        for event in events {
+            append(wal, &mut self.ledger, &mut self.staged, event).map_err(|reason| latched(&reason))?;
+        }
+        let job = subject.and_then(|id| self.ledger.job(&id).cloned());
+        Ok(Accepted { job, changed })
+    }
+
+    fn outcome(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::DurableBelow(seq) => {
+                self.durable_below = *seq;
+                let count = self.staged.partition_point(|event| event.seq < *seq);
+                let durable: Vec<Published> = self.staged.drain(..count).collect();
+                self.view.publish(durable.iter().cloned());
+                self.answer();
+                for job in durable.iter().filter_map(|event| event.job.as_ref()) {
+                    (self.on_job)(job);
+                }
+            }
+            Outcome::Failed(reason) => {
+                log::error!("{reason}");
+                self.view.latch(&reason.0);
+                self.staged.clear();
+                for (_, reply, _) in self.replies.drain(..) {
+                    let _ = reply.send(Err(latched(reason)));
+                }
+                if let Some(on_fault) = self.on_fault.take() {
+                    on_fault(reason);
+                }
+            }
+        }
+    }
+
+    /// Sends the answers whose events are durable.
+    fn answer(&mut self) {
+        while let Some((_, reply, accepted)) = self.replies.pop_front_if(|(below, ..)| *below <= self.durable_below) {
+            // Whoever asked may have hung up.
+            let _ = reply.send(Ok(accepted));
+        }
+    }
+}
+
+fn append(
+    wal: &Wal,
+    ledger: &mut Ledger,
+    staged: &mut VecDeque<Published>,
+    event: Event,
+) -> Result<(), Latched> {
+    let mut written = None;
+    let (seq, hash) = wal.append(|seq, prev, body| {
+        let (start, prev) = (body.len(), Hash(*prev));
+        event.write(seq, &prev, body);
+        written = Some((prev, Arc::<[u8]>::from(&body[start..])));
+    })?;
+    let (prev, bytes) = written.expect("append calls its closure");
+    let hash = Hash(hash);
+    // What `decide` proposes, `apply` accepts; otherwise the two rules have come apart, and no event may follow.
+    let job = ledger.apply(&Stored { seq, prev, event }, hash).expect("a decided event is legal");
+    staged.push_back(Published { seq, hash, bytes, job });
+    Ok(())
+}
+
+fn job_of(command: &Command) -> Option<&Arc<str>> {
+    match command {
+        Command::Genesis(_) | Command::NodeUp(_) | Command::NodeDown(_) | Command::Submit(_) => None,
+        Command::Schedule(id, _)
+        | Command::Refuse(id, ..)
+        | Command::Start(id)
+        | Command::Mark(id, ..)
+        | Command::Stop(id, _)
+        | Command::End(id, ..)
+        | Command::Seal(id, _)
+        | Command::SealFailed(id, _) => Some(id),
+    }
+}
+
+/// A panic in the ledger thread is a broken invariant: the process must not go on telling things.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The front door: accept loop, requests, routes, event streams.
+
+pub mod access;
+mod body;
+mod files;
+mod query;
+pub mod reply;
+pub mod request;
+pub mod routes;
+pub mod server;
+mod slots;
+mod sse;
+mod wire;

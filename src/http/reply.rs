@@ -1,0 +1,341 @@
+//! An answer back into bytes: heads by tiny_http's encoder, bodies and streams by hand.
+//!
+//! `Response::raw_print` cannot say `Connection: close`, would read a body of unknown length into memory for HTTP/1.0,
+//! and holds back 8 KiB. So it prints heads only, and its framing header, always the last, is replaced by ours.
+
+use super::request::Request;
+use super::wire::{Wire, WriteDeadline};
+use crate::rejection::Rejection;
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tiny_http::{HTTPVersion, Header, Method, Response, ResponseBox, StatusCode};
+
+/// Body bytes held at once while a response is written.
+const BODY_PIECE: usize = 32 * 1024;
+
+/// What writes a stream: called once, in the connection's thread. An error or a panic cuts the connection, so that the
+/// client sees a truncated stream and not an ended one.
+pub type StreamBody = Box<dyn FnOnce(&mut StreamWriter<'_>) -> io::Result<()> + Send>;
+
+/// A handler's answer. Header fields that concern the connection or the framing are the server's and are ignored here.
+pub enum Reply {
+    /// A whole response. A body of unknown length goes out chunked, or up to the close on HTTP/1.0.
+    Full(ResponseBox),
+    /// A response written as it comes about, each piece sent at once, after which the connection is closed. Chunked, or
+    /// raw on HTTP/1.0. To HEAD only the head is sent, and `run` is not called.
+    Stream {
+        /// HTTP status, 200 to 599.
+        status: u16,
+        /// Header fields.
+        headers: Vec<Header>,
+        /// Writes the body.
+        run: StreamBody,
+    },
+}
+
+impl Reply {
+    /// A JSON document.
+    pub fn json(status: u16, body: Vec<u8>) -> Reply {
+        let content_type = header("Content-Type", "application/json");
+        Reply::Full(Response::from_data(body).with_status_code(status).with_header(content_type).boxed())
+    }
+
+    /// The error document of a rejection; a 503 asks the client to come back after a second.
+    pub fn rejection(rejection: &Rejection) -> Reply {
+        match Reply::json(rejection.status, rejection.to_json()) {
+            Reply::Full(r) if rejection.status == 503 => Reply::Full(r.with_header(header("Retry-After", "1"))),
+            reply => reply,
+        }
+    }
+}
+
+/// The writing end of a stream.
+pub struct StreamWriter<'a> {
+    wire: &'a mut Wire,
+    socket: &'a Arc<TcpStream>,
+    draining: &'a AtomicBool,
+    limits: WriteLimits,
+    chunked: bool,
+    scratch: Vec<u8>,
+}
+
+impl StreamWriter<'_> {
+    /// Sends bytes as one chunk, at once. Blocks while the peer reads slowly, up to the write deadline. Empty input
+    /// sends nothing, since an empty chunk would end the stream.
+    ///
+    /// # Errors
+    /// The peer is gone or too slow; the stream cannot go on.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.chunks(BODY_PIECE) {
+            self.scratch.clear();
+            append(&mut self.scratch, piece, self.chunked);
+            self.wire.write_all(&self.scratch, &mut self.limits.deadline())?;
+        }
+        Ok(())
+    }
+
+    /// Looks, without waiting, whether the peer has closed or reset the connection. Ask before each heartbeat: writing
+    /// alone notices only at the second write after the peer left.
+    pub fn peer_gone(&mut self) -> bool {
+        self.wire.peer_gone()
+    }
+
+    /// Whether the server is stopping: the stream should send what it must and return.
+    pub fn stopping(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// A handle with which another thread can cut this connection at once, e.g. one that finds the subscriber too slow.
+    pub fn closer(&self) -> StreamCloser {
+        StreamCloser(Arc::downgrade(self.socket))
+    }
+}
+
+/// Cuts a stream's connection from another thread. Does not keep the connection open.
+#[derive(Debug, Clone)]
+pub struct StreamCloser(Weak<TcpStream>);
+
+impl StreamCloser {
+    /// Shuts the socket down, also under a write that blocks; does nothing where the connection has already ended.
+    pub fn close(&self) {
+        if let Some(socket) = self.0.upgrade() {
+            // An error means that it is down already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// How long a response may take to write.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WriteLimits {
+    pub(super) stall: Duration,
+    pub(super) bytes_per_second: u64,
+}
+
+impl WriteLimits {
+    pub(super) fn deadline(self) -> WriteDeadline {
+        WriteDeadline::new(self.stall, self.bytes_per_second)
+    }
+}
+
+/// Where a reply goes, and how.
+pub(super) struct Target<'a> {
+    pub(super) wire: &'a mut Wire,
+    pub(super) socket: &'a Arc<TcpStream>,
+    pub(super) draining: &'a AtomicBool,
+    pub(super) limits: WriteLimits,
+    pub(super) head_only: bool,
+    pub(super) minor_version: u8,
+    pub(super) keep: bool,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn shape(mut self, request: &Request, keep: bool) -> Self {
+        self.head_only = request.method == Method::Head;
+        self.minor_version = request.minor_version;
+        self.keep = keep && request.keep_alive();
+        self
+    }
+
+    /// Writes a reply whole; true where the connection can serve another request.
+    pub(super) fn write(self, reply: Reply) -> io::Result<bool> {
+        match reply {
+            Reply::Full(response) => self.write_full(response),
+            Reply::Stream { status, headers, run } => self.write_stream(status, &headers, run).map(|()| false),
+        }
+    }
+
+    fn write_full(mut self, response: ResponseBox) -> io::Result<bool> {
+        let status = response.status_code().0;
+        let length = response.data_length();
+        let framing = match length {
+            _ if status == 204 || status == 304 => Framing::None,
+            Some(n) => Framing::Length(n),
+            None if self.minor_version >= 1 => Framing::Chunked,
+            None => Framing::UntilClose,
+        };
+        self.keep &= framing != Framing::UntilClose;
+        let mut out = encode_head(status, response.headers(), framing, self.connection())?;
+        let mut deadline = self.limits.deadline();
+        if self.head_only || framing == Framing::None {
+            self.wire.write_all(&out, &mut deadline)?;
+            return Ok(self.keep);
+        }
+        let mut body = response.into_reader();
+        let mut left = length.unwrap_or(usize::MAX);
+        let mut piece = vec![0; BODY_PIECE.min(left)];
+        while left > 0 {
+            let want = piece.len().min(left);
+            let n = match body.read(&mut piece[..want]) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                n => n?,
+            };
+            if n == 0 {
+                break;
+            }
+            left -= n;
+            append(&mut out, &piece[..n], framing == Framing::Chunked);
+            if out.len() >= BODY_PIECE {
+                self.wire.write_all(&out, &mut deadline)?;
+                out.clear();
+            }
+        }
+        if framing == Framing::Chunked {
+            out.extend_from_slice(LAST_CHUNK);
+        }
+        self.wire.write_all(&out, &mut deadline)?;
+        if length.is_some() && left > 0 {
+            // The client must not take the next response for the rest of this one.
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a body ended before its declared length"));
+        }
+        Ok(self.keep)
+    }
+
+    fn write_stream(mut self, status: u16, headers: &[Header], run: StreamBody) -> io::Result<()> {
+        self.keep = false;
+        let chunked = self.minor_version >= 1;
+        let framing = if chunked { Framing::Chunked } else { Framing::UntilClose };
+        let head = encode_head(status, headers, framing, self.connection())?;
+        self.wire.write_all(&head, &mut self.limits.deadline())?;
+        if self.head_only {
+            return Ok(());
+        }
+        let Target { wire, socket, draining, limits, .. } = self;
+        run(&mut StreamWriter { wire, socket, draining, limits, chunked, scratch: Vec::new() })?;
+        if chunked { wire.write_all(LAST_CHUNK, &mut limits.deadline()) } else { Ok(()) }
+    }
+
+    fn connection(&self) -> &'static str {
+        match (self.keep, self.minor_version) {
+            (false, _) => "Connection: close\r\n",
+            (true, 0) => "Connection: keep-alive\r\n",
+            (true, _) => "",
+        }
+    }
+}
+
+/// The complete bytes of a rejection, after which the connection is closed.
+pub(super) fn encode_refusal(rejection: &Rejection) -> Vec<u8> {
+    let Reply::Full(response) = Reply::rejection(rejection) else { return Vec::new() };
+    let body = rejection.to_json();
+    let head = encode_head(rejection.status, response.headers(), Framing::Length(body.len()), "Connection: close\r\n");
+    head.map(|mut out| {
+        out.extend_from_slice(&body);
+        out
+    })
+    .unwrap_or_default()
+}
+
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    None,
+    Length(usize),
+    Chunked,
+    UntilClose,
+}
+
+/// A header field. What a header cannot carry (it must be ASCII) makes it empty.
+pub fn header(name: &'static str, value: &str) -> Header {
+    Header::from_bytes(name, value)
+        .or_else(|()| Header::from_bytes(name, ""))
+        .expect("the name of a header is an ASCII literal")
+}
+
+fn append(out: &mut Vec<u8>, bytes: &[u8], chunked: bool) {
+    if chunked {
+        out.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
+    }
+    out.extend_from_slice(bytes);
+    if chunked {
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Status line and header fields, ended by the empty line. `connection` is empty or a whole line.
+///
+/// # Errors
+/// A status below 200 or above 599, or a header that holds a control character: a handler that lets a client's bytes into
+/// a header would otherwise let it write headers and answers of its own.
+fn encode_head(status: u16, headers: &[Header], framing: Framing, connection: &str) -> io::Result<Vec<u8>> {
+    let sound = |h: &Header| {
+        let name = h.field.as_str().as_str();
+        let value = h.value.as_str();
+        !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_graphic() && b != b':')
+            && value.bytes().all(|b| b == b'\t' || (b >= b' ' && b != 0x7f))
+    };
+    if !(200..600).contains(&status) || !headers.iter().all(sound) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a handler's status or header cannot be sent"));
+    }
+    let mut response = Response::new(StatusCode(status), Vec::new(), io::empty(), Some(0), None);
+    for (name, value) in [("Server", "hackbrain"), ("X-Content-Type-Options", "nosniff")] {
+        if !headers.iter().any(|h| h.field.equiv(name)) {
+            response.add_header(header(name, value));
+        }
+    }
+    headers.iter().for_each(|h| response.add_header(h.clone()));
+    let mut out = Vec::with_capacity(512);
+    response.with_chunked_threshold(usize::MAX).raw_print(&mut out, HTTPVersion(1, 1), &[], true, None)?;
+    let end = out.len().saturating_sub(b"\r\n\r\n".len());
+    let last_line = out[..end].windows(2).rposition(|w| w == b"\r\n").map_or(end, |at| at + 2);
+    out.truncate(last_line);
+    match framing {
+        Framing::Length(n) => out.extend_from_slice(format!("Content-Length: {n}\r\n").as_bytes()),
+        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Framing::None | Framing::UntilClose => {}
+    }
+    out.extend_from_slice(connection.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    Ok(out)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn lines(framing: Framing, headers: &[Header], connection: &str) -> Vec<String> {
+        let head = String::from_utf8(encode_head(200, headers, framing, connection).unwrap()).unwrap();
+        let head = head.strip_suffix("\r\n\r\n").unwrap();
+        head.split("\r\n").filter(|line| !line.starts_with("Date: ")).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn our_framing_and_connection_replace_those_of_the_encoder() {
+        let start = ["HTTP/1.1 200 OK", "Server: hackbrain", "X-Content-Type-Options: nosniff"];
+        for (framing, connection, rest) in [
+            (Framing::None, "", vec![]),
+            (Framing::UntilClose, "Connection: close\r\n", vec!["Connection: close"]),
+            (Framing::Length(7), "", vec!["Content-Length: 7"]),
+            (Framing::Chunked, "Connection: close\r\n", vec!["Transfer-Encoding: chunked", "Connection: close"]),
+        ] {
+            assert_eq!(lines(framing, &[], connection), [&start[..], &rest[..]].concat());
+        }
+        let claims = [header("Content-Length", "99"), header("Connection", "keep-alive"), header("ETag", "x")];
+        assert_eq!(lines(Framing::Length(7), &claims, ""), [&start[..], &["ETag: x", "Content-Length: 7"]].concat());
+    }
+
+    #[test]
+    fn a_header_cannot_carry_another_one() {
+        for (name, value) in [("X", "a\r\nSet-Cookie: b"), ("X", "a\n"), ("X\r\nY", "a"), ("X:", "a"), ("", "a")] {
+            let header = Header::from_bytes(name, value).unwrap();
+            assert!(encode_head(200, &[header], Framing::None, "").is_err(), "{name:?} {value:?}");
+        }
+        assert!(encode_head(101, &[], Framing::None, "").is_err());
+    }
+
+    #[test]
+    fn a_refusal_is_a_whole_response() {
+        let rejection = Rejection::new(503, "busy", "come back");
+        let text = String::from_utf8(encode_refusal(&rejection)).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("\r\nContent-Length: {}\r\nConnection: close", body.len())), "{head}");
+        assert!(head.contains("\r\nContent-Type: application/json\r\n") && head.contains("\r\nRetry-After: 1\r\n"));
+        assert_eq!(body.as_bytes(), rejection.to_json());
+    }
+}

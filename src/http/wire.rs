@@ -1,0 +1,171 @@
+//! One connection's socket under absolute deadlines.
+//!
+//! A socket timeout alone restarts with every byte, so a peer that trickles one byte a second is never late. Here every
+//! read and write first sets the timeout to what is left of its deadline.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most bytes of one read: also how far a client can make us read ahead of the request being served.
+const READ_PIECE: usize = 8 * 1024;
+/// Most bytes of one write, so that progress is noticed on a slow link.
+const WRITE_PIECE: usize = 64 * 1024;
+/// Most bytes that a lingering close throws away.
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+/// Most bytes thrown away that a peer sends into a stream, which has no more requests to take.
+const STREAM_INPUT_BYTES: usize = 64 * 1024;
+
+/// A socket and the bytes read from it but not yet taken.
+pub(super) struct Wire {
+    stream: Arc<TcpStream>,
+    buffer: Vec<u8>,
+    start: usize,
+    stray: usize,
+}
+
+/// When a response must be out: a fixed time for its first byte and for any stall, and more for every byte the peer has
+/// really taken. Long bodies may take long; a peer that stops reading may not.
+pub(super) struct WriteDeadline {
+    at: Instant,
+    stall: Duration,
+    bytes_per_second: u64,
+}
+
+impl WriteDeadline {
+    pub(super) fn new(stall: Duration, bytes_per_second: u64) -> Self {
+        Self { at: Instant::now() + stall, stall, bytes_per_second: bytes_per_second.max(1) }
+    }
+
+    fn took(&mut self, bytes: usize) {
+        self.at += Duration::from_secs(1).mul_f64(bytes as f64 / self.bytes_per_second as f64);
+        // Without this bound a fast start would buy hours of silence later.
+        self.at = self.at.min(Instant::now() + self.stall);
+    }
+}
+
+impl Wire {
+    pub(super) fn new(stream: Arc<TcpStream>) -> Self {
+        Self { stream, buffer: Vec::new(), start: 0, stray: 0 }
+    }
+
+    pub(super) fn buffered(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    pub(super) fn consume(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.buffer.len());
+    }
+
+    /// Reads more behind what is buffered; 0 at the end of input. Callers bound the buffer: they only call while what
+    /// is buffered is an unfinished head or line, each of which has a limit.
+    pub(super) fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
+        self.buffer.drain(..std::mem::take(&mut self.start));
+        let old = self.buffer.len();
+        self.buffer.resize(old + READ_PIECE, 0);
+        let result = read_until(&self.stream, &mut self.buffer[old..], deadline);
+        self.buffer.truncate(old + *result.as_ref().unwrap_or(&0));
+        result
+    }
+
+    pub(super) fn write_all(&self, mut bytes: &[u8], deadline: &mut WriteDeadline) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.set_write_timeout(Some(left(deadline.at)?))?;
+            match (&*self.stream).write(&bytes[..bytes.len().min(WRITE_PIECE)]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    bytes = &bytes[n..];
+                    deadline.took(n);
+                }
+                Err(e) if is_retry(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks, without waiting, whether the peer has closed or reset; throws away what it sends instead. A peer that
+    /// sends a lot into a stream counts as gone.
+    pub(super) fn peer_gone(&mut self) -> bool {
+        if self.stream.set_nonblocking(true).is_err() {
+            return true;
+        }
+        let mut scratch = [0; 1024];
+        let gone = loop {
+            match (&*self.stream).read(&mut scratch) {
+                Ok(0) => break true,
+                Ok(n) => self.stray += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => break e.kind() != io::ErrorKind::WouldBlock,
+            }
+            if self.stray > STREAM_INPUT_BYTES {
+                break true;
+            }
+        };
+        self.stream.set_nonblocking(false).is_err() || gone
+    }
+
+    /// Lingering close: ends our side, then reads on for a bounded while. Closing a socket with unread input resets the
+    /// connection, and a reset can overtake the answer just written, so that the client never learns of its 413.
+    pub(super) fn linger(self, limit: Duration) {
+        if self.stream.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let deadline = Instant::now() + limit;
+        let mut scratch = vec![0; READ_PIECE];
+        let mut total = 0;
+        while total < LINGER_BYTES {
+            match read_until(&self.stream, &mut scratch, deadline) {
+                Ok(n) if n > 0 => total += n,
+                _ => return,
+            }
+        }
+    }
+}
+
+fn read_until(stream: &TcpStream, into: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    loop {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        match (&*stream).read(into) {
+            Err(e) if is_retry(&e) => {}
+            result => return result,
+        }
+    }
+}
+
+/// A timeout comes as WouldBlock on Linux; going round asks the deadline itself.
+fn is_retry(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// What is left of a deadline, never zero (a timeout of zero would mean none).
+fn left(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left.max(Duration::from_millis(1))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fast_start_buys_no_long_stall() {
+        let stall = Duration::from_secs(30);
+        let mut deadline = WriteDeadline::new(stall, 64 * 1024);
+        deadline.took(1024 * 1024 * 1024);
+        assert!(deadline.at <= Instant::now() + stall);
+    }
+
+    #[test]
+    fn slow_bytes_earn_only_their_rate() {
+        let mut deadline = WriteDeadline::new(Duration::from_secs(30), 64 * 1024);
+        let before = deadline.at;
+        deadline.at -= Duration::from_secs(20);
+        deadline.took(128 * 1024);
+        assert_eq!(deadline.at, before - Duration::from_secs(18));
+    }
+}

@@ -1,0 +1,553 @@
+//! Event ↔ bytes, and the hash chain. The only place that knows an event's JSON.
+//!
+//! An event is serialised once; the bytes that come out of [`Event::write`] are what is hashed, stored, streamed and dumped.
+
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::time::Time;
+use crate::hash::Hash;
+
+/// Version of the event format, in GENESIS.
+pub const EVENT_FORMAT: u32 = 1;
+
+/// What an event's `state` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum State {
+    /// First event of a ledger.
+    Genesis,
+    /// The agent started.
+    NodeUp,
+    /// The agent stopped on request.
+    NodeDown,
+    /// A well-formed manifest arrived.
+    Received,
+    /// Validated and hashed.
+    Scheduled,
+    /// The engine is about to be asked for attempt 1.
+    Running,
+    /// The payload reported a stable step.
+    D1Stable,
+    /// The attempt ended without a verdict of its own.
+    Crash,
+    /// The engine is about to be asked for a further attempt.
+    Recovery,
+    /// Somebody, or the time limit, asked the attempt to stop; written before anything is signalled.
+    Stopping,
+    /// Exit 0.
+    Completed,
+    /// Ended without success.
+    Failed,
+    /// A cancel request took effect.
+    Cancelled,
+    /// The artifacts are hashed and the seal is durable.
+    Sealed,
+}
+
+impl State {
+    /// All states, in the order of a life.
+    pub const ALL: [Self; 14] = [
+        Self::Genesis,
+        Self::NodeUp,
+        Self::NodeDown,
+        Self::Received,
+        Self::Scheduled,
+        Self::Running,
+        Self::D1Stable,
+        Self::Crash,
+        Self::Recovery,
+        Self::Stopping,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Sealed,
+    ];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Genesis => "GENESIS",
+            Self::NodeUp => "NODE_UP",
+            Self::NodeDown => "NODE_DOWN",
+            Self::Received => "RECEIVED",
+            Self::Scheduled => "SCHEDULED",
+            Self::Running => "RUNNING",
+            Self::D1Stable => "D1_STABLE",
+            Self::Crash => "CRASH",
+            Self::Recovery => "RECOVERY",
+            Self::Stopping => "STOPPING",
+            Self::Completed => "COMPLETED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+            Self::Sealed => "SEALED",
+        }
+    }
+
+    /// The state written as `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether it is the node's and not a job's.
+    pub fn is_of_node(self) -> bool {
+        matches!(self, Self::Genesis | Self::NodeUp | Self::NodeDown)
+    }
+
+    /// Whether a job in this state has ended.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Failed | Self::Cancelled | Self::Sealed)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// First event of a ledger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Genesis {
+    /// Random identity of the ledger, 32 hex digits.
+    pub log_id: String,
+    /// [`EVENT_FORMAT`].
+    pub format: u32,
+}
+
+/// The agent started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeUp {
+    /// `--node-name`.
+    pub node_name: String,
+    /// The agent's version.
+    pub version: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// How the last run ended: `none`, `clean`, `killed` or `torn` (a commit was being written).
+    pub last_run: String,
+    /// Fingerprint of the host, as read from it.
+    pub host: Value,
+    /// Fingerprint of the container engine, or why it does not answer.
+    pub engine: Value,
+    /// How mounts are protected against swapped paths.
+    pub mount_protection: String,
+}
+
+/// The agent stopped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeDown {
+    /// What asked it to, e.g. `SIGTERM`.
+    pub reason: String,
+}
+
+/// A well-formed manifest arrived.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Received {
+    /// RFC 8785.
+    pub manifest: Box<RawValue>,
+    /// SHA-256 of it.
+    pub manifest_hash: Hash,
+}
+
+impl PartialEq for Received {
+    fn eq(&self, other: &Self) -> bool {
+        self.manifest_hash == other.manifest_hash && self.manifest.get() == other.manifest.get()
+    }
+}
+
+/// A mount as it was found when the job was scheduled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MountTotals {
+    /// Path inside the container.
+    pub container: String,
+    /// `rw` or `ro`.
+    pub mode: String,
+    /// Tree hash.
+    pub tree: Hash,
+    /// Regular files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Validated and hashed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scheduled {
+    /// `sha256:…`; what runs.
+    pub image_id: String,
+    /// Hash over the mounts' trees.
+    pub input_hash: Hash,
+    /// Hash of what makes this execution this execution.
+    pub execution_hash: Hash,
+    /// One per mount, in the manifest's order.
+    pub mounts: Vec<MountTotals>,
+}
+
+/// The engine is about to be asked for an attempt (RUNNING, RECOVERY).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The container's name.
+    pub container: String,
+    /// Seq of the NODE_UP this attempt runs under.
+    pub node_up: u64,
+    /// RECOVERY only: the last D1_STABLE line that was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed_after: Option<String>,
+}
+
+/// The payload reported a stable step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct D1Stable {
+    /// The line, at most 1 KiB.
+    pub line: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// Where the line starts in that stream, in bytes.
+    pub offset: u64,
+    /// How many markers this event stands for.
+    pub count: u64,
+}
+
+/// What an attempt used, as its own cgroup counted it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time in nanoseconds.
+    pub cpu_ns: u64,
+    /// Peak memory in bytes.
+    pub memory_peak_bytes: u64,
+    /// Bytes read from block devices.
+    pub io_read_bytes: u64,
+    /// Bytes written to block devices.
+    pub io_write_bytes: u64,
+    /// Most processes and threads at once.
+    pub pids_peak: u64,
+}
+
+/// A file's length and SHA-256.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogDigest {
+    /// Length.
+    pub bytes: u64,
+    /// SHA-256.
+    pub sha256: Hash,
+    /// False where part of the stream was lost with the engine or the CLI; what there is, is exact.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub complete: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What is known of an attempt after it ended.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ending {
+    /// The payload's exit code, where there is one.
+    pub exit_code: Option<i32>,
+    /// What it used; null where the host could not measure it.
+    pub usage: Option<Usage>,
+    /// Its standard output; null where nothing ran.
+    pub stdout: Option<LogDigest>,
+    /// Its standard error; null where nothing ran.
+    pub stderr: Option<LogDigest>,
+    /// Whether the kernel killed a process of it for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_seen: bool,
+}
+
+/// The attempt ended without a verdict of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Crash {
+    /// `killed`, `oom`, `host`, `engine` or `lost`.
+    pub cause: String,
+    /// What is known of the attempt.
+    #[serde(flatten)]
+    pub ending: Ending,
+}
+
+/// Ended without success.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failed {
+    /// One word of a fixed set: `exit`, `timeout`, `not_started`, `image`, `mount`, `inputs`, `attempt_limit`, `oom`, `seal`.
+    pub reason: String,
+    /// For a person, with Docker's own words where it has any.
+    pub message: String,
+    /// What is known of the attempt.
+    #[serde(flatten)]
+    pub ending: Ending,
+}
+
+/// Somebody, or the time limit, asked the attempt to stop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stopping {
+    /// `cancel` or `timeout`.
+    pub asked: String,
+    /// Who asked.
+    pub by: String,
+}
+
+/// A cancel request took effect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// Who asked.
+    pub by: String,
+    /// What is known of the attempt.
+    #[serde(flatten)]
+    pub ending: Ending,
+}
+
+/// The artifacts are hashed and the seal is durable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// SHA-256 of the seal file.
+    pub seal_hash: Hash,
+    /// Root over the artifacts.
+    pub artifacts_root: Hash,
+    /// Number of artifacts.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// An event's `detail`.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Detail {
+    Genesis(Genesis),
+    NodeUp(NodeUp),
+    NodeDown(NodeDown),
+    Received(Received),
+    Scheduled(Scheduled),
+    Running(Intent),
+    D1Stable(D1Stable),
+    Crash(Crash),
+    Recovery(Intent),
+    Stopping(Stopping),
+    Completed(Ending),
+    Failed(Failed),
+    Cancelled(Cancelled),
+    Sealed(Sealed),
+}
+
+impl Detail {
+    /// The state that this detail belongs to.
+    pub fn state(&self) -> State {
+        match self {
+            Self::Genesis(_) => State::Genesis,
+            Self::NodeUp(_) => State::NodeUp,
+            Self::NodeDown(_) => State::NodeDown,
+            Self::Received(_) => State::Received,
+            Self::Scheduled(_) => State::Scheduled,
+            Self::Running(_) => State::Running,
+            Self::D1Stable(_) => State::D1Stable,
+            Self::Crash(_) => State::Crash,
+            Self::Recovery(_) => State::Recovery,
+            Self::Stopping(_) => State::Stopping,
+            Self::Completed(_) => State::Completed,
+            Self::Failed(_) => State::Failed,
+            Self::Cancelled(_) => State::Cancelled,
+            Self::Sealed(_) => State::Sealed,
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        match self {
+            Self::Genesis(d) => serde_json::to_writer(out, d),
+            Self::NodeUp(d) => serde_json::to_writer(out, d),
+            Self::NodeDown(d) => serde_json::to_writer(out, d),
+            Self::Received(d) => serde_json::to_writer(out, d),
+            Self::Scheduled(d) => serde_json::to_writer(out, d),
+            Self::Running(d) | Self::Recovery(d) => serde_json::to_writer(out, d),
+            Self::D1Stable(d) => serde_json::to_writer(out, d),
+            Self::Crash(d) => serde_json::to_writer(out, d),
+            Self::Stopping(d) => serde_json::to_writer(out, d),
+            Self::Completed(d) => serde_json::to_writer(out, d),
+            Self::Failed(d) => serde_json::to_writer(out, d),
+            Self::Cancelled(d) => serde_json::to_writer(out, d),
+            Self::Sealed(d) => serde_json::to_writer(out, d),
+        }
+    }
+
+    fn parse(state: State, json: &str) -> serde_json::Result<Self> {
+        Ok(match state {
+            State::Genesis => Self::Genesis(serde_json::from_str(json)?),
+            State::NodeUp => Self::NodeUp(serde_json::from_str(json)?),
+            State::NodeDown => Self::NodeDown(serde_json::from_str(json)?),
+            State::Received => Self::Received(serde_json::from_str(json)?),
+            State::Scheduled => Self::Scheduled(serde_json::from_str(json)?),
+            State::Running => Self::Running(serde_json::from_str(json)?),
+            State::D1Stable => Self::D1Stable(serde_json::from_str(json)?),
+            State::Crash => Self::Crash(serde_json::from_str(json)?),
+            State::Recovery => Self::Recovery(serde_json::from_str(json)?),
+            State::Stopping => Self::Stopping(serde_json::from_str(json)?),
+            State::Completed => Self::Completed(serde_json::from_str(json)?),
+            State::Failed => Self::Failed(serde_json::from_str(json)?),
+            State::Cancelled => Self::Cancelled(serde_json::from_str(json)?),
+            State::Sealed => Self::Sealed(serde_json::from_str(json)?),
+        })
+    }
+}
+
+/// Whose event it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// The job.
+    pub job_id: Arc<str>,
+    /// 0 before the first attempt.
+    pub attempt: u32,
+}
+
+/// An event without its place in the chain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Never before that of the event before it.
+    pub time: Time,
+    /// `None` for node events.
+    pub subject: Option<Subject>,
+    /// Says the state, too.
+    pub detail: Detail,
+}
+
+impl Event {
+    /// Appends the event's bytes to `out`: compact JSON, keys in the contract's order.
+    pub fn write(&self, seq: u64, prev: &Hash, out: &mut Vec<u8>) {
+        let mut head = String::with_capacity(256);
+        let _ = write!(head, "{{\"seq\":{seq},\"prev\":\"{prev}\",\"time\":\"{}\"", self.time);
+        if let Some(Subject { job_id, attempt }) = &self.subject {
+            // The manifest's rules leave nothing in a job id that JSON would escape.
+            let _ = write!(head, ",\"job_id\":\"{job_id}\",\"attempt\":{attempt}");
+        }
+        let _ = write!(head, ",\"state\":\"{}\",\"detail\":", self.detail.state());
+        out.extend_from_slice(head.as_bytes());
+        self.detail.write(out).expect("an event's detail is plain data");
+        let _ = out.write_all(b"}");
+    }
+}
+
+/// An event read back, with its place in the chain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// Counts from 1.
+    pub seq: u64,
+    /// SHA-256 of the bytes of the event before it.
+    pub prev: Hash,
+    /// The event.
+    pub event: Event,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    seq: u64,
+    prev: Hash,
+    time: Time,
+    #[serde(default, borrow)]
+    job_id: Option<&'a str>,
+    #[serde(default)]
+    attempt: Option<u32>,
+    #[serde(borrow)]
+    state: &'a str,
+    #[serde(borrow)]
+    detail: &'a RawValue,
+}
+
+impl Stored {
+    /// Reads an event's bytes. The error says what is wrong with them.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let line: Line<'_> = serde_json::from_slice(bytes).map_err(|error| format!("not an event: {error}"))?;
+        let state = State::parse(line.state).ok_or_else(|| format!("unknown state {:?}", line.state))?;
+        let subject = match (line.job_id, line.attempt) {
+            (Some(job_id), Some(attempt)) if !state.is_of_node() => Some(Subject { job_id: job_id.into(), attempt }),
+            (None, None) if state.is_of_node() => None,
+            _ => return Err(format!("{state}: job_id and attempt do not fit the state")),
+        };
+        let detail = Detail::parse(state, line.detail.get()).map_err(|error| format!("{state}: detail: {error}"))?;
+        Ok(Self { seq: line.seq, prev: line.prev, event: Event { time: line.time, subject, detail } })
+    }
+}
+
+/// Checks the chain link of stored bytes without reading them as JSON: they must begin with just this seq and prev.
+pub fn check_link(bytes: &[u8], seq: u64, prev: &Hash) -> Result<(), String> {
+    let expected = format!("{{\"seq\":{seq},\"prev\":\"{prev}\",");
+    if bytes.starts_with(expected.as_bytes()) {
+        return Ok(());
+    }
+    let found = String::from_utf8_lossy(&bytes[..bytes.len().min(expected.len())]).into_owned();
+    Err(format!("the chain is broken: the event should begin with {expected} and begins with {found}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn example() -> Event {
+        Event {
+            time: Time::parse("2026-11-23T08:09:47.123456Z").unwrap(),
+            subject: Some(Subject { job_id: "job_9999_chaos_test".into(), attempt: 1 }),
+            detail: Detail::D1Stable(D1Stable {
+                line: "[D1_STABLE] step=4 \"é\"\u{1}".into(),
+                stream: "stdout".into(),
+                offset: 12,
+                count: 1,
+            }),
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_the_contracts() {
+        let mut out = Vec::new();
+        example().write(7, &Hash([0xAB; 32]), &mut out);
+        let expected = format!(
+            r#"{{"seq":7,"prev":"{}","time":"2026-11-23T08:09:47.123456Z","job_id":"job_9999_chaos_test","attempt":1,"state":"D1_STABLE","detail":{{"line":"[D1_STABLE] step=4 \"é\"\u0001","stream":"stdout","offset":12,"count":1}}}}"#,
+            "ab".repeat(32)
+        );
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_event_comes_back() {
+        let mut out = Vec::new();
+        example().write(7, &Hash([3; 32]), &mut out);
+        assert_eq!(Stored::parse(&out), Ok(Stored { seq: 7, prev: Hash([3; 32]), event: example() }));
+        assert_eq!(check_link(&out, 7, &Hash([3; 32])), Ok(()));
+        assert!(check_link(&out, 8, &Hash([3; 32])).is_err());
+        assert!(check_link(&out, 7, &Hash([4; 32])).is_err());
+    }
+
+    #[test]
+    fn node_events_have_no_job_and_job_events_have_one() {
+        let prev = "0".repeat(64);
+        let line = |middle: &str, state: &str, detail: &str| {
+            format!(
+                r#"{{"seq":1,"prev":"{prev}","time":"2026-11-23T08:09:47.123456Z"{middle},"state":"{state}","detail":{detail}}}"#
+            )
+        };
+        let job = r#","job_id":"a","attempt":0"#;
+        let down = r#"{"reason":"SIGTERM"}"#;
+        assert!(Stored::parse(line("", "NODE_DOWN", down).as_bytes()).is_ok());
+        for bad in [
+            line(job, "NODE_DOWN", down),
+            line("", "CRASH", r#"{"cause":"killed","exit_code":null,"usage":null,"stdout":null,"stderr":null}"#),
+            line("", "NODE_AWAY", "{}"),
+            line("", "NODE_DOWN", "{}"),
+            line(r#","extra":1"#, "NODE_DOWN", down),
+        ] {
+            assert!(Stored::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn state_names_go_both_ways() {
+        for state in State::ALL {
+            assert_eq!(State::parse(state.as_str()), Some(state));
+            assert_eq!(State::ALL[state as usize], state);
+        }
+    }
+}

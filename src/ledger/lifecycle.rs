@@ -1,0 +1,581 @@
+//! States, legal transitions, `decide(state, command, now) → events`, `apply(state, event)`. Pure.
+//!
+//! **Architecture Invariant**: `apply` is the same function live and in recovery, and the only one that changes a job.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::event::{
+    Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received, Scheduled,
+    Sealed, State, Stopping, Stored, Subject,
+};
+use super::time::Time;
+use crate::hash::Hash;
+use crate::manifest::{self, Manifest, Parsed};
+use crate::rejection::Rejection;
+
+/// A job as its events made it. Small, since a ledger may hold millions; what only an unfinished job needs is in [`Open`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its id.
+    pub job_id: Arc<str>,
+    /// State of its last event.
+    pub state: State,
+    /// 0 before the first attempt.
+    pub attempt: u32,
+    /// Seq of its last event.
+    pub seq: u64,
+    /// Seq of its RECEIVED event.
+    pub received_seq: u64,
+    /// SHA-256 of its RECEIVED event.
+    pub received_hash: Hash,
+    /// When it was received.
+    pub received: Time,
+    /// When its first attempt was recorded.
+    pub started: Option<Time>,
+    /// When it ended.
+    pub ended: Option<Time>,
+    /// The image as the manifest names it.
+    pub image_hash: Arc<str>,
+    /// SHA-256 of the canonical manifest.
+    pub manifest_hash: Hash,
+    /// The image that runs, `sha256:…`.
+    pub image_id: Option<Arc<str>>,
+    /// What makes this execution this execution.
+    pub execution_hash: Option<Hash>,
+    /// Exit code of the last attempt that had one.
+    pub exit_code: Option<i32>,
+    /// Why it failed or crashed last.
+    pub reason: Option<Arc<str>>,
+    /// The last D1_STABLE line.
+    pub last_d1_stable: Option<Arc<str>>,
+    /// Bit `n` is set once an event of the state with discriminant `n` was written.
+    pub seen: u16,
+    /// `None` once it ended.
+    pub open: Option<Open>,
+}
+
+/// What only an unfinished job needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Open {
+    /// The manifest.
+    pub manifest: Arc<Manifest>,
+    /// What scheduling found.
+    pub scheduled: Option<Arc<Scheduled>>,
+    /// When the current attempt was recorded.
+    pub attempt_began: Time,
+    /// Boot id of the host at that time.
+    pub boot_id: Arc<str>,
+    /// Byte offsets of the last D1_STABLE lines of the current attempt, on stdout and stderr.
+    pub marks: [Option<u64>; 2],
+    /// A stop that was asked for and has not taken effect.
+    pub stop: Option<Arc<Stopping>>,
+}
+
+/// Where a job stands, coarsely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// RECEIVED, SCHEDULED.
+    Waiting,
+    /// RUNNING to COMPLETED.
+    Active,
+    /// SEALED, FAILED, CANCELLED.
+    Ended,
+}
+
+impl Phase {
+    /// The phase written as `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        [(Self::Waiting, "waiting"), (Self::Active, "active"), (Self::Ended, "ended")]
+            .into_iter()
+            .find_map(|(phase, name)| (name == text).then_some(phase))
+    }
+}
+
+/// A job's summary (contract §3).
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Summary<'a> {
+    pub job_id: &'a str,
+    pub state: &'static str,
+    pub phase: Phase,
+    pub attempt: u32,
+    pub seq: u64,
+    pub received: Time,
+    pub started: Option<Time>,
+    pub ended: Option<Time>,
+    pub image_hash: &'a str,
+    pub image_id: Option<&'a str>,
+    pub execution_hash: Option<Hash>,
+    pub exit_code: Option<i32>,
+    pub reason: Option<&'a str>,
+    pub last_d1_stable: Option<&'a str>,
+}
+
+impl Job {
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Received | State::Scheduled => Phase::Waiting,
+            state if state.is_end() => Phase::Ended,
+            _ => Phase::Active,
+        }
+    }
+
+    /// Whether an event of this state was ever written for it.
+    pub fn has_seen(&self, state: State) -> bool {
+        self.seen & (1 << state as u16) != 0
+    }
+
+    /// What readers are shown.
+    pub fn summary(&self) -> Summary<'_> {
+        Summary {
+            job_id: &self.job_id,
+            state: self.state.as_str(),
+            phase: self.phase(),
+            attempt: self.attempt,
+            seq: self.seq,
+            received: self.received,
+            started: self.started,
+            ended: self.ended,
+            image_hash: &self.image_hash,
+            image_id: self.image_id.as_deref(),
+            execution_hash: self.execution_hash,
+            exit_code: self.exit_code,
+            reason: self.reason.as_deref(),
+            last_d1_stable: self.last_d1_stable.as_deref(),
+        }
+    }
+
+    /// A stop that was asked for and has not taken effect.
+    pub fn stop(&self) -> Option<&Stopping> {
+        self.open.as_ref()?.stop.as_deref()
+    }
+
+    /// Whether an attempt is, or may be, under way.
+    fn is_running(&self) -> bool {
+        matches!(self.state, State::Running | State::Recovery | State::D1Stable | State::Stopping)
+    }
+
+    fn allows(&self, to: State) -> bool {
+        use State::{Cancelled, Completed, Crash, D1Stable, Failed, Recovery, Running, Scheduled, Sealed, Stopping};
+        match self.state {
+            State::Received => matches!(to, Scheduled | Failed | Cancelled),
+            Scheduled => matches!(to, Running | Failed | Cancelled),
+            // A stop that was asked for decides how the attempt ends, whatever it does on the way.
+            _ if self.is_running() && self.stop().is_some() => matches!(to, D1Stable | Failed | Cancelled),
+            _ if self.is_running() => matches!(to, D1Stable | Crash | Stopping | Completed | Failed),
+            Crash => matches!(to, Recovery | Failed | Cancelled),
+            Completed => matches!(to, Sealed | Failed),
+            _ => false,
+        }
+    }
+}
+
+/// Name of an attempt's container: deterministic, so that it can be found after a crash.
+pub fn container_name(job_id: &str, attempt: u32) -> String {
+    format!("hb-{job_id}-{attempt}")
+}
+
+/// How an attempt ended, as the runner saw it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Exit 0.
+    Completed,
+    /// The payload, or what Docker said before it ran, is to blame.
+    Failed {
+        /// See [`Failed::reason`].
+        reason: String,
+        /// See [`Failed::message`].
+        message: String,
+    },
+    /// See [`Crash::cause`].
+    Crashed {
+        /// One of the causes.
+        cause: String,
+    },
+}
+
+/// What someone wants of the ledger.
+#[derive(Debug)]
+pub enum Command {
+    /// A new ledger begins.
+    Genesis(Genesis),
+    /// The agent started.
+    NodeUp(NodeUp),
+    /// The agent stops.
+    NodeDown(NodeDown),
+    /// A manifest arrived.
+    Submit(Box<Parsed>),
+    /// A job was validated and hashed.
+    Schedule(Arc<str>, Scheduled),
+    /// A job, not yet started, cannot run: reason, message.
+    Refuse(Arc<str>, String, String),
+    /// The runner is about to ask the engine for the next attempt.
+    Start(Arc<str>),
+    /// A marker was seen in this attempt's output.
+    Mark(Arc<str>, u32, D1Stable),
+    /// A cancel request, or the time limit: `asked`, `by`.
+    Stop(Arc<str>, Stopping),
+    /// This attempt ended.
+    End(Arc<str>, u32, Outcome, Ending),
+    /// The seal is durable.
+    Seal(Arc<str>, Sealed),
+    /// The seal cannot be made: why.
+    SealFailed(Arc<str>, String),
+}
+
+/// Limits that decisions depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Jobs not yet ended, at most.
+    pub jobs_open_max: usize,
+}
+
+/// Everything the ledger's events say.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    jobs: HashMap<Arc<str>, Arc<Job>>,
+    open: usize,
+    log_id: Option<String>,
+    boot_id: Option<Arc<str>>,
+    node_up_seq: u64,
+    node_is_up: bool,
+    last_time: Time,
+    last_seq: u64,
+}
+
+impl Ledger {
+    /// A job by its id.
+    pub fn job(&self, job_id: &str) -> Option<&Arc<Job>> {
+        self.jobs.get(job_id)
+    }
+
+    /// Number of jobs.
+    pub fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Whether there are no jobs.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Identity of the ledger, once GENESIS was applied.
+    pub fn log_id(&self) -> Option<&str> {
+        self.log_id.as_deref()
+    }
+
+    /// Whether the last NODE_UP has no NODE_DOWN behind it.
+    pub fn node_is_up(&self) -> bool {
+        self.node_is_up
+    }
+
+    /// The jobs that have not ended, in the order they were received.
+    pub fn unfinished(&self) -> Vec<Arc<Job>> {
+        let mut jobs: Vec<_> = self.jobs.values().filter(|job| job.open.is_some()).cloned().collect();
+        jobs.sort_by_key(|job| job.received_seq);
+        jobs
+    }
+
+    /// What `command` makes of the present state: events to append, in order. None where it changes nothing (a repeated
+    /// request). A rejection is the caller's mistake; commands of the runner that do not fit are told to it as such, too.
+    pub fn decide(&self, command: Command, now: Time, limits: Limits) -> Result<Vec<Event>, Rejection> {
+        let time = now.max(self.last_time);
+        let node = |detail| Ok(vec![Event { time, subject: None, detail }]);
+        let event = |job_id: &Arc<str>, attempt: u32, detail| Event {
+            time,
+            subject: Some(Subject { job_id: job_id.clone(), attempt }),
+            detail,
+        };
+        match command {
+            Command::Genesis(genesis) => node(Detail::Genesis(genesis)),
+            Command::NodeUp(up) => node(Detail::NodeUp(up)),
+            Command::NodeDown(down) => node(Detail::NodeDown(down)),
+            Command::Submit(parsed) => self.submit(&parsed, time, limits),
+            Command::Schedule(id, scheduled) => {
+                let job = self.expect(&id, State::Scheduled)?;
+                Ok(vec![event(&id, job.attempt, Detail::Scheduled(scheduled))])
+            }
+            Command::Refuse(id, reason, message) => {
+                let job = self.expect(&id, State::Failed)?;
+                let failed = Failed { reason, message, ending: Ending::default() };
+                Ok(vec![event(&id, job.attempt, Detail::Failed(failed))])
+            }
+            Command::Start(id) => {
+                let first = self.get(&id)?.attempt == 0;
+                let job = self.expect(&id, if first { State::Running } else { State::Recovery })?;
+                let attempt = job.attempt + 1;
+                let resumed_after = if first { None } else { job.last_d1_stable.as_deref().map(str::to_owned) };
+                let intent =
+                    Intent { container: container_name(&id, attempt), node_up: self.node_up_seq, resumed_after };
+                let detail = if first { Detail::Running(intent) } else { Detail::Recovery(intent) };
+                Ok(vec![event(&id, attempt, detail)])
+            }
+            Command::Mark(id, attempt, mark) => {
+                self.expect_attempt(&id, attempt, State::D1Stable)?;
+                Ok(vec![event(&id, attempt, Detail::D1Stable(mark))])
+            }
+            Command::Stop(id, stopping) => {
+                let job = self.get(&id)?;
+                if job.stop().is_some() || job.state == State::Cancelled {
+                    return Ok(Vec::new());
+                }
+                if job.is_running() {
+                    return Ok(vec![event(&id, job.attempt, Detail::Stopping(stopping))]);
+                }
+                let job = self.expect(&id, State::Cancelled)?;
+                let cancelled = Cancelled { by: stopping.by, ending: Ending::default() };
+                Ok(vec![event(&id, job.attempt, Detail::Cancelled(cancelled))])
+            }
+            Command::End(id, attempt, outcome, ending) => {
+                let job = self.get(&id)?;
+                let details = end(job, outcome, ending);
+                self.expect_attempt(&id, attempt, details[0].state())?;
+                Ok(details.into_iter().map(|detail| event(&id, attempt, detail)).collect())
+            }
+            Command::Seal(id, sealed) => {
+                let job = self.expect(&id, State::Sealed)?;
+                Ok(vec![event(&id, job.attempt, Detail::Sealed(sealed))])
+            }
+            Command::SealFailed(id, message) => {
+                let job = self.expect(&id, State::Failed)?;
+                let failed = Failed { reason: "seal".into(), message, ending: Ending::default() };
+                Ok(vec![event(&id, job.attempt, Detail::Failed(failed))])
+            }
+        }
+    }
+
+    fn submit(&self, parsed: &Parsed, time: Time, limits: Limits) -> Result<Vec<Event>, Rejection> {
+        let id: Arc<str> = parsed.manifest.job_id.as_str().into();
+        if let Some(job) = self.jobs.get(&id) {
+            if job.manifest_hash == parsed.hash {
+                return Ok(Vec::new());
+            }
+            let message = format!(
+                "job_id {id:?} was submitted before with another manifest (hash {}); choose another job_id",
+                job.manifest_hash
+            );
+            return Err(Rejection::new(409, "job_exists", message).field("job_id"));
+        }
+        if self.open >= limits.jobs_open_max {
+            let message = format!("{} jobs have not ended yet; submit again later", self.open);
+            return Err(Rejection::new(429, "queue_full", message));
+        }
+        let manifest = serde_json::value::RawValue::from_string(parsed.canonical.clone())
+            .map_err(|_| Rejection::new(400, "bad_json", "the manifest is not JSON"))?;
+        let received = Received { manifest, manifest_hash: parsed.hash };
+        Ok(vec![Event { time, subject: Some(Subject { job_id: id, attempt: 0 }), detail: Detail::Received(received) }])
+    }
+
+    fn get(&self, job_id: &str) -> Result<&Arc<Job>, Rejection> {
+        self.jobs.get(job_id).ok_or_else(|| {
+            Rejection::new(404, "no_such_job", format!("no job {job_id:?}; GET /api/jobs lists them")).field("job_id")
+        })
+    }
+
+    fn expect(&self, job_id: &str, to: State) -> Result<&Arc<Job>, Rejection> {
+        let job = self.get(job_id)?;
+        if job.allows(to) {
+            return Ok(job);
+        }
+        let message = format!("job {job_id:?} is {}; it cannot become {to}", job.state);
+        Err(Rejection::new(409, "wrong_state", message))
+    }
+
+    fn expect_attempt(&self, job_id: &str, attempt: u32, to: State) -> Result<(), Rejection> {
+        let job = self.expect(job_id, to)?;
+        if job.attempt == attempt {
+            return Ok(());
+        }
+        let message = format!("job {job_id:?} is at attempt {}, not {attempt}", job.attempt);
+        Err(Rejection::new(409, "wrong_attempt", message))
+    }
+
+    /// Takes in the next event. The error says which rule it breaks; then nothing has changed.
+    pub fn apply(&mut self, stored: &Stored, hash: Hash) -> Result<Option<Arc<Job>>, String> {
+        let Stored { seq, event, .. } = stored;
+        if *seq != self.last_seq + 1 {
+            return Err(format!("seq {seq} follows seq {}", self.last_seq));
+        }
+        if event.time < self.last_time {
+            return Err(format!("time goes back from {} to {}", self.last_time, event.time));
+        }
+        if (*seq == 1) != matches!(event.detail, Detail::Genesis(_)) {
+            return Err("GENESIS must be the first event, and only the first".into());
+        }
+        let changed = match &event.subject {
+            None => {
+                self.apply_to_node(*seq, &event.detail)?;
+                None
+            }
+            Some(subject) => Some(self.apply_to_job(*seq, subject, event, hash)?),
+        };
+        self.last_seq = *seq;
+        self.last_time = event.time;
+        Ok(changed)
+    }
+
+    fn apply_to_node(&mut self, seq: u64, detail: &Detail) -> Result<(), String> {
+        match detail {
+            Detail::Genesis(genesis) => self.log_id = Some(genesis.log_id.clone()),
+            Detail::NodeUp(up) => {
+                self.boot_id = Some(up.boot_id.as_str().into());
+                self.node_up_seq = seq;
+                self.node_is_up = true;
+            }
+            Detail::NodeDown(_) => self.node_is_up = false,
+            other => return Err(format!("{} without a job", other.state())),
+        }
+        Ok(())
+    }
+
+    fn apply_to_job(&mut self, seq: u64, subject: &Subject, event: &Event, hash: Hash) -> Result<Arc<Job>, String> {
+        let state = event.detail.state();
+        let job = match (self.jobs.get(&subject.job_id), &event.detail) {
+            (None, Detail::Received(received)) => {
+                self.open += 1;
+                new_job(seq, subject, event.time, received, hash)?
+            }
+            (None, _) => return Err(format!("{state} of an unknown job {:?}", subject.job_id)),
+            (Some(old), _) => {
+                if !old.allows(state) {
+                    return Err(format!("job {:?}: {state} does not follow {}", subject.job_id, old.state));
+                }
+                let starts = matches!(state, State::Running | State::Recovery);
+                if subject.attempt != old.attempt + u32::from(starts) {
+                    let (found, at) = (subject.attempt, old.attempt);
+                    return Err(format!("job {:?}: {state} of attempt {found} at attempt {at}", subject.job_id));
+                }
+                let mut job = Job::clone(old);
+                job.state = state;
+                job.seq = seq;
+                job.attempt = subject.attempt;
+                job.seen |= 1 << state as u16;
+                change(&mut job, event, self.boot_id.as_ref());
+                job
+            }
+        };
+        if state.is_end() {
+            self.open -= 1;
+        }
+        let job = Arc::new(job);
+        self.jobs.insert(job.job_id.clone(), job.clone());
+        Ok(job)
+    }
+}
+
+fn new_job(seq: u64, subject: &Subject, time: Time, received: &Received, hash: Hash) -> Result<Job, String> {
+    let parsed = manifest::parse(received.manifest.get().as_bytes()).map_err(|error| format!("the manifest: {error}"))?;
+    if parsed.hash != received.manifest_hash || *parsed.manifest.job_id != *subject.job_id {
+        return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
+    }
+    Ok(Job {
+        job_id: subject.job_id.clone(),
+        state: State::Received,
+        attempt: 0,
+        seq,
+        received_seq: seq,
+        received_hash: hash,
+        received: time,
+        started: None,
+        ended: None,
+        image_hash: parsed.manifest.image_hash.as_str().into(),
+        manifest_hash: parsed.hash,
+        image_id: None,
+        execution_hash: None,
+        exit_code: None,
+        reason: None,
+        last_d1_stable: None,
+        seen: 1 << State::Received as u16,
+        open: Some(Open {
+            manifest: Arc::new(parsed.manifest),
+            scheduled: None,
+            attempt_began: time,
+            boot_id: "".into(),
+            marks: [None; 2],
+            stop: None,
+        }),
+    })
+}
+
+fn change(job: &mut Job, event: &Event, boot_id: Option<&Arc<str>>) {
+    let open = job.open.as_mut().expect("an ended job allows no event");
+    match &event.detail {
+        Detail::Scheduled(scheduled) => {
+            job.image_id = Some(scheduled.image_id.as_str().into());
+            job.execution_hash = Some(scheduled.execution_hash);
+            open.scheduled = Some(Arc::new(scheduled.clone()));
+        }
+        Detail::Running(_) | Detail::Recovery(_) => {
+            job.started.get_or_insert(event.time);
+            open.attempt_began = event.time;
+            open.boot_id = boot_id.cloned().unwrap_or_else(|| "".into());
+            open.marks = [None; 2];
+        }
+        Detail::D1Stable(mark) => {
+            job.last_d1_stable = Some(mark.line.as_str().into());
+            open.marks[usize::from(mark.stream == "stderr")] = Some(mark.offset);
+        }
+        Detail::Stopping(stopping) => open.stop = Some(Arc::new(stopping.clone())),
+        Detail::Crash(crash) => {
+            job.exit_code = crash.ending.exit_code;
+            job.reason = Some(crash.cause.as_str().into());
+        }
+        Detail::Completed(ending) => {
+            job.exit_code = ending.exit_code;
+            job.reason = None;
+        }
+        Detail::Failed(failed) => {
+            job.exit_code = failed.ending.exit_code.or(job.exit_code);
+            job.reason = Some(failed.reason.as_str().into());
+        }
+        Detail::Cancelled(cancelled) => {
+            job.exit_code = cancelled.ending.exit_code;
+            job.reason = Some("cancelled".into());
+        }
+        Detail::Genesis(_) | Detail::NodeUp(_) | Detail::NodeDown(_) | Detail::Received(_) | Detail::Sealed(_) => {}
+    }
+    if job.state.is_end() {
+        job.ended = Some(event.time);
+        job.open = None;
+    }
+}
+
+/// The events that end an attempt.
+fn end(job: &Job, outcome: Outcome, ending: Ending) -> Vec<Detail> {
+    if let Some(stop) = job.stop() {
+        return vec![match stop.asked.as_str() {
+            "timeout" => Detail::Failed(Failed {
+                reason: "timeout".into(),
+                message: "the attempt ran longer than timeout_s".into(),
+                ending,
+            }),
+            _ => Detail::Cancelled(Cancelled { by: stop.by.clone(), ending }),
+        }];
+    }
+    match outcome {
+        Outcome::Completed => vec![Detail::Completed(ending)],
+        Outcome::Failed { reason, message } => vec![Detail::Failed(Failed { reason, message, ending })],
+        Outcome::Crashed { cause } => {
+            let attempts_max = job.open.as_ref().map_or(1, |open| open.manifest.max_attempts);
+            let give_up = if cause == "oom" {
+                Some(("oom", "the attempt ran out of memory; raise resources.memory_mib".to_owned()))
+            } else if job.attempt >= attempts_max {
+                Some(("attempt_limit", format!("attempt {} of {attempts_max} crashed ({cause})", job.attempt)))
+            } else {
+                None
+            };
+            let exit_code = ending.exit_code;
+            let mut details = vec![Detail::Crash(Crash { cause, ending })];
+            if let Some((reason, message)) = give_up {
+                let ending = Ending { exit_code, ..Ending::default() };
+                details.push(Detail::Failed(Failed { reason: reason.into(), message, ending }));
+            }
+            details
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Events and what they mean. Pure: knows neither disk nor HTTP nor Docker; time comes in as data.
+
+pub mod event;
+pub mod lifecycle;
+pub mod time;

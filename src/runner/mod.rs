@@ -1,0 +1,361 @@
+//! Runs jobs: queues that hand work out, the threads that take it, and what is known of the engine.
+//!
+//! The ledger's state is the truth; the channels only hand work out. They are empty after a crash and refilled from it.
+
+mod attempt;
+pub mod cgroup;
+pub mod docker;
+pub mod mounts;
+pub mod output;
+mod schedule;
+mod watch;
+mod workspace;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use serde_json::{Value, json};
+
+use self::cgroup::{AttemptGroup, Hierarchies};
+use self::docker::{Docker, EngineError, EngineInfo};
+use self::mounts::MountPolicy;
+use crate::config::Pull;
+use crate::engine::{Engine, OnJob};
+use crate::host::Host;
+use crate::ledger::event::State;
+use crate::ledger::lifecycle::{Job, container_name};
+
+/// How often the engine is asked whether it is there, while nothing else asks it.
+const PING_EVERY: Duration = Duration::from_secs(2);
+/// Pauses while the engine is away: the first, and the longest.
+const ENGINE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Threads that resolve images and hash inputs.
+const SCHEDULERS: usize = 2;
+
+/// Something happened to an attempt under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    /// The CLI has ended, or the container that was adopted without one.
+    Ended,
+    /// A stop request is durable.
+    Stop,
+    /// The agent stops; the container goes on.
+    Shutdown,
+}
+
+/// The queues. They exist before the engine, which fills them, and the runner, which empties them.
+#[derive(Clone)]
+pub struct Queues {
+    schedule: (Sender<Arc<str>>, Receiver<Arc<str>>),
+    run: (Sender<Arc<str>>, Receiver<Arc<str>>),
+    /// Containers whose end is durable.
+    clean: (Sender<String>, Receiver<String>),
+    active: Arc<Mutex<HashMap<Arc<str>, Sender<Signal>>>>,
+}
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self { schedule: unbounded(), run: unbounded(), clean: unbounded(), active: Arc::default() }
+    }
+}
+
+impl Queues {
+    /// What the engine calls with each job whose event has become durable.
+    pub fn on_job(&self) -> OnJob {
+        let queues = self.clone();
+        Box::new(move |job| match job.state {
+            State::Received => queues.offer(&queues.schedule.0, job),
+            State::Scheduled => queues.offer(&queues.run.0, job),
+            State::Stopping => queues.signal(&job.job_id, Signal::Stop),
+            _ => {}
+        })
+    }
+
+    fn offer(&self, queue: &Sender<Arc<str>>, job: &Arc<Job>) {
+        // The receivers live as long as the process does.
+        let _ = queue.send(job.job_id.clone());
+    }
+
+    fn signal(&self, job_id: &str, signal: Signal) {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = active.get(job_id) {
+            let _ = sender.send(signal);
+        }
+    }
+
+    fn signal_all(&self, signal: Signal) {
+        for sender in self.active.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = sender.send(signal);
+        }
+    }
+}
+
+/// What a runner needs.
+pub struct Setup {
+    /// The ledger.
+    pub engine: Engine,
+    /// The container engine.
+    pub docker: Docker,
+    /// Mount safety.
+    pub mounts: Arc<MountPolicy>,
+    /// `--data`.
+    pub data: PathBuf,
+    /// Identity of the ledger; labels containers.
+    pub log_id: String,
+    /// The host.
+    pub host: Host,
+    /// `--workers`.
+    pub workers: usize,
+    /// `--pull`.
+    pub pull: Pull,
+}
+
+/// Takes jobs from RECEIVED to their end.
+pub struct Runner {
+    setup: Setup,
+    queues: Queues,
+    stopping: AtomicBool,
+    /// What is known of the engine; `None` until it answered once.
+    info: Mutex<Option<EngineInfo>>,
+    away: Mutex<Option<String>>,
+    /// Why a job does not go on, for its summary.
+    waiting: Mutex<HashMap<Arc<str>, String>>,
+}
+
+impl Runner {
+    /// A runner whose threads do not run yet.
+    pub fn new(setup: Setup, queues: Queues) -> Arc<Self> {
+        Arc::new(Self {
+            setup,
+            queues,
+            stopping: AtomicBool::new(false),
+            info: Mutex::default(),
+            away: Mutex::default(),
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// What the engine says of itself, for NODE_UP: its fingerprint, or why it does not answer.
+    pub fn fingerprint(&self) -> Value {
+        match self.learn() {
+            Ok(info) => json!({
+                "available": true,
+                "version": info.version,
+                "runc_version": info.runc_version,
+                "runtimes": info.runtimes,
+                "storage_driver": info.storage_driver,
+                "cgroup_driver": info.cgroup_driver,
+                "cgroup_version": info.cgroup_version,
+                "kernel": info.kernel,
+            }),
+            Err(error) => json!({ "available": false, "message": error.to_string() }),
+        }
+    }
+
+    /// Hands out what `unfinished` jobs wait for, and starts the threads.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(self: &Arc<Self>, unfinished: &[Arc<Job>]) -> io::Result<()> {
+        // An attempt under way goes first: its container runs already, and counts as one of the workers.
+        let (under_way, others): (Vec<_>, Vec<_>) =
+            unfinished.iter().partition(|job| !matches!(job.state, State::Received | State::Scheduled));
+        for job in under_way.into_iter().chain(others) {
+            let queue = if job.state == State::Received { &self.queues.schedule.0 } else { &self.queues.run.0 };
+            self.queues.offer(queue, job);
+        }
+        self.spawn("engine-watch", Self::watch_engine)?;
+        let expected: HashSet<String> =
+            unfinished.iter().map(|job| container_name(&job.job_id, job.attempt)).collect();
+        self.spawn("clean-up", move |runner| runner.keep_clean(&expected))?;
+        for _ in 0..SCHEDULERS {
+            self.spawn("schedule", |runner| runner.take_from(&runner.queues.schedule.1, schedule::schedule))?;
+        }
+        for _ in 0..self.setup.workers {
+            self.spawn("worker", |runner| runner.take_from(&runner.queues.run.1, attempt::run))?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of everything; containers go on and are adopted by the next agent.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.queues.signal_all(Signal::Shutdown);
+    }
+
+    /// Why a job does not go on.
+    pub fn waiting_for(&self, job: &Job) -> Option<String> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned()
+    }
+
+    /// For `/api/node`.
+    pub fn engine_status(&self) -> Value {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let info = self.info.lock().unwrap_or_else(PoisonError::into_inner);
+        json!({
+            "available": away.is_none(),
+            "message": away,
+            "version": info.as_ref().map(|info| info.version.clone()),
+        })
+    }
+
+    fn spawn(self: &Arc<Self>, name: &str, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
+        let runner = self.clone();
+        thread::Builder::new().name(name.into()).spawn(move || run(&runner)).map(drop)
+    }
+
+    fn take_from(self: &Arc<Self>, queue: &Receiver<Arc<str>>, work: fn(&Arc<Self>, &Arc<Job>)) {
+        while let Ok(job_id) = queue.recv() {
+            if self.is_stopping() {
+                return;
+            }
+            // Whoever was cancelled while it waited is not there any more, or has ended.
+            let Some(job) = self.setup.engine.view().job(&job_id).filter(|job| job.open.is_some()) else { continue };
+            work(self, &job);
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&job_id);
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn note_waiting(&self, job_id: &Arc<str>, why: String) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.insert(job_id.clone(), why.clone()).is_none_or(|before| before != why) {
+            log::info!("job {job_id}: waits: {why}");
+        }
+    }
+
+    fn watch_engine(self: &Arc<Self>) {
+        while !self.is_stopping() {
+            match self.setup.docker.ping() {
+                Ok(()) => self.engine_is_there(),
+                Err(error) => self.engine_is_away(&error),
+            }
+            thread::sleep(PING_EVERY);
+        }
+    }
+
+    fn engine_is_there(&self) {
+        let was_away = self.away.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if was_away.is_some() {
+            log::info!("the container engine answers again");
+        }
+        if self.info.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            let _ = self.learn();
+        }
+    }
+
+    fn engine_is_away(&self, error: &EngineError) {
+        let words = error.to_string();
+        let before = self.away.lock().unwrap_or_else(PoisonError::into_inner).replace(words.clone());
+        if before.is_none() {
+            log::warn!("the container engine does not answer; jobs wait: {words}");
+        }
+    }
+
+    fn learn(&self) -> Result<EngineInfo, EngineError> {
+        let outcome = self.setup.docker.ping().and_then(|()| self.setup.docker.info());
+        match &outcome {
+            Ok(info) => {
+                self.away.lock().unwrap_or_else(PoisonError::into_inner).take();
+                *self.info.lock().unwrap_or_else(PoisonError::into_inner) = Some(info.clone());
+            }
+            Err(error) => self.engine_is_away(error),
+        }
+        outcome
+    }
+
+    /// Lets go of an attempt whose end is durable: container, mounts, control group. In a thread of its own, since nothing
+    /// waits for it.
+    fn clean_up(&self, container: String) {
+        let _ = self.queues.clean.0.send(container);
+    }
+
+    /// First what an earlier agent left, then what comes in.
+    fn keep_clean(&self, expected: &HashSet<String>) {
+        let label = format!("hackbrain.log={}", self.setup.log_id);
+        let nobody: Arc<str> = "clean-up".into();
+        let never = || false;
+        if let Some(Ok(found)) = self.until_engine_answers(&nobody, &never, || self.setup.docker.list(&label)) {
+            for left in found.into_iter().filter(|container| !expected.contains(&container.name)) {
+                log::info!("removing container {}, whose end is recorded", left.name);
+                self.remove(&left.name);
+            }
+        }
+        if let Err(error) = self.setup.mounts.clean_stale(&|container| expected.contains(container)) {
+            log::warn!("a mount that an earlier agent left is not released: {error}");
+        }
+        while let Ok(container) = self.queues.clean.1.recv() {
+            self.remove(&container);
+        }
+    }
+
+    fn remove(&self, container: &str) {
+        let nobody: Arc<str> = "clean-up".into();
+        let outcome = self.until_engine_answers(&nobody, &|| false, || self.setup.docker.remove(container, true));
+        if let Some(Err(error)) = outcome {
+            log::warn!("container {container} is not removed: {error}");
+        }
+        if let Err(error) = self.setup.mounts.release(&self.setup.data.join("mnt").join(container)) {
+            log::warn!("the mounts of {container} are not released: {error}");
+        }
+        let group = self.hierarchies().and_then(|h| AttemptGroup::create(&h, self.short_log_id(), container).ok());
+        if let Some(Err(error)) = group.map(|group| group.remove()) {
+            log::warn!("the control group of {container} is not removed: {error}");
+        }
+    }
+
+    fn short_log_id(&self) -> &str {
+        let log_id = &self.setup.log_id;
+        log_id.get(..8).unwrap_or(log_id)
+    }
+
+    fn hierarchies(&self) -> Option<Hierarchies> {
+        let info = self.info.lock().unwrap_or_else(PoisonError::into_inner);
+        info.as_ref().and_then(|info| Hierarchies::detect(info).ok())
+    }
+
+    /// Repeats `ask` until the engine answers. `None`: the agent stops, or `give_up` says so.
+    fn until_engine_answers<T>(
+        &self,
+        job_id: &Arc<str>,
+        give_up: &dyn Fn() -> bool,
+        mut ask: impl FnMut() -> Result<T, EngineError>,
+    ) -> Option<Result<T, EngineError>> {
+        let mut pause = ENGINE_BACKOFF.0;
+        loop {
+            if self.is_stopping() || give_up() {
+                return None;
+            }
+            match ask() {
+                Err(error @ EngineError::Unavailable(_)) => {
+                    self.engine_is_away(&error);
+                    self.note_waiting(job_id, format!("the container engine: {error}"));
+                }
+                answer => {
+                    self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(job_id);
+                    return Some(answer);
+                }
+            }
+            self.pause(pause, give_up);
+            pause = (pause * 2).min(ENGINE_BACKOFF.1);
+        }
+    }
+
+    fn pause(&self, time: Duration, give_up: &dyn Fn() -> bool) {
+        let step = Duration::from_millis(50);
+        let mut left = time;
+        while !left.is_zero() && !self.is_stopping() && !give_up() {
+            thread::sleep(step.min(left));
+            left = left.saturating_sub(step);
+        }
+    }
+}

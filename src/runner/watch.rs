@@ -1,0 +1,164 @@
+//! Watches an attempt's output for D1_STABLE markers and records them, at most so many a second.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::output::{CountedMarker, MarkerLimiter, MarkerScanner, OutputPaths, Stream, Tail};
+use crate::engine::Engine;
+use crate::ledger::event::D1Stable;
+use crate::ledger::lifecycle::{Command, Job};
+
+const GO_ON: u8 = 0;
+const FINISH: u8 = 1;
+const ABANDON: u8 = 2;
+
+/// Pause while nothing comes and nothing is held back.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// The thread that watches.
+pub(super) struct OutputWatch {
+    thread: Option<JoinHandle<()>>,
+    order: Arc<AtomicU8>,
+}
+
+impl OutputWatch {
+    /// Starts behind the markers that are recorded already: `marks` are their last offsets on stdout and stderr.
+    pub(super) fn start(engine: Engine, job: &Job, paths: OutputPaths, marks: [Option<u64>; 2]) -> Self {
+        let order = Arc::new(AtomicU8::new(GO_ON));
+        let (their_order, job_id, attempt) = (order.clone(), job.job_id.clone(), job.attempt);
+        let spawned = thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || {
+            let mut streams = [
+                Watched::new(Stream::Stdout, &paths.stdout, marks[0]),
+                Watched::new(Stream::Stderr, &paths.stderr, marks[1]),
+            ];
+            let record = |out: CountedMarker| {
+                let mark = D1Stable {
+                    line: out.marker.line,
+                    stream: out.marker.stream.as_str().to_owned(),
+                    offset: out.marker.offset,
+                    count: out.count,
+                };
+                engine.execute(Command::Mark(job_id.clone(), attempt, mark)).is_ok()
+            };
+            let began = Instant::now();
+            loop {
+                // Read before the output is: all that was written when the order came is taken in.
+                let order = their_order.load(Ordering::SeqCst);
+                let mut pause = PAUSE_MAX;
+                for stream in &mut streams {
+                    if !stream.look(began, &record) {
+                        return;
+                    }
+                    pause = pause.min(stream.pause());
+                }
+                match order {
+                    ABANDON => return,
+                    FINISH => {
+                        let [stdout, stderr] = streams;
+                        let _ = stdout.finish(&record) && stderr.finish(&record);
+                        return;
+                    }
+                    _ => thread::sleep(pause),
+                }
+            }
+        });
+        if let Err(error) = &spawned {
+            log::error!("job {}: no thread to watch its output: {error}", job.job_id);
+        }
+        Self { thread: spawned.ok(), order }
+    }
+
+    /// The output is complete: records what is left, then ends. Returns once every marker is durable.
+    pub(super) fn finish(&mut self) {
+        self.end(FINISH);
+    }
+
+    /// Ends where it stands; the next agent goes on from the last recorded marker.
+    pub(super) fn abandon(&mut self) {
+        self.end(ABANDON);
+    }
+
+    fn end(&mut self, order: u8) {
+        self.order.store(order, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for OutputWatch {
+    fn drop(&mut self) {
+        self.end(ABANDON);
+    }
+}
+
+struct Watched {
+    path: std::path::PathBuf,
+    from: u64,
+    /// Recorded by an earlier agent.
+    known: Option<u64>,
+    tail: Option<Tail>,
+    scanner: MarkerScanner,
+    limiter: MarkerLimiter,
+}
+
+impl Watched {
+    fn new(stream: Stream, path: &std::path::Path, known: Option<u64>) -> Self {
+        let from = known.unwrap_or(0);
+        Self {
+            path: path.to_owned(),
+            from,
+            known,
+            tail: None,
+            scanner: MarkerScanner::new(stream, from),
+            limiter: MarkerLimiter::new(),
+        }
+    }
+
+    /// Takes in what is there. `false`: the ledger takes no more markers of this attempt.
+    fn look(&mut self, began: Instant, record: &dyn Fn(CountedMarker) -> bool) -> bool {
+        if self.tail.is_none() {
+            // Not there before the CLI is started.
+            self.tail = Tail::open(&self.path, self.from).ok();
+        }
+        let mut goes_on = true;
+        if let Some(tail) = &mut self.tail {
+            let (scanner, limiter, known) = (&mut self.scanner, &mut self.limiter, self.known);
+            let polled = tail.poll(&mut |_, chunk| {
+                scanner.push(chunk, &mut |marker| {
+                    if Some(marker.offset) != known {
+                        if let Some(out) = limiter.offer(marker, began.elapsed()) {
+                            goes_on &= record(out);
+                        }
+                    }
+                });
+                Ok(())
+            });
+            if let Err(error) = polled {
+                log::warn!("{}: cannot be read: {error}", self.path.display());
+            }
+        }
+        if let Some(out) = self.limiter.due(began.elapsed()) {
+            goes_on &= record(out);
+        }
+        goes_on
+    }
+
+    fn pause(&self) -> Duration {
+        let held_back = self.limiter.due_at().is_some();
+        self.tail.as_ref().map_or(PAUSE_MAX, |tail| if held_back { tail.pause().min(PAUSE_MAX / 2) } else { tail.pause() })
+    }
+
+    fn finish(mut self, record: &dyn Fn(CountedMarker) -> bool) -> bool {
+        let (limiter, known) = (&mut self.limiter, self.known);
+        let mut last = Vec::new();
+        self.scanner.finish(&mut |marker| last.push(marker));
+        for marker in last.into_iter().filter(|marker| Some(marker.offset) != known) {
+            // Time does not matter any more: what is held back goes out together with the last one.
+            let _ = limiter.offer(marker, Duration::ZERO).is_some_and(record);
+        }
+        limiter.flush().is_none_or(record)
+    }
+}

@@ -1,0 +1,305 @@
+//! The control agent: starts its threads in order, stops them in reverse.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::admission::Admission;
+use crate::config::{DRAIN, FAULT_GRACE, Serve};
+use crate::engine::{Engine, Recovered};
+use crate::host::Host;
+use crate::http::access::Access;
+use crate::http::routes::App;
+use crate::http::server::{Limits as HttpLimits, Server};
+use crate::ledger::event::{EVENT_FORMAT, Genesis, NodeDown, NodeUp};
+use crate::ledger::lifecycle::{Command, Ledger, Limits};
+use crate::rejection::Rejection;
+use crate::runner::docker::Docker;
+use crate::runner::mounts::MountPolicy;
+use crate::runner::{Queues, Runner, Setup};
+use crate::sys::block::{Caching, random_bytes};
+use crate::sys::lock::try_lock_exclusive;
+use crate::verify::wal_dir;
+use crate::wal::recovery::{Ending, ScanError};
+use crate::wal::storage::Directory;
+use crate::wal::writer::Options;
+
+/// Why the agent ended without being asked to; each has its exit code (sysexits).
+#[derive(Debug)]
+pub enum Fault {
+    /// 64: flags, or what they name.
+    Usage(String),
+    /// 65: the ledger is damaged.
+    Corrupt(String),
+    /// 74: files, sockets, threads.
+    Io(String),
+    /// 75: another agent has the data directory.
+    InUse(String),
+}
+
+impl Fault {
+    /// Exit code and message.
+    pub fn code_and_message(&self) -> (u8, &str) {
+        match self {
+            Self::Usage(message) => (64, message),
+            Self::Corrupt(message) => (65, message),
+            Self::Io(message) => (74, message),
+            Self::InUse(message) => (75, message),
+        }
+    }
+}
+
+impl From<ScanError> for Fault {
+    fn from(error: ScanError) -> Self {
+        match error {
+            ScanError::Corrupt(_) | ScanError::Version { .. } => {
+                Self::Corrupt(format!("the ledger is damaged and was not touched: {error}"))
+            }
+            ScanError::Io { error: source, .. } if source.kind() == io::ErrorKind::Unsupported => {
+                Self::Usage(format!("{source} (or use --wal-buffered)"))
+            }
+            ScanError::Io { .. } => Self::Io(format!("the ledger cannot be opened: {error}")),
+        }
+    }
+}
+
+enum End {
+    Asked(&'static str),
+    Fault(String),
+}
+
+/// Runs the agent until it is asked to stop.
+///
+/// # Errors
+/// See [`Fault`].
+pub fn serve(config: &Serve) -> Result<(), Fault> {
+    let started = Instant::now();
+    let access = Access::new(config.token_file.as_deref(), &config.allow_host, &config.allow_origin)
+        .map_err(|error| Fault::Usage(error.to_string()))?;
+    check_exposure(config, &access)?;
+    let _lock = take_data_dir(&config.data)?;
+    let data = fs::canonicalize(&config.data).map_err(|error| io_fault("--data", &config.data, &error))?;
+    // Bound before the ledger is read: a client that comes early waits instead of being refused.
+    let listeners = listen(config)?;
+    let (ends, ended) = bounded(4);
+    let signals = watch_signals(ends.clone())?;
+    let host = Host::read();
+    let mounts = MountPolicy::new(&config.mount_root, &data).map_err(|error| Fault::Usage(format!("--mount-root: {error}")))?;
+    let mounts = Arc::new(mounts);
+
+    let caching = if config.wal_buffered { Caching::Buffered } else { Caching::Direct };
+    let storage = Directory::open(&wal_dir(&data), caching).map_err(|error| match error.kind() {
+        io::ErrorKind::Unsupported => Fault::Usage(format!("{error}, or use --wal-buffered")),
+        _ => io_fault("the ledger's directory", &wal_dir(&data), &error),
+    })?;
+    let recovered = Recovered::open(Arc::new(storage), Options::new(config.segment_size))?;
+    let last_run = last_run(recovered.ledger(), &recovered.scan.ending);
+    let unfinished = recovered.ledger().unfinished();
+    let known_log_id = recovered.ledger().log_id().map(str::to_owned);
+    log::info!(
+        "ledger: {} events, {} jobs, {} not ended; the last run: {last_run}",
+        recovered.scan.position.next_seq - 1,
+        recovered.ledger().len(),
+        unfinished.len()
+    );
+
+    let queues = Queues::default();
+    let on_fault = Box::new(move |latched: &crate::wal::writer::Latched| {
+        let _ = ends.send(End::Fault(latched.to_string()));
+    });
+    let limits = Limits { jobs_open_max: config.max_queue };
+    let (engine, engine_thread) =
+        recovered.start(limits, queues.on_job(), on_fault).map_err(|error| Fault::Io(error.to_string()))?;
+    let log_id = match known_log_id {
+        Some(log_id) => log_id,
+        None => begin_ledger(&engine)?,
+    };
+    let workers = config.workers.map_or(host.cpus as usize, usize::from);
+    let setup = Setup {
+        engine: engine.clone(),
+        docker: Docker::from_env(),
+        mounts: mounts.clone(),
+        data: data.clone(),
+        log_id: log_id.clone(),
+        host: host.clone(),
+        workers,
+        pull: config.pull,
+    };
+    let runner = Runner::new(setup, queues);
+    let node_name = config.node_name.clone().unwrap_or_else(|| host.name.clone());
+    let up = NodeUp {
+        node_name: node_name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        boot_id: host.boot_id.clone(),
+        last_run,
+        host: host.fingerprint(),
+        engine: runner.fingerprint(),
+        mount_protection: mounts.protection().to_string(),
+    };
+    record(&engine, Command::NodeUp(up))?;
+    runner.start(&unfinished).map_err(|error| Fault::Io(format!("starting the runner: {error}")))?;
+
+    let stopping = Arc::new(AtomicBool::new(false));
+    let addresses: Vec<String> =
+        listeners.iter().filter_map(|l| l.local_addr().ok()).map(|address| format!("http://{address}")).collect();
+    let app = App {
+        engine: engine.clone(),
+        runner: runner.clone(),
+        admission: Admission {
+            images: config.allow_image.clone(),
+            network: config.allow_network,
+            mounts: mounts.clone(),
+            host: host.clone(),
+        },
+        access,
+        data,
+        node: json!({
+            "name": node_name,
+            "version": env!("CARGO_PKG_VERSION"),
+            "log_id": log_id,
+            "host": host.fingerprint(),
+            "limits": {
+                "workers": workers,
+                "max_queue": config.max_queue,
+                "cpus": host.cpus,
+                "memory_mib": host.memory_mib,
+                "allow_image": config.allow_image,
+                "allow_network": config.allow_network,
+            },
+            "mount_roots": config.mount_root,
+            "mount_protection": mounts.protection().to_string(),
+        }),
+        started,
+        stopping: stopping.clone(),
+    };
+    let server = Server::start(listeners, Arc::new(app), HttpLimits::default())
+        .map_err(|error| Fault::Io(format!("starting the HTTP front: {error}")))?;
+    log::info!("listening on {} after {} ms", addresses.join(", "), started.elapsed().as_millis());
+
+    let end = wait_for_end(&ended);
+    stopping.store(true, Ordering::SeqCst);
+    runner.stop();
+    let outcome = match end {
+        End::Asked(reason) => {
+            log::info!("stopping on {reason}; containers go on");
+            server.drain(DRAIN);
+            match engine.execute(Command::NodeDown(NodeDown { reason: reason.into() })) {
+                Ok(_) => Ok(()),
+                Err(rejection) => Err(Fault::Io(rejection.message)),
+            }
+        }
+        End::Fault(reason) => {
+            engine.view().wake_all();
+            // Waiters get their 503 before the process, and with it their connections, ends.
+            thread::sleep(FAULT_GRACE);
+            Err(Fault::Io(reason))
+        }
+    };
+    signals.close();
+    engine.close(engine_thread);
+    outcome
+}
+
+/// Everyone who can reach a port may use it, unless there are tokens; so that must be asked for.
+fn check_exposure(config: &Serve, access: &Access) -> Result<(), Fault> {
+    match config.listen.iter().find(|address| !address.ip().is_loopback()) {
+        Some(address) if !access.has_tokens() && !config.trust_network => Err(Fault::Usage(format!(
+            "--listen {address} is not a loopback address: give --token-file, or --trust-network if everyone who can \
+             reach it may submit jobs"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Creates the data directory and takes its lock, which lives as long as the file returned.
+fn take_data_dir(data: &Path) -> Result<File, Fault> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(data)
+        .map_err(|error| io_fault("creating --data", data, &error))?;
+    let path = data.join("LOCK");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o640)
+        .open(&path)
+        .and_then(|file| Ok((try_lock_exclusive(&file)?, file)));
+    match lock {
+        Ok((true, file)) => Ok(file),
+        Ok((false, _)) => Err(Fault::InUse(format!(
+            "{} is in use by another agent; stop it, or give this one a --data of its own",
+            data.display()
+        ))),
+        Err(error) => Err(io_fault("locking", &path, &error)),
+    }
+}
+
+fn listen(config: &Serve) -> Result<Vec<TcpListener>, Fault> {
+    let bind = |address| {
+        TcpListener::bind(address).map_err(|error| {
+            let advice = "another program may have it; choose another --listen";
+            Fault::Usage(format!("--listen {address}: {error}; {advice}"))
+        })
+    };
+    config.listen.iter().map(bind).collect()
+}
+
+fn watch_signals(ends: Sender<End>) -> Result<signal_hook::iterator::Handle, Fault> {
+    let fault = |error: io::Error| Fault::Io(format!("watching for signals: {error}"));
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(fault)?;
+    let handle = signals.handle();
+    thread::Builder::new()
+        .name("signals".into())
+        .stack_size(64 << 10)
+        .spawn(move || {
+            for signal in signals.forever() {
+                let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+                let _ = ends.try_send(End::Asked(name));
+            }
+        })
+        .map_err(fault)?;
+    Ok(handle)
+}
+
+fn wait_for_end(ended: &Receiver<End>) -> End {
+    ended.recv().unwrap_or_else(|_| End::Fault("the agent's threads are gone".into()))
+}
+
+fn last_run(ledger: &Ledger, ending: &Ending) -> String {
+    let word = match ending {
+        Ending::Torn { .. } => "torn",
+        Ending::Clean if ledger.log_id().is_none() => "none",
+        Ending::Clean if ledger.node_is_up() => "killed",
+        Ending::Clean => "clean",
+    };
+    word.to_owned()
+}
+
+fn begin_ledger(engine: &Engine) -> Result<String, Fault> {
+    let mut id = [0; 16];
+    random_bytes(&mut id).map_err(|error| Fault::Io(format!("the kernel's random source: {error}")))?;
+    let log_id = crate::wal::hex(&id);
+    record(engine, Command::Genesis(Genesis { log_id: log_id.clone(), format: EVENT_FORMAT }))?;
+    Ok(log_id)
+}
+
+fn record(engine: &Engine, command: Command) -> Result<(), Fault> {
+    engine.execute(command).map(drop).map_err(|rejection: Rejection| Fault::Io(rejection.message))
+}
+
+fn io_fault(what: &str, path: &Path, error: &io::Error) -> Fault {
+    Fault::Io(format!("{what} {}: {error}", path.display()))
+}

@@ -1,0 +1,282 @@
+//! The durable world, as readers may see it: jobs, head, recent events. HTTP reads here and nowhere else.
+//!
+//! **Architecture Invariant**: nothing gets in here before it is durable; only the engine publishes.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crate::hash::Hash;
+use crate::ledger::event::State;
+use crate::ledger::lifecycle::{Job, Phase};
+use crate::wal::reader::Reader;
+
+/// Events kept in memory for subscribers that are nearly up to date; older ones come from the segments.
+const RECENT_EVENTS_MAX: usize = 4096;
+/// Bytes of them, at most.
+const RECENT_BYTES_MAX: usize = 4 << 20;
+/// A trace is read in one sweep where a job's events lie closer together than this, else looked up one by one.
+const SWEEP_GAP: u64 = 64;
+
+/// A durable event.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// Counts from 1.
+    pub seq: u64,
+    /// SHA-256 of the bytes.
+    pub hash: Hash,
+    /// The stored bytes.
+    pub bytes: Arc<[u8]>,
+    /// The job as this event left it; `None` for node events.
+    pub job: Option<Arc<Job>>,
+}
+
+/// Which jobs a list shows.
+#[derive(Debug, Default, Clone)]
+pub struct Filter {
+    /// Only jobs in this phase.
+    pub phase: Option<Phase>,
+    /// Only jobs in this state.
+    pub state: Option<State>,
+    /// Only runs of this execution.
+    pub execution_hash: Option<Hash>,
+}
+
+/// The durable world.
+pub struct View {
+    inner: RwLock<Inner>,
+    reader: Arc<Reader>,
+    waiting: Mutex<Vec<Thread>>,
+    latched: OnceLock<String>,
+}
+
+struct Inner {
+    jobs: HashMap<Arc<str>, Entry>,
+    /// In the order they were received.
+    order: Vec<Arc<str>>,
+    head: (u64, Hash),
+    recent: VecDeque<Published>,
+    recent_bytes: usize,
+    by_state: [u64; State::ALL.len()],
+}
+
+struct Entry {
+    job: Arc<Job>,
+    seqs: Vec<u64>,
+}
+
+impl View {
+    /// An empty view over what `reader` can look up.
+    pub fn new(reader: Arc<Reader>) -> Self {
+        let inner = Inner {
+            jobs: HashMap::new(),
+            order: Vec::new(),
+            head: (0, Hash([0; 32])),
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            by_state: [0; State::ALL.len()],
+        };
+        Self { inner: RwLock::new(inner), reader, waiting: Mutex::default(), latched: OnceLock::new() }
+    }
+
+    /// Takes in events that are durable, in order, and wakes who waits for them.
+    pub fn publish(&self, events: impl IntoIterator<Item = Published>) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        for event in events {
+            inner.admit(event);
+        }
+        drop(inner);
+        self.wake_all();
+    }
+
+    /// Takes in one event during recovery, when there is nobody to wake and the bytes need not be kept.
+    pub fn restore(&mut self, seq: u64, hash: Hash, job: Option<&Arc<Job>>) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        inner.note(seq, hash, job);
+    }
+
+    /// The reader can only be made after the log was scanned.
+    pub fn set_reader(&mut self, reader: Arc<Reader>) {
+        self.reader = reader;
+    }
+
+    /// A job by its id.
+    pub fn job(&self, job_id: &str) -> Option<Arc<Job>> {
+        self.read().jobs.get(job_id).map(|entry| entry.job.clone())
+    }
+
+    /// Seq and hash of the last durable event; 0 and zeros where there is none.
+    pub fn head(&self) -> (u64, Hash) {
+        self.read().head
+    }
+
+    /// Number of jobs by the state of their last event.
+    pub fn count(&self, state: State) -> u64 {
+        self.read().by_state[state as usize]
+    }
+
+    /// Up to `limit` jobs, newest first, received before the job whose RECEIVED event has the seq `before`. The second value
+    /// is where the next page begins, if there may be one.
+    pub fn page(&self, filter: &Filter, before: Option<u64>, limit: usize) -> (Vec<Arc<Job>>, Option<u64>) {
+        let inner = self.read();
+        let end = match before {
+            Some(seq) => inner.order.partition_point(|id| inner.jobs[id].job.received_seq < seq),
+            None => inner.order.len(),
+        };
+        let mut jobs = Vec::new();
+        for id in inner.order[..end].iter().rev() {
+            let job = &inner.jobs[id].job;
+            let fits = filter.phase.is_none_or(|phase| job.phase() == phase)
+                && filter.state.is_none_or(|state| job.state == state)
+                && filter.execution_hash.is_none_or(|hash| job.execution_hash == Some(hash));
+            if fits {
+                if jobs.len() == limit {
+                    let next = jobs.last().map(|job: &Arc<Job>| job.received_seq);
+                    return (jobs, next);
+                }
+                jobs.push(job.clone());
+            }
+        }
+        (jobs, None)
+    }
+
+    /// Calls `each` with the stored bytes of the events of a job, in order, until it returns `false`.
+    pub fn trace(&self, job_id: &str, each: &mut dyn FnMut(&[u8]) -> bool) -> io::Result<()> {
+        let seqs = match self.read().jobs.get(job_id) {
+            Some(entry) => entry.seqs.clone(),
+            None => return Ok(()),
+        };
+        let (mut at, mut wanted, last) = (0, true, seqs.last().copied().unwrap_or(0));
+        while at < seqs.len() && wanted {
+            self.reader.read(seqs[at], last, &mut |seq, bytes| {
+                if seq == seqs[at] {
+                    wanted = each(bytes);
+                    at += 1;
+                }
+                wanted && at < seqs.len() && seqs[at] - seq <= SWEEP_GAP
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Durable events after `after`, at most `limit` of them or a few hundred KiB, with where to go on. From memory where
+    /// it reaches back so far, else from the segments. With `job`, only that job's.
+    pub fn events_after(&self, after: u64, job: Option<&str>, limit: usize) -> io::Result<(Vec<EventBytes>, u64)> {
+        const BATCH_BYTES: usize = 256 << 10;
+        let (mut events, mut bytes_left) = (Vec::new(), BATCH_BYTES);
+        let inner = self.read();
+        let head = inner.head.0;
+        if after >= head {
+            return Ok((events, after));
+        }
+        if let Some(oldest) = inner.recent.front().filter(|oldest| oldest.seq <= after + 1) {
+            let mut reached = after;
+            for event in inner.recent.range((after + 1 - oldest.seq) as usize..) {
+                if events.len() == limit || bytes_left == 0 {
+                    break;
+                }
+                reached = event.seq;
+                if job.is_none_or(|id| event.job.as_ref().is_some_and(|job| *job.job_id == *id)) {
+                    bytes_left = bytes_left.saturating_sub(event.bytes.len());
+                    events.push((event.seq, event.bytes.clone()));
+                }
+            }
+            return Ok((events, reached));
+        }
+        match job {
+            None => {
+                drop(inner);
+                let mut reached = after;
+                self.reader.read(after + 1, head, &mut |seq, bytes| {
+                    reached = seq;
+                    bytes_left = bytes_left.saturating_sub(bytes.len());
+                    events.push((seq, bytes.into()));
+                    events.len() < limit && bytes_left > 0
+                })?;
+                Ok((events, reached))
+            }
+            Some(id) => {
+                let seqs = inner.jobs.get(id).map_or(&[][..], |entry| &entry.seqs);
+                let wanted: Vec<u64> =
+                    seqs[seqs.partition_point(|seq| *seq <= after)..].iter().take(limit).copied().collect();
+                drop(inner);
+                let reached = if wanted.len() < limit { head } else { wanted[wanted.len() - 1] };
+                for seq in wanted {
+                    events.push((seq, self.reader.get(seq)?.into()));
+                }
+                Ok((events, reached))
+            }
+        }
+    }
+
+    /// Calls `each` with the stored bytes of the events `from..=upto` that are durable, until it returns `false`.
+    pub fn ledger(&self, from: u64, upto: u64, each: &mut dyn FnMut(u64, &[u8]) -> bool) -> io::Result<()> {
+        self.reader.read(from.max(1), upto.min(self.head().0), each)
+    }
+
+    /// Blocks until there is an event after `seq`, or `timeout` is over, or the view was nudged.
+    pub fn wait_past(&self, seq: u64, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(thread::current());
+        // Looked at after registering: an event published in between has either been seen here or unparks this thread.
+        if self.head().0 <= seq {
+            thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+        }
+        let me = thread::current().id();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).retain(|thread| thread.id() != me);
+    }
+
+    /// Wakes everyone who waits, without an event: something else they look at has changed.
+    pub fn wake_all(&self) {
+        for thread in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            thread.unpark();
+        }
+    }
+
+    /// Records that the ledger takes no more events.
+    pub fn latch(&self, reason: &str) {
+        let _ = self.latched.set(reason.to_owned());
+        self.wake_all();
+    }
+
+    /// Why the ledger takes no more events, if so.
+    pub fn latched(&self) -> Option<&str> {
+        self.latched.get().map(String::as_str)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Seq and stored bytes.
+pub type EventBytes = (u64, Arc<[u8]>);
+
+impl Inner {
+    fn admit(&mut self, event: Published) {
+        self.note(event.seq, event.hash, event.job.as_ref());
+        self.recent_bytes += event.bytes.len();
+        self.recent.push_back(event);
+        while self.recent.len() > RECENT_EVENTS_MAX || self.recent_bytes > RECENT_BYTES_MAX {
+            let Some(old) = self.recent.pop_front() else { break };
+            self.recent_bytes -= old.bytes.len();
+        }
+    }
+
+    fn note(&mut self, seq: u64, hash: Hash, job: Option<&Arc<Job>>) {
+        assert_eq!(seq, self.head.0 + 1, "events are published in order, each once");
+        self.head = (seq, hash);
+        let Some(job) = job else { return };
+        self.by_state[job.state as usize] += 1;
+        if let Some(entry) = self.jobs.get_mut(&job.job_id) {
+            self.by_state[entry.job.state as usize] -= 1;
+            entry.job = job.clone();
+            entry.seqs.push(seq);
+        } else {
+            self.order.push(job.job_id.clone());
+            self.jobs.insert(job.job_id.clone(), Entry { job: job.clone(), seqs: vec![seq] });
+        }
+    }
+}

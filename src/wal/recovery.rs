@@ -1,0 +1,510 @@
+//! Reading a log back: a clean end, a torn tail, or corruption. Three different answers, never confused.
+//!
+//! What a crash can leave: of the one frame that was in flight, each sector new, or still zero, or garbage. What it cannot
+//! leave: damage to a frame that was durable, a sound sector of a *later* commit behind a bad frame (the writer never issues
+//! commit k+1 before k is durable), or a sector that carries its commit's mark and no longer its checksum. Those are corruption.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::frame::{
+    BLOCK, BadHeader, Digest, FORMAT_VERSION, FrameHeader, SECTOR, SEGMENT_DATA_START, Sector, SegmentHeader,
+    classify_sector, commit_tag, decode_header, decode_segment_header, frame_is_sound, parse_segment_name, records,
+    segment_name, unpack_body,
+};
+use super::reader::IndexEntry;
+use super::segments::{self, Position, WITNESS, Witness};
+use super::storage::{BlockFile, Storage};
+use crate::sys::block::AlignedBuf;
+
+const WINDOW: usize = 4 << 20;
+
+/// One record on its way through a scan.
+pub struct Record<'a> {
+    /// Counts from 1.
+    pub seq: u64,
+    /// The stored bytes.
+    pub bytes: &'a [u8],
+    /// Their SHA-256.
+    pub hash: Digest,
+}
+
+/// Called for each record in order; an error makes the record's frame corrupt, with that reason.
+pub type Visit<'v> = dyn FnMut(&Record<'_>) -> Result<(), String> + 'v;
+
+/// How a log ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing was ever written behind the last sound frame.
+    Clean,
+    /// A commit that was never acknowledged was being written when the machine or the agent died.
+    Torn {
+        /// The file.
+        file: String,
+        /// Where the torn frame starts.
+        offset: u64,
+    },
+}
+
+/// A log that was read whole and found sound.
+#[derive(Debug)]
+pub struct Scan {
+    /// Where it ends.
+    pub position: Position,
+    /// How it ended.
+    pub ending: Ending,
+    /// Sparse index for look-ups.
+    pub index: Vec<IndexEntry>,
+    /// Frames read.
+    pub frames: u64,
+    /// Bytes of sound frames.
+    pub bytes: u64,
+    /// Damage that a redundant copy made good.
+    pub repaired: Vec<String>,
+}
+
+/// Damage that no crash explains. The log is not opened; no byte of it is changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Corruption {
+    /// The damaged or missing file.
+    pub file: String,
+    /// Byte offset of the first frame that cannot be trusted.
+    pub offset: u64,
+    /// The seq that should be there.
+    pub expected_seq: u64,
+    /// What does not hold.
+    pub reason: String,
+    /// The next frame that can be read, if there is one.
+    pub next_sound: Option<SoundFrame>,
+}
+
+/// A frame that is intact although something before it is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SoundFrame {
+    /// Its file.
+    pub file: String,
+    /// Where it starts.
+    pub offset: u64,
+    /// Seq of its first record.
+    pub first_seq: u64,
+}
+
+impl fmt::Display for Corruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, offset, expected_seq, reason, next_sound } = self;
+        write!(f, "{file}: byte offset {offset}: expected seq {expected_seq}: {reason}; ")?;
+        match next_sound {
+            Some(next) => {
+                write!(f, "next sound frame: seq {} at byte offset {} of {}", next.first_seq, next.offset, next.file)
+            }
+            None => write!(f, "no sound frame behind it"),
+        }
+    }
+}
+
+/// Why a log was not opened.
+#[derive(Debug)]
+pub enum ScanError {
+    /// It is damaged.
+    Corrupt(Box<Corruption>),
+    /// It was written by another version of the format.
+    Version {
+        /// The file.
+        file: String,
+        /// The version found.
+        version: u32,
+    },
+    /// The medium did not answer.
+    Io {
+        /// What was being done, and to which file.
+        what: String,
+        /// The error.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for ScanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Corrupt(corruption) => corruption.fmt(f),
+            Self::Version { file, version } => {
+                write!(f, "{file}: format version {version}; this program reads version {FORMAT_VERSION}")
+            }
+            Self::Io { what, error } => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ScanError {}
+
+pub(super) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ScanError {
+    let what = what.into();
+    move |error| ScanError::Io { what, error }
+}
+
+/// Makes what is visible durable, before anything of it is believed: after `kill -9` the page cache may show bytes that a
+/// power cut would still take away. Also removes what was being prepared and never got its name.
+pub fn settle(storage: &dyn Storage) -> Result<(), ScanError> {
+    let names = storage.list().map_err(io_error("listing the log's directory"))?;
+    for name in &names {
+        if name.ends_with(".tmp") {
+            storage.remove(name).map_err(io_error(format!("removing {}", storage.describe(name))))?;
+        } else if parse_segment_name(name).is_some() || name == WITNESS {
+            let sync = || storage.open(name)?.sync();
+            sync().map_err(io_error(format!("syncing {}", storage.describe(name))))?;
+        }
+    }
+    storage.sync_dir().map_err(io_error("syncing the log's directory"))
+}
+
+/// Reads a whole log, checking everything; changes nothing. `Ok(None)`: there is no log, or its creation never ended.
+pub fn scan(storage: &dyn Storage, visit: &mut Visit<'_>) -> Result<Option<Scan>, ScanError> {
+    let names = storage.list().map_err(io_error("listing the log's directory"))?;
+    let last_seen = names.iter().filter_map(|name| parse_segment_name(name)).max().unwrap_or(0);
+    let witness = match Witness::read(storage) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(corrupt_name(storage, WITNESS, 1, error.to_string()));
+        }
+        other => other.map_err(io_error(format!("reading {}", storage.describe(WITNESS))))?,
+    };
+    let last = last_seen.max(witness.map_or(0, |w| w.last));
+    if last == 0 {
+        return Ok(None);
+    }
+    let mut scanner = Scanner::new(storage, witness.map(|w| w.log_id));
+    for segno in 1..=last {
+        scanner.segment(segno, segno == last, visit)?;
+    }
+    let scan = scanner.scan;
+    match witness {
+        // Created, but not yet witnessed: no frame can have been acknowledged.
+        None if last == 1 && scan.frames == 0 => {}
+        None => return Err(corrupt_name(storage, WITNESS, 1, "the list of segments is missing".into())),
+        Some(witness) if witness.last + 1 < last => {
+            let reason = format!("it knows of {} segments, but there are {last}", witness.last);
+            return Err(corrupt_name(storage, WITNESS, 1, reason));
+        }
+        Some(_) => {}
+    }
+    Ok(Some(scan))
+}
+
+fn corrupt_name(storage: &dyn Storage, name: &str, expected_seq: u64, reason: String) -> ScanError {
+    ScanError::Corrupt(Box::new(Corruption {
+        file: storage.describe(name),
+        offset: 0,
+        expected_seq,
+        reason,
+        next_sound: None,
+    }))
+}
+
+/// Reads a log and makes it ready for writing. `None` in, a new log out. A torn tail is sealed by a new segment; the old
+/// file is left as it is. Idempotent: a crash in here is met by the next call.
+pub fn recover(storage: &dyn Storage, segment_size: u64, visit: &mut Visit<'_>) -> Result<Scan, ScanError> {
+    settle(storage)?;
+    match scan(storage, visit)? {
+        None => {
+            let before = segments::position_of_new_log().map_err(io_error("creating the log"))?;
+            let position = open_successor(storage, &before, segment_size)?;
+            Ok(Scan { position, ending: Ending::Clean, index: Vec::new(), frames: 0, bytes: 0, repaired: Vec::new() })
+        }
+        Some(mut scan) => {
+            witness(storage, &scan.position)?;
+            if let Ending::Torn { .. } = scan.ending {
+                scan.position = open_successor(storage, &scan.position, segment_size)?;
+            }
+            Ok(scan)
+        }
+    }
+}
+
+fn open_successor(storage: &dyn Storage, end: &Position, size: u64) -> Result<Position, ScanError> {
+    let name = segment_name(end.segno + 1);
+    let create = || -> io::Result<Position> {
+        let header = segments::successor_header(end, size)?;
+        let file = segments::prepare_zeroed(storage, &name, size)?;
+        segments::activate(storage, &*file, &header)?;
+        Ok(segments::position_at_start(&header))
+    };
+    let position = create().map_err(io_error(format!("creating {}", storage.describe(&name))))?;
+    witness(storage, &position)?;
+    Ok(position)
+}
+
+fn witness(storage: &dyn Storage, position: &Position) -> Result<(), ScanError> {
+    let witness = Witness { log_id: position.log_id, last: position.segno };
+    let bring_up_to_date = || match Witness::read(storage)? {
+        None => witness.create(storage),
+        Some(known) if known == witness => Ok(()),
+        Some(_) => witness.update(storage),
+    };
+    bring_up_to_date().map_err(io_error(format!("writing {}", storage.describe(WITNESS))))
+}
+
+struct Scanner<'s> {
+    storage: &'s dyn Storage,
+    log_id: Option<[u8; 16]>,
+    scan: Scan,
+    body: Vec<u8>,
+}
+
+impl<'s> Scanner<'s> {
+    fn new(storage: &'s dyn Storage, log_id: Option<[u8; 16]>) -> Self {
+        let position = Position {
+            log_id: log_id.unwrap_or_default(),
+            segno: 0,
+            size: 0,
+            salt: 0,
+            offset: 0,
+            next_commit: 1,
+            next_seq: 1,
+            head_hash: [0; 32],
+        };
+        let scan = Scan { position, ending: Ending::Clean, index: Vec::new(), frames: 0, bytes: 0, repaired: Vec::new() };
+        Self { storage, log_id, scan, body: Vec::new() }
+    }
+
+    fn segment(&mut self, segno: u64, is_last: bool, visit: &mut Visit<'_>) -> Result<(), ScanError> {
+        let (file, header) = self.open(segno)?;
+        self.check_header(&*file, &header)?;
+        let declared_end = if is_last { None } else { Some(self.open(segno + 1)?.1.prev_end) };
+        self.scan.position = segments::position_at_start(&header);
+        self.log_id = Some(header.log_id);
+        let mut window = Window::new(file, header.size);
+        while declared_end != Some(self.scan.position.offset) {
+            if !self.frame(&mut window, visit)? {
+                return self.ended(&mut window, declared_end);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a segment and reads its header, from the second copy where the first is damaged.
+    fn open(&mut self, segno: u64) -> Result<(Arc<dyn BlockFile>, SegmentHeader), ScanError> {
+        let name = segment_name(segno);
+        let file = match self.storage.open_for_lookup(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(self.corrupt(&name, 0, "the segment is missing"));
+            }
+            other => other.map_err(io_error(format!("opening {}", self.storage.describe(&name))))?,
+        };
+        let len = file.len().map_err(io_error(format!("reading {}", self.storage.describe(&name))))?;
+        if len < SEGMENT_DATA_START {
+            return Err(self.corrupt(&name, 0, &format!("the file has only {len} bytes")));
+        }
+        let mut blocks = AlignedBuf::new(SEGMENT_DATA_START as usize);
+        file.read_at(&mut blocks, 0).map_err(io_error(format!("reading {}", self.storage.describe(&name))))?;
+        let copies = [decode_segment_header(&blocks[..BLOCK]), decode_segment_header(&blocks[BLOCK..])];
+        let header = match copies {
+            [Ok(first), Ok(second)] if first == second => first,
+            [Ok(header), Err(BadHeader::Damaged)] | [Err(BadHeader::Damaged), Ok(header)] => {
+                let note = format!("{}: one of the two headers is damaged", self.storage.describe(&name));
+                if !self.scan.repaired.contains(&note) {
+                    self.scan.repaired.push(note);
+                }
+                header
+            }
+            [Err(BadHeader::Version(version)), _] | [_, Err(BadHeader::Version(version))] => {
+                return Err(ScanError::Version { file: self.storage.describe(&name), version });
+            }
+            _ => return Err(self.corrupt(&name, 0, "no header of the segment is sound")),
+        };
+        Ok((file, header))
+    }
+
+    fn check_header(&self, file: &dyn BlockFile, header: &SegmentHeader) -> Result<(), ScanError> {
+        let end = &self.scan.position;
+        let name = segment_name(end.segno + 1);
+        let len = file.len().map_err(io_error(format!("reading {}", self.storage.describe(&name))))?;
+        let fault = if self.log_id.is_some_and(|id| id != header.log_id) {
+            "the segment belongs to another log"
+        } else if header.segno != end.segno + 1 {
+            "the header is of another segment"
+        } else if len != header.size {
+            "the file does not have the length that its header tells"
+        } else if header.prev_end != end.offset || header.first_commit != end.next_commit {
+            "it does not continue where the segment before it ends"
+        } else if header.first_seq != end.next_seq || header.prev_hash != end.head_hash {
+            "its chain does not continue the segment before it"
+        } else {
+            return Ok(());
+        };
+        Err(self.corrupt(&name, 0, fault))
+    }
+
+    /// Reads the frame at the current offset; `false` where there is no sound one.
+    fn frame(&mut self, window: &mut Window, visit: &mut Visit<'_>) -> Result<bool, ScanError> {
+        let at = self.scan.position.offset;
+        let name = segment_name(self.scan.position.segno);
+        let read_error = || io_error(format!("reading {} at {at}", self.storage.describe(&name)));
+        if at + BLOCK as u64 > window.size {
+            return Ok(false);
+        }
+        let Some(header) = decode_header(window.get(at, BLOCK).map_err(read_error())?) else { return Ok(false) };
+        if !self.expects(&header) || at + u64::from(header.blocks) * BLOCK as u64 > window.size {
+            return Ok(false);
+        }
+        let frame = window.get(at, header.blocks as usize * BLOCK).map_err(read_error())?;
+        if !frame_is_sound(frame, header.salt, at, header.commit) {
+            return Ok(false);
+        }
+        unpack_body(&header, frame, &mut self.body);
+        let mut hash = header.prev_hash;
+        let mut count = 0;
+        for record in records(&self.body) {
+            let Some(bytes) = record else { return Err(self.corrupt(&name, at, "record lengths do not add up")) };
+            hash = Sha256::digest(bytes).into();
+            visit(&Record { seq: header.first_seq + count, bytes, hash }).map_err(|reason| {
+                let position = Position { next_seq: header.first_seq + count, ..self.scan.position.clone() };
+                corrupt_at(self.storage, &position, &name, at, &reason)
+            })?;
+            count += 1;
+        }
+        if count != u64::from(header.records) || hash != header.head_hash {
+            return Err(self.corrupt(&name, at, "the frame's records do not match its header"));
+        }
+        let scan = &mut self.scan;
+        IndexEntry::extend(&mut scan.index, scan.position.segno, at, header.first_seq);
+        scan.frames += 1;
+        scan.bytes += u64::from(header.blocks) * BLOCK as u64;
+        let position = &mut scan.position;
+        position.offset += u64::from(header.blocks) * BLOCK as u64;
+        position.next_commit += 1;
+        position.next_seq += count;
+        position.head_hash = hash;
+        Ok(true)
+    }
+
+    fn expects(&self, header: &FrameHeader) -> bool {
+        let p = &self.scan.position;
+        header.salt == p.salt
+            && header.commit == p.next_commit
+            && header.first_seq == p.next_seq
+            && header.offset == p.offset
+            && header.prev_hash == p.head_hash
+    }
+
+    /// Decides what the absence of a sound frame at the current offset means.
+    fn ended(&mut self, window: &mut Window, declared_end: Option<u64>) -> Result<(), ScanError> {
+        let position = self.scan.position.clone();
+        let name = segment_name(position.segno);
+        if let Some(end) = declared_end {
+            let reason = format!("a frame is damaged; the next segment says that this one is sound up to {end}");
+            return Err(self.corrupt_searching(window, &name, &reason));
+        }
+        let mut written = false;
+        let mut at = position.offset;
+        while at < window.size {
+            let block = window
+                .get(at, BLOCK)
+                .map_err(io_error(format!("reading {} at {at}", self.storage.describe(&name))))?;
+            if let Some(fault) = fault_of_block(block, at, &position, &mut written) {
+                return Err(self.corrupt_searching(window, &name, fault));
+            }
+            at += BLOCK as u64;
+        }
+        if written {
+            self.scan.ending = Ending::Torn { file: self.storage.describe(&name), offset: position.offset };
+        }
+        Ok(())
+    }
+
+    fn corrupt(&self, name: &str, offset: u64, reason: &str) -> ScanError {
+        corrupt_at(self.storage, &self.scan.position, name, offset, reason)
+    }
+
+    /// A corruption at the current offset that also tells where reading could go on.
+    fn corrupt_searching(&self, window: &mut Window, name: &str, reason: &str) -> ScanError {
+        let error = self.corrupt(name, self.scan.position.offset, reason);
+        let ScanError::Corrupt(mut corruption) = error else { return error };
+        corruption.next_sound = self.next_sound(window, name);
+        ScanError::Corrupt(corruption)
+    }
+
+    fn next_sound(&self, window: &mut Window, name: &str) -> Option<SoundFrame> {
+        let mut at = self.scan.position.offset + BLOCK as u64;
+        while at < window.size {
+            if let Some(header) = window.get(at, BLOCK).ok().and_then(decode_header) {
+                let len = header.blocks as usize * BLOCK;
+                let fits = header.offset == at && header.salt == self.scan.position.salt && at + len as u64 <= window.size;
+                if fits && window.get(at, len).is_ok_and(|f| frame_is_sound(f, header.salt, at, header.commit)) {
+                    let file = self.storage.describe(name);
+                    return Some(SoundFrame { file, offset: at, first_seq: header.first_seq });
+                }
+            }
+            at += BLOCK as u64;
+        }
+        None
+    }
+}
+
+fn corrupt_at(storage: &dyn Storage, position: &Position, name: &str, offset: u64, reason: &str) -> ScanError {
+    ScanError::Corrupt(Box::new(Corruption {
+        file: storage.describe(name),
+        offset,
+        expected_seq: position.next_seq,
+        reason: reason.to_owned(),
+        next_sound: None,
+    }))
+}
+
+/// What in a block behind the last sound frame no crash could have left there. Notes whether anything was written.
+fn fault_of_block(block: &[u8], at: u64, end: &Position, written: &mut bool) -> Option<&'static str> {
+    if block.iter().all(|b| *b == 0) {
+        return None;
+    }
+    *written = true;
+    if let Some(header) = decode_header(block) {
+        if header.salt != end.salt || header.offset != at {
+            return Some("a frame of another place or segment lies here");
+        }
+        if at == end.offset && (header.first_seq != end.next_seq || header.prev_hash != end.head_hash) {
+            return Some("the frame does not continue the chain");
+        }
+    }
+    let expected = commit_tag(end.next_commit);
+    for (index, sector) in block.chunks_exact(SECTOR).enumerate() {
+        match classify_sector(sector, end.salt, at + (index * SECTOR) as u64, end.next_commit) {
+            Sector::Unwritten | Sector::Garbage => {}
+            Sector::Sound(tag) if tag == expected => {}
+            Sector::Sound(_) => return Some("a frame is damaged, and a sound sector of another commit lies behind it"),
+            Sector::Rotten => return Some("a sector was written whole and has changed since"),
+        }
+    }
+    None
+}
+
+/// A read-ahead view of one file.
+struct Window {
+    file: Arc<dyn BlockFile>,
+    size: u64,
+    buf: AlignedBuf,
+    start: u64,
+    filled: usize,
+}
+
+impl Window {
+    fn new(file: Arc<dyn BlockFile>, size: u64) -> Self {
+        let buf = AlignedBuf::new(WINDOW.min(size as usize));
+        Self { file, size, buf, start: 0, filled: 0 }
+    }
+
+    /// The `len` bytes at `offset`, which must lie within the file.
+    fn get(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
+        let inside = offset >= self.start && offset + len as u64 <= self.start + self.filled as u64;
+        if !inside {
+            self.buf.reserve(len);
+            self.filled = 0;
+            let want = (self.size - offset).min(self.buf.len() as u64) as usize;
+            self.file.read_at(&mut self.buf[..want], offset)?;
+            self.start = offset;
+            self.filled = want;
+        }
+        let from = (offset - self.start) as usize;
+        Ok(&self.buf[from..from + len])
+    }
+}

@@ -1,0 +1,79 @@
+/* The hash chain: `prev` of event n is the SHA-256 of the exact stored bytes of event n-1. Pure.
+   A record is {bytes, event}: a stored line, and what it parses to (null where it is not JSON). */
+'use strict';
+(() => {
+const HB = (globalThis.HB ??= {});
+const decoder = new TextDecoder();
+
+function parse(bytes) {
+	try {
+		return { bytes, event: JSON.parse(decoder.decode(bytes)) };
+	} catch {
+		return { bytes, event: null };
+	}
+}
+
+/** JSON lines → records. */
+function records(bytes) {
+	const out = [];
+	for (let from = 0; from < bytes.length; ) {
+		let to = bytes.indexOf(10, from);
+		if (to < 0) to = bytes.length;
+		if (to > from) out.push(parse(bytes.slice(from, to)));
+		from = to + 1;
+	}
+	return out;
+}
+
+/**
+ * The verdict on a record: {ok, words, computed}; `ok` is null where it cannot be decided, `computed` the hash of the predecessor.
+ * `ledger` holds the node's records from seq `from` on: by position, not by the seq a line claims, so that a dropped or
+ * swapped event stands where it must not. Both links count: only what came *after* an event ties down its own bytes.
+ */
+function verdict({ event: { seq, prev }, bytes }, ledger, from, head) {
+	const [before, at, after] = [-1, 0, 1].map((step) => ledger[seq + step - from]);
+	let computed = '';
+	const say = (ok, words) => ({ ok, words, computed });
+	if (seq > 1 && !before) return say(null, `event ${seq - 1} could not be read`);
+	if (seq > 1 && before.event?.seq !== seq - 1) return say(false, `event ${seq - 1} is not in its place`);
+	computed = seq === 1 ? '0'.repeat(64) : HB.sha256(before.bytes);
+	if (computed !== prev) return say(false, `prev is not the hash of event ${seq - 1}`);
+	const own = HB.sha256(bytes);
+	if (!at) return say(false, 'the ledger does not hold it');
+	if (HB.sha256(at.bytes) !== own) return say(false, 'the ledger holds other bytes than the job’s trace');
+	if (after && after.event?.seq !== seq + 1) return say(false, `event ${seq + 1} is not in its place`);
+	if (after && after.event.prev !== own) return say(false, `event ${seq + 1} names another hash for its bytes`);
+	if (!after && head?.seq === seq && head.hash !== own) return say(false, 'the head of the ledger names another hash for its bytes');
+	return say(true, `linked to event ${seq - 1} and ${after ? `event ${seq + 1}` : 'the head of the ledger'}`);
+}
+
+/** The ranges of the ledger that hold these seqs and their neighbours, near ones joined. */
+function plan(seqs, join = 16, most = 500) {
+	const ranges = [];
+	for (const seq of [...seqs].sort((a, b) => a - b)) {
+		const from = Math.max(1, seq - 1);
+		const last = ranges.at(-1);
+		if (last && from <= last.to + join && seq + 1 - last.from < most) last.to = seq + 1;
+		else ranges.push({ from, to: seq + 1 });
+	}
+	return ranges.map(({ from, to }) => ({ from, limit: to - from + 1 }));
+}
+
+/** Checks a live stream link by link, from a known {seq, hash} on. */
+class Follower {
+	constructor({ seq, hash }) {
+		Object.assign(this, { seq, hash });
+	}
+
+	/** '' where the event continues the chain, else what is wrong. Goes on from it in any case. */
+	accept({ bytes, event: { seq, prev } }) {
+		let wrong = '';
+		if (seq !== this.seq + 1) wrong = `event ${seq} came after event ${this.seq}`;
+		else if (prev !== this.hash) wrong = `prev of event ${seq} is not the hash of event ${this.seq}`;
+		Object.assign(this, { seq, hash: HB.sha256(bytes) });
+		return wrong;
+	}
+}
+
+HB.chain = { parse, records, verdict, plan, Follower };
+})();

@@ -1,0 +1,135 @@
+/* A windowed list, and the grid of jobs on top of it: only what can be seen is in the document. */
+'use strict';
+(() => {
+const HB = (globalThis.HB ??= {});
+const { h, setText, setAttribute, format } = HB;
+const OVERSCAN = 6; // rows drawn above and below the visible ones
+
+/** rows: the parent of all rows inside `scroller`; make() gives a row, draw(row, index) fills it; rowHeight() in px. */
+class Windowed {
+	count = 0;
+	pool = [];
+
+	constructor(parts) {
+		Object.assign(this, parts);
+		this.scroller.addEventListener('scroll', () => this.refresh(), { passive: true });
+		this.observer = new ResizeObserver(() => this.refresh());
+		this.observer.observe(this.scroller);
+	}
+
+	refresh() {
+		this.frame ??= requestAnimationFrame(() => this.paint());
+	}
+
+	paint() {
+		this.frame = null;
+		const row = this.rowHeight();
+		const { scrollTop, clientHeight } = this.scroller;
+		this.rows.style.height = `${this.count * row}px`;
+		const first = Math.max(0, Math.floor(scrollTop / row) - OVERSCAN);
+		const last = Math.min(this.count, Math.ceil((scrollTop + clientHeight) / row) + OVERSCAN);
+		const size = Math.max(0, last - first);
+		while (this.pool.length < size) this.rows.append(this.pool[this.pool.push(this.make()) - 1]);
+		while (this.pool.length > size) this.pool.pop().remove();
+		// Row i always lives in slot i mod size, so that scrolling by one redraws one.
+		for (let i = first; i < last; i++) {
+			const element = this.pool[i % size];
+			element.style.transform = `translateY(${i * row}px)`;
+			this.draw(element, i);
+		}
+	}
+}
+
+const COLUMNS = ['State', 'Job', 'Last word', 'Image', 'Attempt', 'Received', 'Time run'];
+
+/** The grid of jobs. open(id) is called for Enter and clicks; now() is the node's time in ms. */
+class JobGrid {
+	jobs = [];
+	activeId = null; // by id: the list shifts under the selection whenever a job arrives
+
+	constructor({ open, now }) {
+		Object.assign(this, { open, now });
+		this.rows = h('div', { role: 'rowgroup', class: 'rows' });
+		this.header = h('div', { role: 'row', class: 'row' }, COLUMNS.map((name, i) => h('span', { role: 'columnheader', class: `c${i}` }, name)));
+		this.element = h('div', { role: 'grid', class: 'grid', tabindex: 0, 'aria-label': 'Jobs, newest first' }, h('div', { role: 'rowgroup', class: 'headings' }, this.header), this.rows);
+		const rowHeight = () => parseFloat(getComputedStyle(this.element).getPropertyValue('--row'));
+		this.list = new Windowed({ scroller: this.element, rows: this.rows, make: makeRow, draw: (row, i) => this.draw(row, i), rowHeight });
+		this.element.addEventListener('keydown', (event) => this.key(event));
+		this.element.addEventListener('focus', () => this.move(0));
+		this.rows.addEventListener('click', ({ target }) => {
+			if (!target.closest('a') && getSelection().type !== 'Range') open(target.closest('.row').job.job_id);
+		});
+	}
+
+	show(jobs) {
+		this.jobs = jobs;
+		this.list.count = jobs.length;
+		setAttribute(this.element, 'aria-rowcount', jobs.length + 1);
+		this.list.refresh();
+	}
+
+	move(step) {
+		if (this.jobs.length === 0) return;
+		const at = this.jobs.findIndex((job) => job.job_id === this.activeId);
+		const index = Math.max(0, Math.min(this.jobs.length - 1, at < 0 ? 0 : at + step));
+		this.activeId = this.jobs[index].job_id;
+		const row = this.list.rowHeight();
+		const { scrollTop, clientHeight } = this.element;
+		const lowest = (index + 1) * row + this.header.offsetHeight - clientHeight;
+		this.element.scrollTop = Math.max(lowest, Math.min(scrollTop, index * row));
+		this.list.refresh();
+	}
+
+	key(event) {
+		const page = Math.floor(this.element.clientHeight / this.list.rowHeight()) - 1;
+		const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, g: -Infinity, End: Infinity, G: Infinity }[event.key];
+		if (event.ctrlKey || event.metaKey || event.altKey || !(step || event.key === 'Enter')) return;
+		if (step) this.move(step);
+		else if (this.activeId !== null) this.open(this.activeId);
+		event.preventDefault();
+		event.stopPropagation();
+	}
+
+	draw(row, index) {
+		const job = (row.job = this.jobs[index]);
+		const isActive = job.job_id === this.activeId;
+		const ran = HB.model.runTime(job, this.now());
+		row.id = `row-${index}`;
+		setAttribute(row, 'aria-rowindex', index + 2);
+		setAttribute(row, 'aria-selected', isActive);
+		if (isActive) setAttribute(this.element, 'aria-activedescendant', row.id);
+		const [state, link, ...cells] = row.cells;
+		state.update(job.state);
+		setText(link, job.job_id);
+		setAttribute(link, 'href', `#/jobs/${encodeURIComponent(job.job_id)}`);
+		const texts = [
+			lastWord(job),
+			job.image_hash.replace(/^sha256:(.{12}).*/, '$1'),
+			String(job.attempt),
+			format.moment(job.received, this.now()),
+			ran === null ? '' : format.duration(job.ended ? ran : Math.floor(ran / 1000) * 1000),
+		];
+		const titles = [texts[0], job.image_hash, '', job.received, ''];
+		cells.forEach((cell, i) => {
+			setText(cell, texts[i]);
+			setAttribute(cell, 'title', titles[i] || null);
+		});
+		setAttribute(cells[2], 'data-many', job.attempt > 1 ? '' : null);
+	}
+}
+
+function makeRow() {
+	const cells = [HB.mark('state', 'RECEIVED'), h('a', { tabindex: -1 }), ...COLUMNS.slice(2).map(() => h('span'))];
+	const row = h('div', { role: 'row', class: 'row' }, cells.map((cell, i) => h('span', { role: 'gridcell', class: `c${i}` }, cell)));
+	return Object.assign(row, { cells });
+}
+
+/** What a reader wants to know of a job in one line: why it failed, or how far it is. */
+function lastWord(job) {
+	if (job.state === 'CRASH') return format.cause(job.reason);
+	if (job.state === 'FAILED') return format.join(job.reason, job.exit_code != null && `exit ${job.exit_code}`);
+	return format.marker(job.last_d1_stable);
+}
+
+Object.assign(HB, { Windowed, JobGrid });
+})();

@@ -1,0 +1,133 @@
+/* Server-sent events over fetch: EventSource cannot send a token, hides heartbeats, and decodes the bytes that must be hashed. */
+'use strict';
+(() => {
+const HB = (globalThis.HB ??= {});
+const STALE_MS = 25_000; // the agent writes at least a comment every 10 s
+const BACKOFF_MS = [500, 1000, 2000, 4000, 8000];
+const LINE_MAX = 8 << 20; // bytes; a longer line is no event stream
+const decoder = new TextDecoder();
+
+/**
+ * Bytes in, messages out: {id, event, data}. `id` is null where a message has none of its own; `data` is the exact bytes of
+ * its last data line (the agent writes one). Chunks may end anywhere. Pure.
+ */
+class SseParser {
+	constructor(onMessage) {
+		Object.assign(this, { onMessage, rest: new Uint8Array(0), afterCr: false });
+		this.clear();
+	}
+
+	clear() {
+		Object.assign(this, { id: null, event: 'message', data: null });
+	}
+
+	push(chunk) {
+		const buffer = new Uint8Array(this.rest.length + chunk.length);
+		buffer.set(this.rest);
+		buffer.set(chunk, this.rest.length);
+		let from = 0;
+		for (let i = this.rest.length; i < buffer.length; i++) {
+			const byte = buffer[i];
+			if (byte === 10 || byte === 13) {
+				// The \n of a \r\n ends nothing: its \r already did.
+				if (byte === 13 || !this.afterCr) this.line(buffer.subarray(from, i));
+				from = i + 1;
+			}
+			this.afterCr = byte === 13;
+		}
+		this.rest = buffer.slice(from);
+		if (this.rest.length > LINE_MAX) throw new HB.ApiError(0, 'The event stream makes no sense.');
+	}
+
+	line(bytes) {
+		if (bytes.length === 0) {
+			const { id, event, data } = this;
+			this.clear();
+			if (data) this.onMessage({ id, event, data });
+			return;
+		}
+		let colon = bytes.indexOf(58);
+		if (colon < 0) colon = bytes.length;
+		const name = decoder.decode(bytes.subarray(0, colon)); // '' is a comment: the heartbeat
+		const value = bytes.slice(bytes[colon + 1] === 32 ? colon + 2 : colon + 1);
+		if (name === 'data') this.data = value;
+		else if (name === 'id' || name === 'event') this[name] = decoder.decode(value);
+	}
+}
+
+/**
+ * Keeps one stream to a node alive, resumed behind the last event seen. Before each connection `await on.head(head)` gives
+ * the seq to go on after. on.record({bytes, event}), on.aux(name, data), on.state({name, since, behind, message}).
+ * Names: connecting, catching up, live, stale (connected but silent), offline, token needed.
+ */
+class Stream {
+	failures = 0;
+	lastByte = 0;
+
+	constructor(api, on) {
+		Object.assign(this, { api, on });
+		this.state('connecting');
+		setInterval(() => {
+			if (Date.now() - this.lastByte < STALE_MS || (this.name !== 'live' && this.name !== 'catching up')) return;
+			this.state('stale');
+			this.abort.abort();
+		}, 1000);
+		this.run();
+	}
+
+	/** Ends a back-off: the network or the page is back, or there is a token. */
+	retry() {
+		this.wake?.();
+	}
+
+	state(name, more) {
+		if (name === this.name && !more) return;
+		if (name !== this.name) this.since = Date.now();
+		this.name = name;
+		this.on.state({ name, since: this.since, ...more });
+	}
+
+	async run() {
+		for (;;) {
+			try {
+				await this.connection();
+			} catch (error) {
+				const message = error instanceof HB.ApiError ? error.message : 'The connection broke.';
+				if (error.status === 401) this.state('token needed', { message });
+				// A dropped stream is called offline only once a new connection has failed as well.
+				else if (this.failures > 0) this.state('offline', { message });
+			}
+			const wait = BACKOFF_MS[Math.min(this.failures++, BACKOFF_MS.length - 1)];
+			await new Promise((resolve) => {
+				this.wake = resolve;
+				setTimeout(resolve, wait * (0.75 + Math.random() / 2));
+			});
+		}
+	}
+
+	async connection() {
+		const head = await this.api.json('/api/ledger/head');
+		let seq = await this.on.head(head);
+		const { signal } = (this.abort = new AbortController());
+		const slow = setTimeout(() => this.abort.abort(), STALE_MS);
+		const response = await this.api.request(`/api/events?after=${seq}`, { accept: 'text/event-stream', signal }).finally(() => clearTimeout(slow));
+		const parser = new SseParser(({ id, event, data }) => {
+			if (id === null) return this.on.aux(event, data);
+			const record = HB.chain.parse(data);
+			if (!(record.event?.seq > seq)) return;
+			seq = record.event.seq;
+			this.on.record(record);
+		});
+		this.failures = 0;
+		const reader = response.body.getReader();
+		for (let next = {}; !next.done; next = await reader.read()) {
+			this.lastByte = Date.now();
+			if (next.value) parser.push(next.value);
+			if (seq >= head.seq) this.state('live');
+			else this.state('catching up', { behind: head.seq - seq });
+		}
+	}
+}
+
+Object.assign(HB, { SseParser, Stream });
+})();

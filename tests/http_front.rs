@@ -1,0 +1,466 @@
+//! The HTTP front over real sockets: framing attacks, limits, deadlines, bursts, recovery.
+#![allow(clippy::unwrap_used)]
+
+mod http_support;
+
+use hackbrain::http::server::Limits;
+use http_support::*;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[test]
+fn framing_attacks() {
+    let (server, address) = start(Limits::default());
+    const POST: &str = "POST /x HTTP/1.1\r\nHost: a\r\n";
+    const CHUNKED: &str = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const NEXT: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let many = "X: y\r\n".repeat(65);
+    let long = "x".repeat(20_000);
+    // Bytes in; statuses out, in order; whether the server then closes.
+    let rows: Vec<(String, &[u16], bool)> = vec![
+        (get("/"), &[200], false),
+        (format!("{}{}", get("/"), get("/")), &[200, 200], false),
+        (format!("{POST}Content-Length: 3\r\n\r\nabc{NEXT}"), &[200, 200], false),
+        (format!("{CHUNKED}3\r\nabc\r\n0\r\nT: u\r\n\r\n{NEXT}"), &[200, 200], false),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".into(), &[200], true),
+        ("GET / HTTP/1.0\r\n\r\n".into(), &[200], true),
+        ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".into(), &[200], false),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n{NEXT}"), &[200], true),
+        // Lengths.
+        (format!("{POST}Content-Length: 1152921504606846976\r\n\r\n"), &[413], true),
+        (format!("{POST}Content-Length: 18446744073709551615\r\n\r\n{NEXT}"), &[413], true),
+        (format!("{POST}Content-Length: 99999999999999999999999999\r\n\r\n{NEXT}"), &[413], true),
+        (format!("{POST}Content-Length: -5\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{POST}Content-Length: +5\r\n\r\nabcde{NEXT}"), &[400], true),
+        (format!("{POST}Content-Length: 3, 3\r\n\r\nabc{NEXT}"), &[400], true),
+        (format!("{POST}Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc{NEXT}"), &[200, 200], false),
+        (format!("{POST}Content-Length: 3\r\nContent-Length: 0\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{POST}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{POST}Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{POST}\r\n{NEXT}"), &[411], true),
+        // Transfer codings.
+        (format!("{POST}Transfer-Encoding: gzip\r\n\r\n{NEXT}"), &[501], true),
+        (format!("{POST}Transfer-Encoding: chunked, identity\r\n\r\n{NEXT}"), &[501], true),
+        (format!("{POST}Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{POST}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{NEXT}"), &[400], true),
+        ("POST /x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(), &[400], true),
+        (format!("{CHUNKED}3\r\nabcd\r\n0\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{CHUNKED}3\r\nab\r\n0\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{CHUNKED}3\nabc\n0\n\n{NEXT}"), &[400], true),
+        (format!("{CHUNKED}0x3\r\nabc\r\n0\r\n\r\n{NEXT}"), &[400], true),
+        (format!("{CHUNKED}-1\r\n{NEXT}"), &[400], true),
+        (format!("{CHUNKED}ffffffffffffffff1\r\n{NEXT}"), &[413], true),
+        (format!("{CHUNKED}100001\r\n{NEXT}"), &[413], true),
+        (format!("{CHUNKED}3;{long}"), &[400], true),
+        (format!("{CHUNKED}0\r\n{}", "T: u\r\n".repeat(5_000)), &[400], true),
+        // Heads.
+        ("GET / HTTP/1.1\r\n\r\n".into(), &[400], true),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), &[400], true),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n folded\r\n\r\n".into(), &[400], true),
+        ("GET / HTTP/1.1\nHost: a\n\n".into(), &[400], true),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"), &[431], true),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"), &[431], true),
+        (format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"), &[431], true),
+        ("GET /%00 HTTP/1.1\r\nHost: a\r\n\r\n".into(), &[400], true),
+        ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n".into(), &[400], true),
+        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), &[505], true),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), &[505], true),
+        ("\x16\x03\x01\x02\x00\x01".into(), &[400], true),
+        (format!("{POST}Content-Length: 3\r\nExpect: magic\r\n\r\nabc{NEXT}"), &[417], true),
+        (format!("HEAD / HTTP/1.1\r\nHost: a\r\nExpect: magic\r\n\r\n{NEXT}"), &[417], true),
+        // A client's bytes that a handler lets into a header.
+        (get("/inject?x=fine"), &[200], false),
+        (get("/inject?x=a%0d%0aContent-Length:0%0d%0a%0d%0aHTTP/1.1+200+OK"), &[], true),
+    ];
+    for (bytes, statuses, closes) in &rows {
+        let (answers, closed) = exchange(address, bytes.as_bytes());
+        let got: Vec<u16> = answers.iter().map(|a| a.status).collect();
+        let name = &bytes[..bytes.len().min(160)];
+        assert_eq!((got.as_slice(), closed), (*statuses, *closes), "{name:?}");
+        for answer in &answers {
+            assert!(answer.has("X-Content-Type-Options: nosniff"), "{name:?}: {}", answer.head);
+            let close = answer.has("Connection: close");
+            assert_eq!(close, *closes, "{name:?}: {}", answer.head);
+            if answer.status >= 400 {
+                assert!(answer.has("Content-Type: application/json"), "{name:?}: {}", answer.head);
+                assert!(bytes.starts_with("HEAD") || is_json(&answer.body), "{name:?}");
+            }
+        }
+    }
+    assert_eq!(count(&server.counters().handler_panics), 0);
+    assert!(count(&server.counters().rejected) > 20);
+}
+
+#[test]
+fn expect_continue_is_sent_before_the_body_and_never_for_a_refused_one() {
+    let (_server, address) = start(Limits::default());
+    let head = |length: u64| {
+        format!("POST /x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+    };
+    let mut client = connect(address);
+    client.write_all(head(3).as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut client, false).unwrap().status, 100);
+    client.write_all(b"abc").unwrap();
+    assert_eq!(read_answer(&mut client, false).unwrap().body, b"POST /x abc");
+    client.write_all(head(1 << 40).as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut client, false).unwrap().status, 413);
+}
+
+#[test]
+fn head_has_the_length_and_no_body() {
+    let (_server, address) = start(Limits::default());
+    let mut client = connect(address);
+    for (path, line) in [("/x", "Content-Length: 8"), ("/big", "Content-Length: 67108864")] {
+        client.write_all(format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+        let answer = read_answer(&mut client, true).unwrap();
+        assert!(answer.has(line), "{}", answer.head);
+    }
+    // Were a body byte left in between, this would not parse.
+    assert_eq!(ask(&mut client, "/y").body, b"GET /y ");
+    client.write_all(b"HEAD /three HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(read_answer(&mut client, true).unwrap().has("Content-Type: text/event-stream"));
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn bodies_of_every_shape() {
+    let (server, address) = start(Limits::default());
+    let mut client = connect(address);
+    let answer = ask(&mut client, "/unknown-length");
+    assert!(answer.has("Transfer-Encoding: chunked") && answer.body == [b'u'; 100_000]);
+    let answer = ask(&mut client, "/empty");
+    assert!(answer.status == 204 && !answer.head.to_ascii_lowercase().contains("content-length"), "{}", answer.head);
+    assert_eq!(ask(&mut client, "/big").body.len(), BIG);
+    let answer = ask(&mut client, "/three");
+    assert!(answer.has("Transfer-Encoding: chunked") && answer.has("Connection: close"), "{}", answer.head);
+    assert_eq!((answer.body.as_slice(), client.read(&mut [0]).unwrap()), (&b"onetwothree"[..], 0));
+    for (path, body) in [("/three", &b"onetwothree"[..]), ("/unknown-length", &[b'u'; 100_000])] {
+        let mut client = connect(address);
+        client.write_all(format!("GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").as_bytes()).unwrap();
+        let answer = read_answer(&mut client, false).unwrap();
+        assert!(answer.has("Connection: close") && answer.body == body, "{}", answer.head);
+    }
+    assert_eq!(count(&server.counters().responses_cut), 0);
+    let mut client = connect(address);
+    client.write_all(get("/short").as_bytes()).unwrap();
+    let cut = read_answer(&mut client, false).map_err(|e| e.kind());
+    assert!(matches!(cut, Err(io::ErrorKind::UnexpectedEof)), "a body cut short must not look whole: {cut:?}");
+}
+
+#[test]
+fn fifty_pipelined_requests_are_answered_in_order() {
+    let (_server, address) = start(Limits::default());
+    let mut client = connect(address);
+    let post = |n| format!("POST /{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{n:02}");
+    let all: String = (0..50).map(|n| if n % 2 == 0 { get(&format!("/{n}")) } else { post(n) }).collect();
+    client.write_all(all.as_bytes()).unwrap();
+    for n in 0..50 {
+        let expected = if n % 2 == 0 { format!("GET /{n} ") } else { format!("POST /{n} {n:02}") };
+        assert_eq!(read_answer(&mut client, false).unwrap().body, expected.as_bytes());
+    }
+}
+
+#[test]
+fn endless_pipelining_by_a_client_that_never_reads_is_cut() {
+    let (server, address) = start(Limits { write_deadline: Duration::from_millis(300), ..Limits::default() });
+    let mut client = connect(address);
+    let batch = get("/").repeat(1000);
+    let end = Instant::now() + PATIENCE;
+    while client.write_all(batch.as_bytes()).is_ok() {
+        assert!(Instant::now() < end, "never cut");
+    }
+    slots_come_back(server.counters());
+}
+
+#[test]
+fn refusals_arrive_although_the_client_sends_all_before_it_reads() {
+    let (_server, address) = start(Limits::default());
+    let body = vec![b'x'; 4 << 20];
+    let declared = format!("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let chunked = "POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n400000\r\n".to_owned();
+    let header = "GET / HTTP/1.1\r\nHost: a\r\nX: ".to_owned();
+    for (head, status) in [(declared, 413), (chunked, 413), (header, 431)] {
+        for _ in 0..5 {
+            let mut client = connect(address);
+            client.write_all(head.as_bytes()).unwrap();
+            client.write_all(&body).unwrap();
+            let answer = read_answer(&mut client, false).unwrap();
+            assert!(answer.status == status && is_json(&answer.body), "{status}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn a_body_of_exactly_the_limit_is_taken() {
+    let (_server, address) = start(Limits::default());
+    let mut client = connect(address);
+    let body = vec![b'x'; Limits::MAX_BODY];
+    let head = "POST / HTTP/1.1\r\nHost: a\r\n";
+    let declared = [format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    let coding = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+    let chunked = [coding.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+    for request in [declared, chunked] {
+        client.write_all(&request).unwrap();
+        assert_eq!(read_answer(&mut client, false).unwrap().body.len(), "POST / ".len() + body.len());
+    }
+}
+
+#[test]
+fn a_burst_of_forty_connections_is_answered_in_full_while_all_stay_open() {
+    let (server, address) = start(Limits::default());
+    for _ in 0..5 {
+        let mut clients: Vec<_> = (0..40).map(|_| connect(address)).collect();
+        for client in &mut clients {
+            client.write_all(get("/burst").as_bytes()).unwrap();
+        }
+        for client in &mut clients {
+            assert_eq!(read_answer(client, false).unwrap().status, 200);
+        }
+    }
+    slots_come_back(server.counters());
+}
+
+#[test]
+fn six_hundred_idle_connections_leave_503_for_the_rest_and_go_without_a_trace() {
+    let patient = Limits { head_deadline: PATIENCE * 2, ..Limits::default() };
+    let by_all = Limits { max_per_address: usize::MAX, ..patient.clone() };
+    for (cap, limits) in [(patient.max_per_address as u64, patient), (by_all.max_connections as u64, by_all)] {
+        let (server, address) = start(limits);
+        let counters = server.counters();
+        let mut idle: Vec<_> = (0..600).map(|_| connect(address)).collect();
+        eventually("all are accepted", || count(&counters.accepted) == 600);
+        eventually("the rest is refused", || {
+            count(&counters.refused_full) + count(&counters.refused_address) == 600 - cap
+        });
+        assert_eq!(count(&counters.active), cap);
+        let mut refused = connect(address);
+        // The answer is there before the question; a reset now would fail the second write, and the client's reading.
+        refused.peek(&mut [0]).unwrap();
+        refused.write_all(get("/").as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(100));
+        refused.write_all(get("/").as_bytes()).unwrap();
+        let answer = read_answer(&mut refused, false).unwrap();
+        assert!(answer.status == 503 && is_json(&answer.body), "{answer:?}");
+        assert!(answer.has("Retry-After: 1") && answer.has("Connection: close"), "{}", answer.head);
+        idle.clear();
+        slots_come_back(counters);
+        assert_eq!(ask(&mut connect(address), "/").status, 200);
+    }
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_is_answered_503() {
+    // Half of all the address space there is, beside everything else: no mapping of that size is granted.
+    let (server, address) = start(Limits { stack: 1 << 47, ..Limits::default() });
+    for _ in 0..3 {
+        assert_eq!(ask(&mut connect(address), "/").status, 503);
+    }
+    assert_eq!((count(&server.counters().refused_no_thread), count(&server.counters().active)), (3, 0));
+}
+
+#[test]
+fn a_trickle_does_not_stretch_a_deadline() {
+    let ms = Duration::from_millis;
+    let limits = Limits { head_deadline: ms(400), body_deadline: ms(400), idle_deadline: ms(200), ..Limits::default() };
+    let (_server, address) = start(limits);
+    for opening in ["G", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"] {
+        let mut client = connect(address);
+        client.write_all(opening.as_bytes()).unwrap();
+        let mut writer = client.try_clone().unwrap();
+        let trickle = thread::spawn(move || {
+            let end = Instant::now() + PATIENCE;
+            while Instant::now() < end && writer.write_all(b"x").is_ok() {
+                thread::sleep(ms(20));
+            }
+        });
+        let begun = Instant::now();
+        assert_eq!(read_answer(&mut client, false).unwrap().status, 408);
+        assert!(begun.elapsed() < PATIENCE / 2);
+        client.shutdown(Shutdown::Both).unwrap();
+        trickle.join().unwrap();
+    }
+    // Idle, whether never used or between requests: closed without a word.
+    let mut client = connect(address);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    let mut client = connect(address);
+    assert_eq!(ask(&mut client, "/").status, 200);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_reader_below_the_minimum_rate_is_cut_although_it_never_stalls() {
+    let write_deadline = Duration::from_millis(500);
+    let (server, address) = start(Limits { write_deadline, write_bytes_per_second: 1 << 40, ..Limits::default() });
+    let mut client = connect(address);
+    client.write_all(get("/big").as_bytes()).unwrap();
+    let mut piece = vec![0; 32 * 1024];
+    eventually("the response is cut", || {
+        let _ = client.read(&mut piece);
+        count(&server.counters().responses_cut) == 1
+    });
+    slots_come_back(server.counters());
+}
+
+#[test]
+fn a_client_that_leaves_at_any_byte_harms_nothing() {
+    let (server, address) = start(Limits::default());
+    let request = b"POST /x?a=b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    for n in 0..=request.len() {
+        // FIN: an orderly close after n bytes.
+        connect(address).write_all(&request[..n]).unwrap();
+        // RST: closing with an unread answer in the receive buffer resets the connection.
+        let mut client = connect(address);
+        client.write_all(get("/").as_bytes()).unwrap();
+        client.peek(&mut [0]).unwrap();
+        client.write_all(&request[..n]).unwrap();
+        drop(client);
+    }
+    slots_come_back(server.counters());
+    assert_eq!(count(&server.counters().accepted), 2 * (request.len() as u64 + 1));
+    assert_eq!(count(&server.counters().handler_panics), 0);
+    assert_eq!(ask(&mut connect(address), "/").status, 200);
+}
+
+#[test]
+fn a_panicking_handler_is_answered_500_and_counted() {
+    let (server, address) = start(Limits::default());
+    for n in 1..=3 {
+        let (answers, closed) = exchange(address, get("/panic").as_bytes());
+        assert!(closed && answers.len() == 1 && answers[0].status == 500 && is_json(&answers[0].body), "{answers:?}");
+        assert_eq!(count(&server.counters().handler_panics), n);
+    }
+    let (answers, closed) = exchange(address, get("/late-panic").as_bytes());
+    assert!(answers.is_empty() && closed);
+    assert_eq!(count(&server.counters().handler_panics), 4);
+    slots_come_back(server.counters());
+    assert_eq!(ask(&mut connect(address), "/").status, 200);
+}
+
+#[test]
+fn a_stream_sees_its_peer_leave_and_can_be_cut_from_outside() {
+    let (server, address) = start(Limits::default());
+    let streams = || count(&server.counters().streams);
+    for half_close in [true, false] {
+        let mut client = connect(address);
+        client.write_all(get("/watch").as_bytes()).unwrap();
+        eventually("the stream begins", || streams() == 1);
+        if half_close {
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_answer(&mut client, false).unwrap().body, b"here\nbye\n");
+        }
+        drop(client);
+        eventually("the stream ends", || streams() == 0);
+    }
+    let mut client = connect(address);
+    client.write_all(get("/cut").as_bytes()).unwrap();
+    let cut = read_answer(&mut client, false).map_err(|e| e.kind());
+    assert!(matches!(cut, Err(io::ErrorKind::UnexpectedEof)), "a stream cut off must not look ended: {cut:?}");
+    slots_come_back(server.counters());
+}
+
+#[test]
+fn a_drain_ends_idle_connections_and_streams_and_lets_answers_finish() {
+    let (server, address) = start(Limits::default());
+    let mut idle = connect(address);
+    let mut kept = connect(address);
+    assert_eq!(ask(&mut kept, "/").status, 200);
+    let mut watching = connect(address);
+    watching.write_all(get("/watch").as_bytes()).unwrap();
+    let mut flooded = connect(address);
+    flooded.write_all(get("/flood").as_bytes()).unwrap();
+    let mut big = connect(address);
+    big.write_all(get("/big").as_bytes()).unwrap();
+    eventually("all are under way", || {
+        count(&server.counters().streams) == 2 && count(&server.counters().requests) == 4
+    });
+    let reader = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        read_answer(&mut big, false).map(|a| a.body.len())
+    });
+    assert_eq!(server.drain(PATIENCE), 0);
+    assert_eq!(count(&server.counters().active), 0);
+    assert_eq!(read_answer(&mut watching, false).unwrap().body, b"here\nbye\n");
+    assert_eq!((idle.read(&mut [0]).unwrap(), kept.read(&mut [0]).unwrap()), (0, 0));
+    assert_eq!(reader.join().unwrap().unwrap(), BIG);
+    assert!(TcpStream::connect(address).is_err(), "the listener is closed");
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline() {
+    let (server, address) = start(Limits::default());
+    let mut client = connect(address);
+    client.write_all(get("/big").as_bytes()).unwrap();
+    eventually("the response is under way", || count(&server.counters().requests) == 1);
+    assert_eq!(server.drain(Duration::from_millis(200)), 1);
+    slots_come_back(server.counters());
+}
+
+/// Runs one ignored test of this file alone in a process of its own, where descriptors and threads can be counted.
+fn isolated(test: &str, prelude: &str) {
+    let script = format!("{prelude} exec \"$0\" --exact {test} --ignored --test-threads=1");
+    let output = Command::new("sh").arg("-c").arg(script).arg(std::env::current_exe().unwrap()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn entries(directory: &str) -> usize {
+    std::fs::read_dir(directory).unwrap().count()
+}
+
+#[test]
+fn a_stream_to_a_client_that_never_reads_gives_back_its_thread_and_descriptor() {
+    isolated("alone_never_reading", "");
+}
+
+#[test]
+#[ignore = "counts the descriptors of its process: the test above runs it alone"]
+fn alone_never_reading() {
+    let (server, address) = start(Limits { write_deadline: Duration::from_millis(300), ..Limits::default() });
+    let (descriptors, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
+    let mut clients: Vec<_> = (0..20).map(|_| connect(address)).collect();
+    for client in &mut clients {
+        client.write_all(get("/flood").as_bytes()).unwrap();
+    }
+    eventually("all have begun", || count(&server.counters().requests) == 20);
+    eventually("threads and descriptors return while the clients stay", || {
+        entries("/proc/self/fd") == descriptors + clients.len() && entries("/proc/self/task") == threads
+    });
+    assert_eq!(count(&server.counters().responses_cut), 20);
+    assert_eq!(ask(&mut connect(address), "/").status, 200);
+}
+
+#[test]
+fn running_out_of_descriptors_does_not_end_the_accept_loop() {
+    isolated("alone_out_of_descriptors", "ulimit -n 64;");
+}
+
+#[test]
+#[ignore = "uses up the descriptors of its process: the test above runs it alone"]
+fn alone_out_of_descriptors() {
+    let (server, address) = start(Limits::default());
+    let counters = server.counters();
+    let descriptors = entries("/proc/self/fd");
+    for _ in 0..3 {
+        let mut fillers = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            fillers.push(file);
+        }
+        // A blocked accept already holds the descriptor it will return, so one client still gets in; then none is left.
+        let mut early = loop {
+            fillers.pop();
+            if let Ok(client) = TcpStream::connect(address) {
+                break client;
+            }
+        };
+        let errors = count(&counters.accept_errors);
+        eventually("accepting fails, again and again", || count(&counters.accept_errors) > errors + 2);
+        drop(fillers);
+        let mut late = connect(address);
+        assert_eq!((ask(&mut early, "/").status, ask(&mut late, "/").status), (200, 200));
+        drop((early, late));
+        eventually("all descriptors return", || entries("/proc/self/fd") <= descriptors);
+    }
+}

@@ -1,0 +1,45 @@
+'use strict';
+const { test } = require('node:test');
+const assert = require('node:assert/strict');
+const { readdirSync, readFileSync, statSync } = require('node:fs');
+const { join } = require('node:path');
+const { HB } = require('./load.js');
+
+const { duration, bytes, moment, marker, hash, describe } = HB.format;
+const STATIC = join(__dirname, '../../static');
+
+test('durations, sizes, moments', () => {
+  const durations = [[0, '0.00 s'], [9994, '9.99 s'], [12_340, '12.3 s'], [65_000, '1 min 05 s'], [3 * 3600e3 + 720e3, '3 h 12 min'], [51 * 3600e3, '2 d 03 h'], [NaN, ''], [-1, '']];
+  for (const [ms, words] of durations) assert.equal(duration(ms), words);
+  for (const [n, words] of [[0, '0 B'], [1023, '1023 B'], [1536, '1.5 KiB'], [20 << 20, '20 MiB']]) assert.equal(bytes(n), words);
+  const now = Date.UTC(2026, 10, 23, 9);
+  assert.equal(moment('2026-11-23T08:09:47.123456Z', now), '08:09:47');
+  assert.equal(moment('2026-11-21T08:09:47.123456Z', now), '21 Nov 08:09');
+});
+
+test('markers come as lines, as objects, or not at all', () => {
+  assert.equal(marker('[D1_STABLE] step=4'), 'step=4');
+  assert.equal(marker({ line: '[D1_STABLE] step=4', count: 2 }), 'step=4');
+  assert.equal(marker('[D1_STABLE]'), '[D1_STABLE]');
+  assert.equal(marker(null), '');
+});
+
+test('hashes are shortened without their prefix', () => assert.equal(hash('sha256:0123456789abcdef'), '0123456789ab'));
+
+test('an event of every state can be described, with and without detail', () => {
+  for (const state of ['RECEIVED', 'SCHEDULED', 'RUNNING', 'D1_STABLE', 'CRASH', 'RECOVERY', 'COMPLETED', 'FAILED', 'CANCELLED', 'SEALED']) {
+    assert.equal(typeof describe({ state, attempt: 1, detail: {} }), 'string');
+    assert.equal(typeof describe({ state, attempt: 1 }), 'string');
+  }
+  assert.equal(describe({ state: 'FAILED', detail: { reason: 'timeout', exit_code: 143 } }), 'timeout · exit 143');
+});
+
+test('the page stays small, loads every script it has, and never writes HTML', () => {
+  const files = readdirSync(STATIC);
+  const size = files.reduce((sum, name) => sum + statSync(join(STATIC, name)).size, 0);
+  assert.ok(size <= 64_000, `${size} bytes`);
+  const page = readFileSync(join(STATIC, 'index.html'), 'utf8');
+  const scripts = [...page.matchAll(/<script defer src="\.\/([^"]+)"><\/script>/g)].map((match) => match[1]);
+  assert.deepEqual([...scripts].sort(), files.filter((name) => name.endsWith('.js')).sort());
+  for (const name of scripts) assert.doesNotMatch(readFileSync(join(STATIC, name), 'utf8'), /innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b/, name);
+});

@@ -1,0 +1,193 @@
+'use strict';
+const { test } = require('node:test');
+const assert = require('node:assert/strict');
+const { HB, Ledger } = require('./load.js');
+
+const { create, merge, fold, select, runTime, lane, story, folds } = HB.model;
+const manifest = { job_id: 'a', image_hash: 'busybox:latest', command: ['true'], max_attempts: 3 };
+/** The life of a job that is killed once: [state, detail, attempt]. */
+const LIFE = [
+  ['RECEIVED', { manifest }, 1],
+  ['SCHEDULED', { image_id: 'sha256:1', execution_hash: 'e1' }, 1],
+  ['RUNNING', { container: 'hb-a-1' }, 1],
+  ['D1_STABLE', { line: '[D1_STABLE] step=1' }, 1],
+  ['CRASH', { cause: 'killed', exit_code: 137 }, 1],
+  ['RECOVERY', { container: 'hb-a-2', last_d1_stable: '[D1_STABLE] step=1' }, 2],
+  ['D1_STABLE', { line: '[D1_STABLE] step=2' }, 2],
+  ['COMPLETED', { exit_code: 0 }, 2],
+  ['SEALED', { files: 2, bytes: 10 }, 2],
+];
+function life(id = 'a', steps = LIFE, ledger = new Ledger()) {
+  return steps.map(([state, detail, attempt]) => ledger.append(id, state, detail, attempt));
+}
+function folded(events) {
+  const model = create();
+  for (const event of events) fold(model, event);
+  return model;
+}
+
+test('the lifecycle, state by state', () => {
+  const model = create();
+  const seen = life().map((event) => {
+    const { state, phase, attempt, exit_code, reason } = fold(model, event);
+    return [state, phase, attempt, exit_code ?? null, reason ?? null];
+  });
+  assert.deepEqual(seen, [
+    ['RECEIVED', 'waiting', 1, null, null],
+    ['SCHEDULED', 'waiting', 1, null, null],
+    ['RUNNING', 'active', 1, null, null],
+    ['D1_STABLE', 'active', 1, null, null],
+    ['CRASH', 'active', 1, 137, 'killed'],
+    ['RECOVERY', 'active', 2, null, null],
+    ['D1_STABLE', 'active', 2, null, null],
+    ['COMPLETED', 'active', 2, 0, null],
+    ['SEALED', 'ended', 2, 0, null],
+  ]);
+  const job = model.jobs.get('a');
+  assert.equal(job.image_hash, 'busybox:latest');
+  assert.equal(job.execution_hash, 'e1');
+  assert.equal(job.last_d1_stable, '[D1_STABLE] step=2');
+  assert.equal(runTime(job, 0), 6000);
+});
+
+test('repeats and node events change nothing', () => {
+  const ledger = new Ledger();
+  const genesis = ledger.append(null, 'GENESIS');
+  const events = life('a', LIFE.slice(0, 3), ledger);
+  const model = folded([genesis, ...events]);
+  const before = JSON.stringify([...model.jobs]);
+  assert.equal(fold(model, genesis), null);
+  for (const event of events) assert.equal(fold(model, event), null);
+  assert.equal(JSON.stringify([...model.jobs]), before);
+});
+
+test('a retriggered job is active again', () => {
+  const steps = [...LIFE.slice(0, 5), ['FAILED', { reason: 'attempt_limit', exit_code: 137 }, 1], ['RECOVERY', {}, 2]];
+  const { phase, ended, reason } = folded(life('a', steps)).jobs.get('a');
+  assert.deepEqual([phase, ended, reason], ['active', null, null]);
+});
+
+test('summary first or events first: the newer seq wins', () => {
+  const events = life();
+  const after = (n) => ({ ...folded(events.slice(0, n)).jobs.get('a') });
+  for (let from = 1; from < events.length; from++) {
+    for (let to = 1; to <= events.length; to++) {
+      const model = create();
+      merge(model, [after(from)]);
+      for (const event of events.slice(0, to)) fold(model, event);
+      merge(model, [after(from)]);
+      const { state, seq, attempt } = model.jobs.get('a');
+      const newest = events[Math.max(from, to) - 1];
+      assert.deepEqual([state, seq, attempt], [newest.state, newest.seq, newest.attempt], `summary after ${from}, events to ${to}`);
+      assert.equal(model.order.length, 1);
+    }
+  }
+});
+
+test('an event of a job not loaded gives a partial job, which its summary completes', () => {
+  const events = life();
+  const model = create();
+  const job = fold(model, events[3]);
+  assert.equal(job.partial, true);
+  const summary = { ...folded(events.slice(0, 3)).jobs.get('a') };
+  merge(model, [summary]);
+  const whole = model.jobs.get('a');
+  assert.deepEqual([whole.partial, whole.state, whole.image_hash, whole.received], [false, 'D1_STABLE', 'busybox:latest', events[0].time]);
+});
+
+test('newest first, from pages and from the stream, in any order of arrival', () => {
+  const ledger = new Ledger();
+  const events = Array.from({ length: 40 }, (_, i) => ledger.append(`j${i}`, 'RECEIVED', { manifest }));
+  const summaries = events.map((event) => ({ ...folded([event]).jobs.get(event.job_id) }));
+  const model = create();
+  merge(model, summaries.slice(20, 30).reverse());
+  for (const event of events.slice(30)) fold(model, event);
+  merge(model, summaries.slice(0, 20).reverse());
+  assert.deepEqual(model.order.map((job) => job.job_id), events.map((event) => event.job_id).reverse());
+});
+
+test('jobs of one commit share a time, and keep the order of the ledger', () => {
+  const time = '2026-11-23T08:00:00.000000Z';
+  const ledger = new Ledger();
+  const events = Array.from({ length: 6 }, (_, i) => ({ ...ledger.append(`j${i}`, 'RECEIVED', { manifest }), time }));
+  const model = create();
+  merge(model, events.slice(0, 3).reverse().map((event) => ({ ...folded([event]).jobs.get(event.job_id) })));
+  for (const event of events.slice(3)) fold(model, event);
+  assert.deepEqual(model.order.map((job) => job.job_id), ['j5', 'j4', 'j3', 'j2', 'j1', 'j0']);
+});
+
+test('select filters by words and group, and counts what the words leave', () => {
+  const ledger = new Ledger();
+  const model = folded([
+    ...life('alpha', LIFE, ledger),
+    ...life('beta', LIFE.slice(0, 4), ledger),
+    ...life('gamma', [...LIFE.slice(0, 3), ['FAILED', { reason: 'timeout' }, 1]], ledger),
+    ...life('delta', LIFE.slice(0, 1), ledger),
+  ]);
+  const ids = (filter) => select(model, filter).jobs.map((job) => job.job_id);
+  assert.deepEqual(ids(), ['delta', 'gamma', 'beta', 'alpha']);
+  assert.deepEqual(ids({ text: 'BUSY timeout' }), ['gamma']);
+  assert.deepEqual(ids({ text: 'step=1' }), ['beta']);
+  assert.deepEqual(ids({ show: 'sealed' }), ['alpha']);
+  assert.deepEqual(ids({ text: 'a', show: 'active' }), ['beta']);
+  assert.deepEqual(select(model, { show: 'sealed' }).counts, { all: 4, waiting: 1, active: 1, sealed: 1, failed: 1, cancelled: 0 });
+});
+
+test('what a job is found by follows its events', () => {
+  const events = life('a', LIFE.slice(0, 4));
+  const model = folded(events.slice(0, 3));
+  assert.equal(select(model, { text: 'step=1' }).jobs.length, 0);
+  fold(model, events[3]);
+  assert.equal(select(model, { text: 'step=1' }).jobs.length, 1);
+});
+
+test('the lane: waiting, attempts, down and sealing follow one another without a gap', () => {
+  const events = life();
+  const parts = lane(events, Date.parse(events.at(-1).time) + 5000);
+  assert.deepEqual(parts.map(({ kind, attempt, from, to, open }) => [kind, attempt, to - from, open]), [
+    ['wait', 1, 2000, false],
+    ['run', 1, 2000, false],
+    ['down', 1, 1000, false],
+    ['run', 2, 2000, false],
+    ['seal', 2, 1000, false],
+  ]);
+  for (let i = 1; i < parts.length; i++) assert.equal(parts[i].from, parts[i - 1].to);
+  const open = lane(events.slice(0, 4), Date.parse(events[3].time) + 500).at(-1);
+  assert.deepEqual([open.kind, open.open, open.to - open.from], ['run', true, 1500]);
+});
+
+test('the story, at every state', () => {
+  const events = life();
+  const now = (i) => Date.parse(events[i].time);
+  const told = events.map((_, i) => story(events.slice(0, i + 1), now(i)));
+  assert.equal(told[0], 'Has waited 0.00 s.');
+  assert.equal(told[3], 'Waited 2.00 s and has run 1.00 s.');
+  assert.equal(told[4], 'Waited 2.00 s, ran 2.00 s, crashed once and waits for another attempt, because it was killed.');
+  assert.equal(told[6], 'Waited 2.00 s, has run 3.00 s, survived 1 crash and resumed after “step=1”.');
+  assert.equal(told[8], 'Waited 2.00 s, ran 4.00 s, survived 1 crash, resumed after “step=1” and sealed 2 artifacts.');
+  const refused = life('b', [LIFE[0], ['FAILED', { reason: 'image not allowed' }, 1]]);
+  assert.equal(story(refused, now(1)), 'Failed: image not allowed.');
+});
+
+test('folds keep every event once, in order, and fold only long runs of D1_STABLE', () => {
+  const states = (n) => ['RUNNING', ...Array(n).fill('D1_STABLE'), 'CRASH', 'RECOVERY', 'D1_STABLE'].map((state) => ({ state }));
+  for (const n of [0, 1, 7, 8, 9, 500]) {
+    const parts = folds(states(n));
+    let at = 0;
+    for (const { from, to } of parts) {
+      assert.equal(from, at);
+      assert.ok(to > from);
+      at = to;
+    }
+    assert.equal(at, n + 4);
+    assert.deepEqual(parts.filter((p) => p.folded).map((p) => p.to - p.from), n < 8 ? [] : [n - 4]);
+  }
+});
+
+test('10,000 jobs fold and select within a frame or two', () => {
+  const model = create();
+  const time = (i) => new Date(Date.UTC(2026, 0, 1) + i * 1000).toISOString();
+  for (let i = 0; i < 10_000; i++) fold(model, { seq: i + 1, job_id: `j${i}`, attempt: 1, time: time(i), state: 'RECEIVED', detail: { manifest } });
+  assert.equal(select(model).jobs.length, 10_000);
+  assert.equal(select(model, { text: 'j9999' }).jobs.length, 1);
+});
