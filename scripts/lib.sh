@@ -21,15 +21,14 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Runs a command with root's rights.
+# Runs a command with root's rights; need_root was asked before, where its message is seen.
 as_root() {
-    if [ "$(id -u)" -eq 0 ]; then
-        "$@"
-    elif have sudo; then
-        sudo "$@"
-    else
-        die "this step needs root and there is no sudo: run it as root: $*"
-    fi
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# need_root WHAT
+need_root() {
+    [ "$(id -u)" -eq 0 ] || have sudo || die "$1 needs root, and there is no sudo: run this as root"
 }
 
 # progress TITLE COMMAND…: runs the command with its output in a log; one dot per TICK_S seconds, then the time it took.
@@ -73,6 +72,7 @@ apt_update_once() {
 # install PACKAGE…: Debian packages by name.
 install() {
     have apt-get || die "missing: $*; this is no Debian system, install them by hand"
+    need_root "installing $*"
     apt_update_once
     progress "Installing $*" \
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout="$APT_LOCK_WAIT_S" \
@@ -97,5 +97,7 @@ engine_answers() { have docker && engine_version >/dev/null; }
 # cargo from where rustup puts it, also in a shell that never read the profile.
 need_cargo() {
     have cargo || PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
-    have cargo && have rustc || die "the Rust toolchain is missing (cargo, rustc): install it, then run this again"
+    if ! have cargo || ! have rustc; then
+        die "the Rust toolchain is missing (cargo, rustc): install it, then run this again"
+    fi
 }

@@ -14,7 +14,7 @@ STABLE_EVERY_S=1
 follow_trace() {
     local job=$1 binary=$2
     # last_seq, final and the counters are set by show_event.
-    local last_seq=0 final='' attempt=0 stable=0 stable_hidden=0 stable_shown_at=-1 began=$SECONDS stream curl_pid
+    local last_seq=0 final='' attempt=0 step=0 stable=0 stable_hidden=0 stable_shown_at=-1 began=$SECONDS stream curl_pid
     while [ -z "$final" ]; do
         exec {stream}< <(exec curl -sN "$URL/api/events?job=$job&after=$last_seq")
         curl_pid=$!
@@ -26,7 +26,7 @@ follow_trace() {
         sleep 0.2
     done
     case "$final" in
-    SEALED) say "sealed after $((SECONDS - began)) s, $stable stable steps" ;;
+    SEALED) say "sealed after $((SECONDS - began)) s, $stable D1_STABLE events" ;;
     *) explain_and_die "$job" ;;
     esac
 }
@@ -59,6 +59,7 @@ show_event() {
     case "$state" in
     D1_STABLE)
         stable=$((stable + 1))
+        [[ $event =~ \ step=([0-9]+) ]] && step="${BASH_REMATCH[1]}"
         if [ $((SECONDS - stable_shown_at)) -lt "$STABLE_EVERY_S" ] && [ "$stable_shown_at" -ge 0 ]; then
             stable_hidden=$((stable_hidden + 1))
         else
@@ -78,7 +79,7 @@ show_event() {
         ;;
     esac
     case "$state" in SEALED | FAILED | CANCELLED) final=$state ;; esac
-    chaos_step "$job" "$stable" "$attempt" "$binary"
+    chaos_step "$job" "$step" "$attempt" "$binary"
 }
 
 print_event() { printf '  %s  %s  %-10s %s\n' "$1" "$2" "$3" "$4" >&2; }

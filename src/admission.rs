@@ -26,11 +26,8 @@ impl Admission {
     /// 400 where the host cannot do it, 403 where the agent does not allow it.
     pub fn check(&self, manifest: &Manifest) -> Result<(), Rejection> {
         if !self.images.iter().any(|glob| glob_matches(glob, &manifest.image_hash)) {
-            let message = format!(
-                "image {:?} is not allowed here; allowed are: {}",
-                manifest.image_hash,
-                self.images.join(", ")
-            );
+            let message =
+                format!("image {:?} is not allowed here; allowed are: {}", manifest.image_hash, self.images.join(", "));
             return Err(Rejection::new(403, "image_not_allowed", message).field("image_hash"));
         }
         if manifest.network == Network::Bridge && !self.network {
@@ -59,7 +56,10 @@ impl Admission {
             return refuse("cpus", format!("{cpus} CPUs were asked for; this host has {}", self.host.cpus));
         }
         if let Some(memory) = asked.memory_mib.filter(|memory| *memory > self.host.memory_mib) {
-            return refuse("memory_mib", format!("{memory} MiB were asked for; this host has {}", self.host.memory_mib));
+            return refuse(
+                "memory_mib",
+                format!("{memory} MiB were asked for; this host has {}", self.host.memory_mib),
+            );
         }
         match asked.gpus {
             Some(gpus) if gpus > 0 => Err(unsupported("resources.gpus", "leave it out")),
@@ -69,7 +69,8 @@ impl Admission {
 }
 
 fn unsupported(field: &str, instead: &str) -> Rejection {
-    Rejection::new(400, "not_supported", format!("this version does not support {field} of this kind; {instead}")).field(field)
+    Rejection::new(400, "not_supported", format!("this version does not support {field} of this kind; {instead}"))
+        .field(field)
 }
 
 /// `*` matches any characters, everything else itself.

@@ -192,7 +192,7 @@ impl Serve {
 
 fn segment_size(text: &str) -> Result<u64, String> {
     let size: u64 = text.parse().map_err(|_| "not a number of bytes".to_owned())?;
-    if size < SEGMENT_BYTES_MIN || size % BLOCK as u64 != 0 {
+    if size < SEGMENT_BYTES_MIN || !size.is_multiple_of(BLOCK as u64) {
         return Err(format!("must be a multiple of {BLOCK} and at least {SEGMENT_BYTES_MIN}"));
     }
     Ok(size)

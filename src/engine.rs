@@ -57,8 +57,10 @@ pub struct Recovered {
 /// The thread behind an [`Engine`].
 pub struct EngineThread(JoinHandle<()>);
 
+type Answer = Result<Accepted, Rejection>;
+
 enum Message {
-    Command(Command, Sender<Result<Accepted, Rejection>>),
+    Command(Box<Command>, Sender<Answer>),
     Close,
 }
 
@@ -125,7 +127,7 @@ impl Engine {
     /// be written; any other is the caller's.
     pub fn execute(&self, command: Command) -> Result<Accepted, Rejection> {
         let (reply, answer) = bounded(1);
-        if self.messages.send(Message::Command(command, reply)).is_err() {
+        if self.messages.send(Message::Command(Box::new(command), reply)).is_err() {
             return Err(stopped());
         }
         answer.recv().unwrap_or_else(|_| Err(stopped()))
@@ -159,7 +161,7 @@ struct Worker {
     /// Staged events that are not durable yet, in order.
     staged: VecDeque<Published>,
     /// Answers that wait for every event below a seq to be durable; the seqs never fall.
-    replies: VecDeque<(u64, Sender<Result<Accepted, Rejection>>, Accepted)>,
+    replies: VecDeque<(u64, Sender<Answer>, Accepted)>,
     durable_below: u64,
     on_job: OnJob,
     on_fault: Option<OnFault>,
@@ -174,7 +176,7 @@ impl Worker {
                     Err(_) => return,
                 },
                 recv(inbox) -> message => match message {
-                    Ok(Message::Command(command, reply)) => self.command(command, reply),
+                    Ok(Message::Command(command, reply)) => self.command(*command, reply),
                     Ok(Message::Close) | Err(_) => break,
                 },
             }
@@ -186,7 +188,7 @@ impl Worker {
         }
     }
 
-    fn command(&mut self, command: Command, reply: Sender<Result<Accepted, Rejection>>) {
+    fn command(&mut self, command: Command, reply: Sender<Answer>) {
         match self.decide_and_append(command) {
             Ok(accepted) => {
                 let wait_below = self.wal.as_ref().map_or(0, |wal| wal.staged_head().0);
@@ -259,12 +261,7 @@ impl Worker {
     }
 }
 
-fn append(
-    wal: &Wal,
-    ledger: &mut Ledger,
-    staged: &mut VecDeque<Published>,
-    event: Event,
-) -> Result<(), Latched> {
+fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, event: Event) -> Result<(), Latched> {
     let mut written = None;
     let (seq, hash) = wal.append(|seq, prev, body| {
         let (start, prev) = (body.len(), Hash(*prev));

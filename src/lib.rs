@@ -1,5 +1,6 @@
 //! HackBrain Studio: the execution ledger.
 
+pub mod admission;
 pub mod canonical;
 pub mod config;
 pub mod engine;
@@ -10,6 +11,8 @@ pub mod ledger;
 pub mod manifest;
 pub mod rejection;
 pub mod runner;
+pub mod seal;
+pub mod serve;
 pub mod sys;
 pub mod verify;
 pub mod view;

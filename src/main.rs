@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hackbrain::config::{Cli, Command, Dump, Verify};
+use hackbrain::ledger::time::Time;
 use hackbrain::serve::serve;
 use hackbrain::verify::{self, Verdict, VerifyError};
 use hackbrain::wal::recovery::ScanError;
@@ -27,7 +28,12 @@ fn main() -> ExitCode {
         }
     };
     let filter = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(filter).format_timestamp_millis().init();
+    env_logger::Builder::from_env(filter)
+        .format(|out, record| {
+            // The ledger's own clock format, so that log and events can be laid side by side.
+            writeln!(out, "{} {} {}: {}", Time::now(), record.level(), record.target(), record.args())
+        })
+        .init();
     match cli.command {
         Command::Serve(config) => match serve(&config) {
             Ok(()) => ExitCode::SUCCESS,

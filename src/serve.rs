@@ -95,7 +95,8 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     let (ends, ended) = bounded(4);
     let signals = watch_signals(ends.clone())?;
     let host = Host::read();
-    let mounts = MountPolicy::new(&config.mount_root, &data).map_err(|error| Fault::Usage(format!("--mount-root: {error}")))?;
+    let mounts =
+        MountPolicy::new(&config.mount_root, &data).map_err(|error| Fault::Usage(format!("--mount-root: {error}")))?;
     let mounts = Arc::new(mounts);
 
     let caching = if config.wal_buffered { Caching::Buffered } else { Caching::Direct };

@@ -1,9 +1,7 @@
-/* Requests to one node. Every failure becomes an ApiError whose message says what to do. */
+/* Requests to one node. Every failure is an ApiError whose message says what to do. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+{
 const TIMEOUT_MS = 15_000;
-const LINES = 'application/x-ndjson';
 const store = globalThis.sessionStorage;
 
 class ApiError extends Error {
@@ -33,8 +31,8 @@ class Api {
 		try {
 			response = await fetch(this.base + path, { method, headers: all, cache: 'no-store', signal: signal ?? AbortSignal.timeout(TIMEOUT_MS) });
 		} catch {
-			const file = location.protocol === 'file:' ? ' For a page opened from a file it also needs --allow-origin null.' : '';
-			throw new ApiError(0, `No answer from ${this.base}. Check that “hackbrain serve” runs and listens there.${file}`);
+			const file = location.protocol === 'file:' ? ' A page from a file needs --allow-origin null as well.' : '';
+			throw new ApiError(0, `No answer from ${this.base}. Check that “hackbrain serve” listens there.${file}`);
 		}
 		if (response.ok || response.status === 416) return response;
 		const body = await response.json().catch(() => null);
@@ -47,7 +45,7 @@ class Api {
 
 	/** Events exactly as stored, one a line. */
 	async lines(path) {
-		const response = await this.request(path, { accept: LINES });
+		const response = await this.request(path, { accept: 'application/x-ndjson' });
 		return HB.chain.records(new Uint8Array(await response.arrayBuffer()));
 	}
 
@@ -63,4 +61,4 @@ class Api {
 }
 
 Object.assign(HB, { Api, ApiError });
-})();
+}

@@ -1,8 +1,7 @@
 /* The entry: keeps the node's stream, folds its events into the model, and routes between the list and a job. */
 'use strict';
-(() => {
-const { HB } = globalThis;
-const { h, setText, setAttribute, format } = HB;
+{
+const { h, setText, setAttr, format } = HB;
 const FIRST_JOBS = 200; // for the first paint
 const PAGE_JOBS = 500; // per further page
 const LOADED_JOBS = 20_000; // read without being asked
@@ -28,7 +27,7 @@ const open = (id) => (location.hash = `#/jobs/${encodeURIComponent(id)}`);
 const grid = new HB.JobGrid({ open, now });
 
 $('grid').append(grid.element);
-for (const [show, name] of Object.entries(GROUPS)) $('groups').append(h('button', { type: 'button', class: 'chip', 'data-show': show, click: () => setFilter({ show }) }, `${name} `, h('b')));
+for (const [show, name] of Object.entries(GROUPS)) $('groups').append(h('button', { class: 'chip', 'data-show': show, click: () => setFilter({ show }) }, `${name} `, h('b')));
 const lesson = api.curl({ job_id: 'hello', image_hash: 'busybox:latest', command: ['sh', '-c', 'for i in 1 2 3; do echo "[D1_STABLE] step=$i"; sleep 1; done'] });
 setText($('lesson'), lesson);
 $('lesson').after(HB.copyButton('Copy', () => lesson));
@@ -97,7 +96,7 @@ async function readNode() {
 	const node = await api.json('/api/node').catch(() => null); // if it fails, the badge tells
 	if (!node) return;
 	setText($('node'), node.name);
-	setAttribute($('node'), 'title', `${base} · hackbrain ${node.version} · up ${format.duration(node.uptime_s * 1000)}`);
+	setAttr($('node'), 'title', `${base} · hackbrain ${node.version} · up ${format.duration(node.uptime_s * 1000)}`);
 	hide('engine', node.engine?.available !== false);
 	setText($('engine-why'), node.engine?.message ?? '');
 }
@@ -111,7 +110,6 @@ function onRecord(record) {
 	}
 	const job = HB.model.fold(model, event);
 	if (!event.job_id) readNode();
-	if (job?.partial) complete(job);
 	if (job && $('badge').dataset.is === 'live') {
 		skew = Date.now() - Date.parse(event.time);
 		if (Math.abs(skew) < 2000) skew = 0;
@@ -121,22 +119,13 @@ function onRecord(record) {
 	drawSoon();
 }
 
-/** An event of a job that lies before what was loaded: its summary fills in the rest. */
-async function complete(job) {
-	job.partial = false;
-	const summary = await api.json(api.jobPath(job.job_id)).catch(() => null);
-	job.partial = true;
-	if (summary) HB.model.merge(model, [summary]);
-	drawSoon();
-}
-
 function onAux(name, data) {
 	if (name === 'log' && page && HB.chain.parse(data).event?.job_id === page.id) page.log.poke();
 }
 
 function onState({ name, since, behind, message }) {
 	const at = since ? ` since ${new Date(since).toISOString().slice(11, 19)} UTC` : '';
-	setAttribute($('badge'), 'data-is', name);
+	setAttr($('badge'), 'data-is', name);
 	setText($('badge'), name + (behind ? `, ${format.count(behind, 'event')} behind` : name === 'stale' || name === 'offline' ? at : ''));
 	hide('trouble', !message);
 	setText($('trouble'), message ?? '');
@@ -194,7 +183,7 @@ function draw() {
 	hide('list', total === 0);
 	for (const button of $('groups').children) {
 		setText(button.lastChild, counts[button.dataset.show].toLocaleString('en'));
-		setAttribute(button, 'aria-pressed', button.dataset.show === filter.show);
+		setAttr(button, 'aria-pressed', button.dataset.show === filter.show);
 	}
 	grid.show(jobs);
 	hide('none', jobs.length > 0);
@@ -227,4 +216,4 @@ function onKey(event) {
 	else return;
 	event.preventDefault();
 }
-})();
+}

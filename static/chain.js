@@ -1,8 +1,7 @@
 /* The hash chain: `prev` of event n is the SHA-256 of the exact stored bytes of event n-1. Pure.
    A record is {bytes, event}: a stored line, and what it parses to (null where it is not JSON). */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+{
 const decoder = new TextDecoder();
 
 function parse(bytes) {
@@ -76,4 +75,4 @@ class Follower {
 }
 
 HB.chain = { parse, records, verdict, plan, Follower };
-})();
+}

@@ -1,7 +1,6 @@
 /* Judges events against the node's ledger: fetches their neighbours in few ranges, and reports verdicts one by one. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+{
 const GATHER_MS = 120; // events come in bursts; one range then serves several
 const RETRY_MS = 3000;
 
@@ -61,4 +60,4 @@ class Checker {
 }
 
 HB.Checker = Checker;
-})();
+}

@@ -1,7 +1,6 @@
-/* The few DOM helpers. Text enters only through textContent and attributes. */
+/* DOM helpers. Text enters only through textContent and attributes. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+{
 
 /** h('a', {href: '#', click: fn}, 'text', node): functions are listeners; null and false are left out. */
 const h = (tag, attributes, ...children) => {
@@ -18,12 +17,12 @@ const h = (tag, attributes, ...children) => {
 const setText = (element, text) => {
 	if (element.textContent !== text) element.textContent = text;
 };
-const setAttribute = (element, name, value) => {
+const setAttr = (element, name, value) => {
 	if (value == null) element.removeAttribute(name);
 	else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 };
 
-/** Makes `nodes` the children of parent, moving as little as possible, so that focus and open rows survive. */
+/** Makes `nodes` the children of parent, moving as little as possible: focus and open rows survive. */
 function reconcile(parent, nodes) {
 	const wanted = new Set(nodes);
 	for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
@@ -34,16 +33,15 @@ function reconcile(parent, nodes) {
 	}
 }
 
-/** A symbol of the sprite in index.html, with its word. update(name, words) changes it. */
+/** An icon of index.html with its word; update(name, words) changes both. */
 function mark(className, name) {
 	const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
 	const use = svg.appendChild(document.createElementNS(svg.namespaceURI, 'use'));
-	svg.setAttribute('class', 'icon');
-	svg.setAttribute('aria-hidden', 'true');
+	for (const [name, value] of Object.entries({ class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' })) svg.setAttribute(name, value);
 	const element = h('span', { class: className }, svg, h('span', { class: 'word' }));
 	element.update = (next, words = next) => {
-		setAttribute(element, 'data-is', next);
-		setAttribute(use, 'href', `#i-${next}`);
+		setAttr(element, 'data-is', next);
+		setAttr(use, 'href', `#i-${next}`);
 		setText(element.lastChild, words);
 	};
 	element.update(name);
@@ -51,7 +49,7 @@ function mark(className, name) {
 }
 
 function copyButton(label, text) {
-	const button = h('button', { type: 'button', class: 'quiet' }, label);
+	const button = h('button', { class: 'quiet' }, label);
 	button.addEventListener('click', async () => {
 		button.textContent = (await copy(text())) ? 'Copied' : 'Copying is not allowed here';
 		setTimeout(() => (button.textContent = label), 1600);
@@ -75,5 +73,5 @@ async function copy(text) {
 	}
 }
 
-Object.assign(HB, { h, setText, setAttribute, reconcile, mark, copyButton });
-})();
+Object.assign(HB, { h, setText, setAttr, reconcile, mark, copyButton });
+}

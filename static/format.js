@@ -1,7 +1,7 @@
 /* Values → words for people. Pure. Times are shown in UTC, as the ledger writes them. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+const HB = {};
+{
 const two = (n) => String(Math.floor(n)).padStart(2, '0');
 const MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split(' ');
 const CAUSES = {
@@ -28,7 +28,6 @@ function bytes(n) {
 }
 
 const count = (n, one, many = `${one}s`) => `${n.toLocaleString('en')} ${n === 1 ? one : many}`;
-const clock = (time) => time.slice(11, 23);
 const day = (time) => `${Number(time.slice(8, 10))} ${MONTHS[time.slice(5, 7) - 1]} ${time.slice(0, 4)}`;
 /** 08:09:47 today, 23 Nov 08:09 on any other day. */
 const moment = (time, now) => (new Date(now).toISOString().slice(0, 10) === time.slice(0, 10) ? time.slice(11, 19) : `${day(time).slice(0, -5)} ${time.slice(11, 16)}`);
@@ -37,27 +36,23 @@ const hash = (value) => (value ?? '').replace(/^sha256:/, '').slice(0, 12);
 const cause = (name) => CAUSES[name] ?? name ?? 'cause unknown';
 const join = (...parts) => parts.filter(Boolean).join(' · ');
 
-/** A marker comes as the bare line or as an object around it. */
-function marker(value) {
-	const line = value?.line ?? value;
-	return typeof line === 'string' ? line.replace(/^\[D1_STABLE\]\s*(?=\S)/, '').trim() : '';
-}
+/** What a D1_STABLE line says beyond its marker. */
+const marker = (line) => (line ?? '').replace(/^\[D1_STABLE\]\s*(?=\S)/, '').trim();
 
 /** What an event tells beyond its state, in one line. */
 function describe({ state, attempt, detail: d = {} }) {
 	const exit = d.exit_code == null ? '' : `exit ${d.exit_code}`;
-	const stable = marker(d.last_d1_stable);
 	switch (state) {
 		case 'RECEIVED': return join(d.manifest?.image_hash, d.manifest?.command?.join(' '));
 		case 'SCHEDULED': return join(d.execution_hash && `execution ${hash(d.execution_hash)}`, d.image_id && `image ${hash(d.image_id)}`);
 		case 'RUNNING': return join(`attempt ${attempt}`, d.container);
-		case 'RECOVERY': return join(`attempt ${attempt}`, stable && `last stable: ${stable}`, d.container);
-		case 'D1_STABLE': return join(marker(d), d.count > 1 && `stands for ${count(d.count, 'marker')}`);
+		case 'RECOVERY': return join(`attempt ${attempt}`, d.resumed_after && `after ${marker(d.resumed_after)}`, d.container);
+		case 'D1_STABLE': return join(marker(d.line), d.count > 1 && `stands for ${count(d.count, 'marker')}`);
 		case 'CRASH': return join(cause(d.cause), exit);
 		case 'SEALED': return join(d.files >= 0 && count(d.files, 'file'), d.bytes >= 0 && bytes(d.bytes), d.seal_hash && `seal ${hash(d.seal_hash)}`);
-		default: return join(d.reason, exit, d.by && `asked for by ${d.by}`);
+		default: return join(d.asked, d.reason, exit, d.message, d.by && `asked for by ${d.by}`);
 	}
 }
 
-HB.format = { duration, bytes, count, clock, day, moment, hash, cause, join, marker, describe };
-})();
+HB.format = { duration, bytes, count, day, moment, hash, cause, join, marker, describe };
+}

@@ -1,11 +1,10 @@
-/* A windowed list, and the grid of jobs on top of it: only what can be seen is in the document. */
+/* A windowed list, and the grid of jobs: only what can be seen is in the document. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
-const { h, setText, setAttribute, format } = HB;
+{
+const { h, setText, setAttr, format } = HB;
 const OVERSCAN = 6; // rows drawn above and below the visible ones
 
-/** rows: the parent of all rows inside `scroller`; make() gives a row, draw(row, index) fills it; rowHeight() in px. */
+/** `rows` is the parent of all rows inside `scroller`; make() gives a row, draw(row, index) fills it. */
 class Windowed {
 	count = 0;
 	pool = [];
@@ -42,7 +41,7 @@ class Windowed {
 
 const COLUMNS = ['State', 'Job', 'Last word', 'Image', 'Attempt', 'Received', 'Time run'];
 
-/** The grid of jobs. open(id) is called for Enter and clicks; now() is the node's time in ms. */
+/** open(id) is called for Enter and clicks; now() is the node's time in ms. */
 class JobGrid {
 	jobs = [];
 	activeId = null; // by id: the list shifts under the selection whenever a job arrives
@@ -64,7 +63,7 @@ class JobGrid {
 	show(jobs) {
 		this.jobs = jobs;
 		this.list.count = jobs.length;
-		setAttribute(this.element, 'aria-rowcount', jobs.length + 1);
+		setAttr(this.element, 'aria-rowcount', jobs.length + 1);
 		this.list.refresh();
 	}
 
@@ -81,8 +80,7 @@ class JobGrid {
 	}
 
 	key(event) {
-		const page = Math.floor(this.element.clientHeight / this.list.rowHeight()) - 1;
-		const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, g: -Infinity, End: Infinity, G: Infinity }[event.key];
+		const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity }[event.key];
 		if (event.ctrlKey || event.metaKey || event.altKey || !(step || event.key === 'Enter')) return;
 		if (step) this.move(step);
 		else if (this.activeId !== null) this.open(this.activeId);
@@ -95,13 +93,13 @@ class JobGrid {
 		const isActive = job.job_id === this.activeId;
 		const ran = HB.model.runTime(job, this.now());
 		row.id = `row-${index}`;
-		setAttribute(row, 'aria-rowindex', index + 2);
-		setAttribute(row, 'aria-selected', isActive);
-		if (isActive) setAttribute(this.element, 'aria-activedescendant', row.id);
+		setAttr(row, 'aria-rowindex', index + 2);
+		setAttr(row, 'aria-selected', isActive);
+		if (isActive) setAttr(this.element, 'aria-activedescendant', row.id);
 		const [state, link, ...cells] = row.cells;
 		state.update(job.state);
 		setText(link, job.job_id);
-		setAttribute(link, 'href', `#/jobs/${encodeURIComponent(job.job_id)}`);
+		setAttr(link, 'href', `#/jobs/${encodeURIComponent(job.job_id)}`);
 		const texts = [
 			lastWord(job),
 			job.image_hash.replace(/^sha256:(.{12}).*/, '$1'),
@@ -109,12 +107,8 @@ class JobGrid {
 			format.moment(job.received, this.now()),
 			ran === null ? '' : format.duration(job.ended ? ran : Math.floor(ran / 1000) * 1000),
 		];
-		const titles = [texts[0], job.image_hash, '', job.received, ''];
-		cells.forEach((cell, i) => {
-			setText(cell, texts[i]);
-			setAttribute(cell, 'title', titles[i] || null);
-		});
-		setAttribute(cells[2], 'data-many', job.attempt > 1 ? '' : null);
+		cells.forEach((cell, i) => setText(cell, texts[i]));
+		setAttr(cells[2], 'data-many', job.attempt > 1 ? '' : null);
 	}
 }
 
@@ -124,7 +118,7 @@ function makeRow() {
 	return Object.assign(row, { cells });
 }
 
-/** What a reader wants to know of a job in one line: why it failed, or how far it is. */
+/** Why it failed, or how far it is. */
 function lastWord(job) {
 	if (job.state === 'CRASH') return format.cause(job.reason);
 	if (job.state === 'FAILED') return format.join(job.reason, job.exit_code != null && `exit ${job.exit_code}`);
@@ -132,4 +126,4 @@ function lastWord(job) {
 }
 
 Object.assign(HB, { Windowed, JobGrid });
-})();
+}

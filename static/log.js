@@ -1,42 +1,44 @@
 /* A payload's output: read by ranges, kept as a bounded tail, followed while the reader is at its end. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
-const { h, setText, setAttribute } = HB;
+{
+const { h, setText, setAttr } = HB;
 const STEP = 1 << 20; // bytes per request, and of the tail at first
 const HELD = 4 << 20; // bytes in the page at most
 const LINES_MAX = 200_000; // so that their height stays below what browsers can scroll
 const LINE_BYTES = 4096; // shown of one line
 const POLL_MS = 1000;
 const decoder = new TextDecoder();
+const NONE = new Uint8Array(0);
 
 /** The held stretch [from, end) of a log, as lines {offset, text, stable}; the last may be unfinished. Pure. */
 class LogTail {
+	lines = [];
+	open = NONE; // bytes of the unfinished line
+
 	constructor(from = 0, held = HELD) {
-		Object.assign(this, { from, held, end: from, lines: [], open: new Uint8Array(0) });
-		this.isCut = from > 0; // the first bytes to come are the rest of a line
+		Object.assign(this, { from, held, end: from, isCut: from > 0 });
 	}
 
 	append(bytes) {
 		if (this.isCut && bytes.length > 0) {
-			const next = bytes.indexOf(10) + 1; // 0: no newline in reach, so the rest of the line is better than nothing
+			// The rest of a line whose beginning is not held goes, if its end is in reach.
+			const next = bytes.indexOf(10) + 1;
 			bytes = bytes.subarray(next);
 			this.from = this.end += next;
 			this.isCut = false;
 		}
 		if (this.open.length > 0) this.lines.pop();
+		const offset = this.end - this.open.length;
 		const buffer = new Uint8Array(this.open.length + bytes.length);
 		buffer.set(this.open);
 		buffer.set(bytes, this.open.length);
-		const offset = this.end - this.open.length;
-		let at = 0;
-		for (let to; at < buffer.length; at = to + 1) {
+		this.open = NONE;
+		for (let at = 0, to; at < buffer.length; at = to + 1) {
 			to = buffer.indexOf(10, at);
-			const isOpen = to < 0;
-			if (isOpen) to = buffer.length;
-			this.lines.push(line(buffer.subarray(at, to), offset + at));
 			// An endless line is cut, or it would be copied whole for every byte that joins it.
-			this.open = isOpen && to - at < this.held ? buffer.slice(at) : new Uint8Array(0);
+			if (to < 0 && buffer.length - at < this.held) this.open = buffer.slice(at);
+			if (to < 0) to = buffer.length;
+			this.lines.push(line(buffer.subarray(at, to), offset + at));
 		}
 		this.end += bytes.length;
 		let drop = Math.max(0, this.lines.length - LINES_MAX);
@@ -51,50 +53,44 @@ function line(bytes, offset) {
 	const raw = decoder.decode(bytes.subarray(0, LINE_BYTES));
 	const plain = raw.replace(/\x1b\[[0-9;:?]*[ -/]*[@-~]/g, '').replace(/\r+$/, '');
 	const text = plain.slice(plain.lastIndexOf('\r') + 1).replace(/[\0-\x08\x0b-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
-	const cut = bytes.length > LINE_BYTES ? ` … ${HB.format.bytes(bytes.length)} in this line` : '';
-	return { offset, text: text + cut, stable: raw.startsWith('[D1_STABLE]') };
+	return { offset, text: bytes.length > LINE_BYTES ? `${text} …` : text, stable: raw.startsWith('[D1_STABLE]') };
 }
 
-/**
- * What the answer to a range request from `from` on means: new bytes (maybe none), or null: the log is shorter than before.
- * `range` is its Content-Range, null where another origin may not read it. Pure.
- */
+/** The new bytes in an answer to the range from `from` on; null: the log is shorter than before. Pure. */
 function reading(status, range, from, bytes) {
-	if (status === 416) return Number(/\/(\d+)$/.exec(range ?? '')?.[1]) < from ? null : bytes.subarray(0, 0);
+	if (status === 416) return Number(range?.split('/')[1]) < from ? null : NONE;
 	if (status === 206) return bytes;
 	return bytes.length < from ? null : bytes.subarray(from); // 200: all of it, the range was not honoured
 }
 
 /** The pane: one stream of one attempt at a time. job() gives {job_id, attempt, phase}. */
 class LogPane {
-	stream = 'stdout';
 	attempt = ''; // '': always the newest
 
 	constructor(api, job) {
 		Object.assign(this, { api, job });
-		this.tabs = ['stdout', 'stderr'].map((name) => h('button', { type: 'button', class: 'chip', click: () => this.select(name) }, name));
+		this.tabs = ['stdout', 'stderr'].map((name) => h('button', { class: 'chip', click: () => this.select(name) }, name));
 		this.attempts = h('select', { 'aria-label': 'Attempt', change: () => this.select(this.stream, this.attempts.value) });
 		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener' }, 'Raw');
-		this.end = h('button', { type: 'button', class: 'quiet', click: () => this.toEnd() });
+		this.end = h('button', { class: 'quiet', click: () => this.toEnd() });
 		this.rows = h('div', { class: 'rows' });
-		this.view = h('div', { class: 'log', tabindex: 0, role: 'region' }, this.rows);
+		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
 		this.note = h('p', { class: 'note' });
-		const controls = h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, h('span', { class: 'gap' }), this.end, this.raw);
-		this.element = h('section', { class: 'logpane', 'aria-label': 'Output of the payload' }, controls, this.view, this.note);
+		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, h('span', { class: 'gap' }), this.end, this.raw), this.view, this.note);
 		this.list = new HB.Windowed({
 			scroller: this.view,
 			rows: this.rows,
 			make: () => h('div', { class: 'line' }),
 			draw: (row, i) => {
-				const { text, stable } = this.tail.lines[i] ?? { text: '' };
+				const { text, stable } = this.tail.lines[i];
 				setText(row, text);
-				setAttribute(row, 'data-stable', stable ? '' : null);
+				setAttr(row, 'data-stable', stable ? '' : null);
 			},
 			rowHeight: () => parseFloat(getComputedStyle(this.view).lineHeight),
 		});
-		this.view.addEventListener('scroll', () => this.scrolled(), { passive: true });
-		this.view.addEventListener('keydown', ({ key }) => (key === 'End' || key === 'G') && this.toEnd());
-		this.select('stdout', '');
+		this.view.addEventListener('scroll', () => this.scrolled());
+		this.view.addEventListener('keydown', ({ key }) => key === 'End' && this.toEnd());
+		this.select('stdout');
 		this.timer = setInterval(() => this.poke(), POLL_MS);
 	}
 
@@ -107,7 +103,7 @@ class LogPane {
 	/** Shows another stream or attempt, from its tail. */
 	select(stream, attempt = this.attempt) {
 		// `run` stands for this selection: answers that belong to an earlier one are dropped.
-		Object.assign(this, { stream, attempt, tail: new LogTail(), follows: true, busy: false, problem: '', run: { started: false, settled: false } });
+		Object.assign(this, { stream, attempt, tail: new LogTail(), follows: true, busy: false, problem: '', run: {} });
 		this.draw();
 		this.poke();
 	}
@@ -118,49 +114,45 @@ class LogPane {
 
 	/** Redraws the controls. A pane that shows the newest attempt goes on to a new one. */
 	update() {
-		const { attempt: newest, phase } = this.job();
+		const { attempt: newest } = this.job();
 		if (this.known !== newest) {
-			const isNew = this.known !== undefined && this.attempt === '';
+			const goesOn = this.known && this.attempt === '';
 			this.known = newest;
 			this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
 			this.attempts.value = this.attempt;
 			this.attempts.hidden = newest < 2;
-			if (isNew) return this.select(this.stream);
+			if (goesOn) return this.select(this.stream);
 		}
-		for (const button of this.tabs) setAttribute(button, 'aria-pressed', button.textContent === this.stream);
-		setAttribute(this.raw, 'href', this.api.base + this.path());
-		setAttribute(this.view, 'aria-label', `${this.stream}, attempt ${this.attempt || newest}`);
+		for (const button of this.tabs) setAttr(button, 'aria-pressed', button.textContent === this.stream);
+		setAttr(this.raw, 'href', this.api.base + this.path());
 		setText(this.end, this.follows ? 'Following' : 'To the end');
-		setAttribute(this.end, 'data-on', this.follows ? '' : null);
-		const { from, end, lines } = this.tail;
-		const empty = phase === 'waiting' ? 'The payload has not started.' : `Nothing on ${this.stream}.`;
-		const size = `${HB.format.bytes(end)} written${from ? `, the last ${HB.format.bytes(end - from)} shown; Raw has all` : ''}`;
-		setText(this.note, this.problem || (lines.length ? size : empty));
+		setAttr(this.end, 'data-on', this.follows ? '' : null);
+		const { from, end } = this.tail;
+		const size = (n) => HB.format.bytes(n);
+		setText(this.note, this.problem || (end ? `${size(end)} written${from ? `, the last ${size(end - from)} shown` : ''}` : 'No output.'));
 	}
 
 	/** Reads what is new. Called by the clock and by `log` messages; one request at a time. */
 	async poke() {
 		const { run } = this;
-		const { phase } = this.job();
+		const isEnded = this.job().phase === 'ended';
 		// Whoever reads older lines keeps them: no further bytes that would push them out.
 		const isFull = !this.follows && this.tail.end - this.tail.from > HELD - STEP;
-		if (!run || this.busy || isFull || (run.settled && phase === 'ended')) return;
+		if (!run || this.busy || isFull || (run.settled && isEnded)) return;
 		this.busy = true;
 		try {
 			if (!run.started) {
 				// HEAD and `bytes=N-M` need no preflight and no exposed header from another origin; `bytes=-N` would.
-				const { headers } = await this.api.request(this.path(), { method: 'HEAD', accept: '*/*' });
-				if (run !== this.run) return;
-				this.tail = new LogTail(Math.max(0, headers.get('Content-Length') - STEP));
+				const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
+				if (run === this.run) this.tail = new LogTail(Math.max(0, headers.get('Content-Length') - STEP));
 				run.started = true;
 			}
-			while (await this.read(run));
-			run.settled = phase === 'ended'; // one read after the end has seen everything
+			while (run === this.run && (await this.read(run)));
 			this.problem = '';
+			run.settled = isEnded; // one read after the end has seen everything
 		} catch (error) {
-			// 404: no such attempt has started yet.
+			// 404: no such attempt was started.
 			this.problem = error.status === 404 ? '' : error.message;
-			run.settled = error.status === 404 && phase === 'ended';
 		}
 		if (run !== this.run) return;
 		this.busy = false;
@@ -170,15 +162,14 @@ class LogPane {
 	/** One range. True where there may be more at once. */
 	async read(run) {
 		const { end } = this.tail;
-		const response = await this.api.request(this.path(), { accept: '*/*', headers: { Range: `bytes=${end}-${end + STEP - 1}` } });
+		const response = await this.api.request(this.path(), { headers: { Range: `bytes=${end}-${end + STEP - 1}` } });
 		const all = new Uint8Array(await response.arrayBuffer());
 		if (run !== this.run) return false;
 		const bytes = reading(response.status, response.headers.get('Content-Range'), end, all);
-		if (bytes === null) this.tail = new LogTail();
-		else if (bytes.length === 0) return false;
-		else this.tail.append(bytes);
-		this.draw();
-		return bytes === null || bytes.length === STEP;
+		if (bytes) this.tail.append(bytes);
+		else this.tail = new LogTail();
+		if (bytes !== NONE) this.draw();
+		return !bytes || bytes.length >= STEP;
 	}
 
 	draw() {
@@ -188,9 +179,8 @@ class LogPane {
 	}
 
 	toEnd() {
-		this.follows = true;
 		this.view.scrollTop = this.view.scrollHeight;
-		this.update();
+		this.scrolled();
 	}
 
 	scrolled() {
@@ -201,4 +191,4 @@ class LogPane {
 }
 
 Object.assign(HB, { LogTail, logReading: reading, LogPane });
-})();
+}

@@ -1,8 +1,7 @@
 /* Events → state: the jobs, newest first, and what one job's history tells. Pure: no DOM, no fetch, no clock.
    Begun with summaries (GET /api/jobs), kept up by events; `seq` decides which of the two is newer. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+{
 const PHASE = { RECEIVED: 'waiting', SCHEDULED: 'waiting', SEALED: 'ended', FAILED: 'ended', CANCELLED: 'ended' };
 const phaseOf = (state) => PHASE[state] ?? 'active';
 const create = () => ({ jobs: new Map(), order: [], seq: 0 });
@@ -105,8 +104,8 @@ function story(events, now) {
 	const total = { wait: 0, run: 0, down: 0, seal: 0 };
 	for (const { kind, from, to } of lane(events, now)) total[kind] += to - from;
 	const crashes = events.filter((e) => e.state === 'CRASH').length;
-	const stable = marker(events.findLast((e) => e.state === 'RECOVERY')?.detail?.last_d1_stable);
-	const isRunning = ['RUNNING', 'RECOVERY', 'D1_STABLE'].includes(state);
+	const stable = marker(events.findLast((e) => e.state === 'RECOVERY')?.detail?.resumed_after);
+	const isRunning = ['RUNNING', 'RECOVERY', 'D1_STABLE', 'STOPPING'].includes(state);
 	const parts = [];
 	if (phaseOf(state) === 'waiting') parts.push(`has waited ${duration(total.wait)}`);
 	else if (events.some((e) => e.state === 'RUNNING')) parts.push(`waited ${duration(total.wait)}`, `${isRunning ? 'has run' : 'ran'} ${duration(total.run)}`);
@@ -116,22 +115,12 @@ function story(events, now) {
 	if (state === 'CRASH') parts.push(`waits for another attempt, because ${cause(d.cause)}`);
 	if (state === 'COMPLETED') parts.push('is having its artifacts sealed');
 	if (state === 'SEALED') parts.push(`sealed ${d.files >= 0 ? count(d.files, 'artifact') : 'its artifacts'}`);
-	if (state === 'FAILED') parts.push(`failed: ${d.reason ?? 'no reason given'}${d.exit_code == null ? '' : ` (exit ${d.exit_code})`}`);
+	if (state === 'FAILED') parts.push(`failed: ${HB.format.describe(events.at(-1))}`);
 	if (state === 'CANCELLED') parts.push('was cancelled');
+	if (state === 'STOPPING') parts.push(`is being stopped (${d.asked})`);
 	const text = [parts.slice(0, -1).join(', '), parts.at(-1)].filter(Boolean).join(' and ');
 	return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
-/** Long runs of D1_STABLE fold, but for the first and last two: [{from, to, folded}] by index, `to` exclusive. */
-function folds(events, least = 8) {
-	const out = [];
-	for (let i = 0, j; i < events.length; i = j) {
-		for (j = i; events[j]?.state === 'D1_STABLE'; ) j++;
-		if (j - i < least) out.push({ from: i, to: (j = Math.max(j, i + 1)), folded: false });
-		else out.push({ from: i, to: i + 2, folded: false }, { from: i + 2, to: j - 2, folded: true }, { from: j - 2, to: j, folded: false });
-	}
-	return out;
+HB.model = { create, merge, fold, select, runTime, lane, story };
 }
-
-HB.model = { create, merge, fold, select, runTime, lane, story, folds };
-})();

@@ -1,7 +1,6 @@
 /* SHA-256 (FIPS 180-4), incremental. Own code: on plain http to a non-loopback address browsers offer no crypto.subtle. Pure. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+{
 // Fractional parts of the roots of the first primes (§4.2.2, §5.3.3); doubles hold the 32 bits wanted exactly.
 const primes = [];
 for (let n = 2; primes.length < 64; n++) if (primes.every((p) => n % p)) primes.push(n);
@@ -66,4 +65,4 @@ function compress(h, data, at) {
 
 HB.Sha256 = Sha256;
 HB.sha256 = (bytes) => new Sha256().update(bytes).hex();
-})();
+}

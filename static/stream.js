@@ -1,16 +1,12 @@
 /* Server-sent events over fetch: EventSource cannot send a token, hides heartbeats, and decodes the bytes that must be hashed. */
 'use strict';
-(() => {
-const HB = (globalThis.HB ??= {});
+{
 const STALE_MS = 25_000; // the agent writes at least a comment every 10 s
 const BACKOFF_MS = [500, 1000, 2000, 4000, 8000];
 const LINE_MAX = 8 << 20; // bytes; a longer line is no event stream
 const decoder = new TextDecoder();
 
-/**
- * Bytes in, messages out: {id, event, data}. `id` is null where a message has none of its own; `data` is the exact bytes of
- * its last data line (the agent writes one). Chunks may end anywhere. Pure.
- */
+/** Bytes in, messages out: {id (null: none), event, data: the exact bytes of its data line}. Chunks may end anywhere. Pure. */
 class SseParser {
 	constructor(onMessage) {
 		Object.assign(this, { onMessage, rest: new Uint8Array(0), afterCr: false });
@@ -56,9 +52,8 @@ class SseParser {
 }
 
 /**
- * Keeps one stream to a node alive, resumed behind the last event seen. Before each connection `await on.head(head)` gives
- * the seq to go on after. on.record({bytes, event}), on.aux(name, data), on.state({name, since, behind, message}).
- * Names: connecting, catching up, live, stale (connected but silent), offline, token needed.
+ * Keeps a stream to the node alive. Before each connection `await on.head(head)` gives the seq to resume after; then come
+ * on.record({bytes, event}), on.aux(name, data), on.state({name, since, behind, message}).
  */
 class Stream {
 	failures = 0;
@@ -130,4 +125,4 @@ class Stream {
 }
 
 Object.assign(HB, { SseParser, Stream });
-})();
+}

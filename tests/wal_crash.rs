@@ -131,7 +131,8 @@ fn every_cut_of_a_recovery_from_a_torn_tail_is_survived() {
     let mut torn_cases = 0;
     // Tear the last frame at each of its sectors, then cut its recovery everywhere.
     let content = &whole[&name];
-    let end = content.rchunks(SECTOR).position(|s| s.iter().any(|b| *b != 0)).map(|n| content.len() - n * SECTOR).unwrap();
+    let end =
+        content.rchunks(SECTOR).position(|s| s.iter().any(|b| *b != 0)).map(|n| content.len() - n * SECTOR).unwrap();
     for tear_at in (end - 2 * BLOCK..end).step_by(SECTOR) {
         let mut files = whole.clone();
         files.get_mut(&name).unwrap()[tear_at..].fill(0);

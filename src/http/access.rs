@@ -43,13 +43,15 @@ impl Access {
     pub fn check_origin(&self, request: &Request) -> Result<(), Rejection> {
         let host = request.header("host").unwrap_or_default().to_ascii_lowercase();
         if !host.is_empty() && !self.host_is_ours(&host) {
-            let message = format!("this agent is not addressed as {host:?}; start it with --allow-host to allow that name");
+            let message =
+                format!("this agent is not addressed as {host:?}; start it with --allow-host to allow that name");
             return Err(Rejection::new(403, "foreign_host", message).field("Host"));
         }
         match request.header("origin") {
             Some(origin) if self.allowed_origin(request).is_none() => {
-                let message =
-                    format!("pages of {origin:?} may not call this agent; start it with --allow-origin {origin} to allow them");
+                let message = format!(
+                    "pages of {origin:?} may not call this agent; start it with --allow-origin {origin} to allow them"
+                );
                 Err(Rejection::new(403, "foreign_origin", message).field("Origin"))
             }
             _ => Ok(()),
@@ -61,9 +63,10 @@ impl Access {
         let origin = request.header("origin")?;
         let lower = origin.to_ascii_lowercase();
         let host = request.header("host").unwrap_or_default();
-        let is_own = lower.strip_prefix("http://").or_else(|| lower.strip_prefix("https://")).is_some_and(|authority| {
-            !host.is_empty() && authority.eq_ignore_ascii_case(host)
-        });
+        let is_own = lower
+            .strip_prefix("http://")
+            .or_else(|| lower.strip_prefix("https://"))
+            .is_some_and(|authority| !host.is_empty() && authority.eq_ignore_ascii_case(host));
         (is_own || self.origins.contains(&lower)).then_some(origin)
     }
 

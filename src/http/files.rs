@@ -100,7 +100,9 @@ fn part(mut file: File, first: u64, len: u64, status: u16, headers: Vec<Header>)
 
 /// `Ok(None)`: no range that we serve, so the whole file (RFC 9110 lets a server ignore the field). `Err`: unsatisfiable.
 fn parse_range(value: &str, len: u64) -> Result<Option<(u64, u64)>, ()> {
-    let Some((first, last)) = value.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else { return Ok(None) };
+    let Some((first, last)) = value.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {
+        return Ok(None);
+    };
     let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
     let range = match (first, last) {
         ("", suffix) => match number(suffix) {

@@ -150,7 +150,8 @@ impl App {
             self.admission.check(&parsed.manifest)?;
         }
         let accepted = self.engine.execute(Command::Submit(Box::new(parsed)))?;
-        let job = accepted.job.ok_or_else(|| Rejection::new(500, "internal", "the job was accepted and is not there"))?;
+        let job =
+            accepted.job.ok_or_else(|| Rejection::new(500, "internal", "the job was accepted and is not there"))?;
         let state = if accepted.changed { State::Received } else { job.state };
         let body = json!({
             "job_id": id,
@@ -202,7 +203,7 @@ impl App {
         if let Some(open) = &job.open {
             // What waits, and why, is worth more to the one who waits than the bare state.
             summary["waiting_for"] = self.runner.waiting_for(&job).map_or(Value::Null, Value::String);
-            summary["stop_requested"] = open.stop.as_ref().map_or(Value::Null, |stop| json!(stop));
+            summary["stop_requested"] = open.stop.as_ref().map_or(Value::Null, |stop| json!(**stop));
         }
         Ok(Reply::json(200, summary.to_string().into_bytes()))
     }
@@ -216,7 +217,7 @@ impl App {
 
     fn ledger(&self, request: &Request) -> Answer {
         let query = Query::new(request, &["from", "limit"])?;
-        let from = query.number("from")?.unwrap_or(1).max(1);
+        let from = query.number::<u64>("from")?.unwrap_or(1).max(1);
         let limit = query.number("limit")?.unwrap_or(LEDGER_PAGE.0).clamp(1, LEDGER_PAGE.1);
         let view = self.engine.view().clone();
         let upto = view.head().0.min(from.saturating_add(limit - 1));
@@ -235,9 +236,9 @@ impl App {
         let path = if stream == "stdout" { &paths.stdout } else { &paths.stderr };
         let reply = match files::serve(path, "application/octet-stream", request) {
             // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
-            Err(rejection) if rejection.status == 404 && job.phase() != Phase::Ended => {
-                Reply::Full(Response::from_data(Vec::new()).with_header(header("Content-Type", "application/octet-stream")).boxed())
-            }
+            Err(rejection) if rejection.status == 404 && job.phase() != Phase::Ended => Reply::Full(
+                Response::from_data(Vec::new()).with_header(header("Content-Type", "application/octet-stream")).boxed(),
+            ),
             other => other?,
         };
         Ok(with_headers(reply, vec![header("X-Attempt", &attempt.to_string())]))
@@ -267,7 +268,8 @@ impl App {
         let query = Query::new(request, &["after", "job"])?;
         let from_header = request.header("last-event-id").map(|text| {
             text.parse::<u64>().map_err(|_| {
-                Rejection::new(400, "bad_header", format!("Last-Event-ID {text:?} must be a seq")).field("Last-Event-ID")
+                Rejection::new(400, "bad_header", format!("Last-Event-ID {text:?} must be a seq"))
+                    .field("Last-Event-ID")
             })
         });
         // A reconnecting browser repeats the first URL, so what it has seen since goes before what it asked for then.

@@ -469,7 +469,8 @@ impl Ledger {
 }
 
 fn new_job(seq: u64, subject: &Subject, time: Time, received: &Received, hash: Hash) -> Result<Job, String> {
-    let parsed = manifest::parse(received.manifest.get().as_bytes()).map_err(|error| format!("the manifest: {error}"))?;
+    let parsed =
+        manifest::parse(received.manifest.get().as_bytes()).map_err(|error| format!("the manifest: {error}"))?;
     if parsed.hash != received.manifest_hash || *parsed.manifest.job_id != *subject.job_id {
         return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
     }

@@ -36,7 +36,8 @@ const STARTS_MAX: u32 = 3;
 pub(super) fn run(runner: &Arc<Runner>, job: &Arc<Job>) {
     let mut job = job.clone();
     while job.open.is_some() {
-        let next = if job.state == State::Completed { workspace::seal(runner, &job) } else { one_attempt(runner, &job) };
+        let next =
+            if job.state == State::Completed { workspace::seal(runner, &job) } else { one_attempt(runner, &job) };
         match next {
             Some(next) => job = next,
             None => return,
@@ -54,12 +55,7 @@ fn one_attempt(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
     next
 }
 
-fn begin(
-    runner: &Arc<Runner>,
-    job: &Arc<Job>,
-    sender: Sender<Signal>,
-    signals: Receiver<Signal>,
-) -> Option<Arc<Job>> {
+fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: Receiver<Signal>) -> Option<Arc<Job>> {
     let is_new = matches!(job.state, State::Scheduled | State::Crash);
     let job = if is_new {
         let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
@@ -252,7 +248,7 @@ impl Attempt<'_> {
                 Ok(true) => return Next::Wait(Writer::Adopted),
                 Err(error) => {
                     let why = format!("its output files cannot be probed: {error}");
-                    if !self.try_again_later(why) {
+                    if !self.try_again_later(&why) {
                         return Next::LetGo;
                     }
                     continue;
@@ -265,7 +261,10 @@ impl Attempt<'_> {
             };
             if let Some(owner) = self.foreign_owner(&state) {
                 let words = self.paths.take_dockers_words().unwrap_or_default();
-                let message = format!("container {} belongs to {owner}; remove it, or use another job_id. {words}", self.container);
+                let message = format!(
+                    "container {} belongs to {owner}; remove it, or use another job_id. {words}",
+                    self.container
+                );
                 return failed("not_started", message);
             }
             if state.running {
@@ -291,7 +290,7 @@ impl Attempt<'_> {
         let printed = self.marks != [None; 2] || length(&self.paths.stdout) > 0;
         let asked = self.stop_reason();
         if !printed && asked.is_some() {
-            return end(verdict_gone(asked), untouched(), Ending::default());
+            return end(verdict_gone(asked), &untouched(), Ending::default());
         }
         match cli {
             // It ended, and somebody removed it before we looked.
@@ -300,7 +299,7 @@ impl Attempt<'_> {
             Some(CliEnd::Exited(_)) => {
                 let words = self.paths.take_dockers_words().unwrap_or_default();
                 if let EngineError::Unavailable(words) = EngineError::from_words(&words) {
-                    return if self.try_again_later(words) { self.launch() } else { Next::LetGo };
+                    return if self.try_again_later(&words) { self.launch() } else { Next::LetGo };
                 }
                 return failed("not_started", words);
             }
@@ -308,7 +307,7 @@ impl Attempt<'_> {
             _ if !printed && length(&self.paths.stderr) == 0 => return self.launch(),
             _ => {}
         }
-        end(verdict_gone(asked), untouched(), Ending::default())
+        end(verdict_gone(asked), &untouched(), Ending::default())
     }
 
     fn judge(&self, state: &ContainerState, cli: Option<CliEnd>) -> Next {
@@ -317,7 +316,7 @@ impl Attempt<'_> {
                 Ok(settled) => break settled,
                 Err(SettleError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => break untouched(),
                 Err(error) => {
-                    if !self.try_again_later(format!("its output cannot be completed yet: {error}")) {
+                    if !self.try_again_later(&format!("its output cannot be completed yet: {error}")) {
                         return Next::LetGo;
                     }
                 }
@@ -337,7 +336,7 @@ impl Attempt<'_> {
             oom_seen: state.oom_killed,
             ..Ending::default()
         };
-        end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), settled, ending)
+        end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), &settled, ending)
     }
 
     /// Waits for the end of what writes the output; serves requests to stop meanwhile. `None`: the agent stops.
@@ -366,7 +365,7 @@ impl Attempt<'_> {
             Err(error) => {
                 // The CLI is let go of, not lost: it is found again by its lock.
                 let why = format!("no thread to wait for it: {error}");
-                self.try_again_later(why).then_some(None)
+                self.try_again_later(&why).then_some(None)
             }
         }
     }
@@ -375,7 +374,7 @@ impl Attempt<'_> {
     fn follow(&self) -> bool {
         let give_up = AtomicBool::new(false);
         thread::scope(|scope| {
-            let sender = self.sender.clone();
+            let sender = &self.sender;
             scope.spawn(|| {
                 if let Err(error) = follow(self.docker(), &self.container, &self.paths, &give_up) {
                     log::warn!("job {}: its output is not followed: {error}", self.job.job_id);
@@ -439,7 +438,7 @@ impl Attempt<'_> {
             match self.runner.until_engine_answers(&self.job.job_id, &|| false, || question(self.docker()))? {
                 Ok(answer) => return Some(answer),
                 Err(error) => {
-                    if !self.try_again_later(format!("the container engine says: {error}")) {
+                    if !self.try_again_later(&format!("the container engine says: {error}")) {
                         return None;
                     }
                 }
@@ -448,7 +447,7 @@ impl Attempt<'_> {
     }
 
     /// `false`: the agent stops.
-    fn try_again_later(&self, why: String) -> bool {
+    fn try_again_later(&self, why: &str) -> bool {
         self.runner.note_waiting(&self.job.job_id, why);
         self.runner.pause(RETRY_PAUSE, &|| false);
         !self.runner.is_stopping()
@@ -493,7 +492,7 @@ fn failed(reason: &str, message: String) -> Next {
     Next::End(Outcome::Failed { reason: reason.into(), message }, Ending::default())
 }
 
-fn end(verdict: Verdict, settled: Settled, mut ending: Ending) -> Next {
+fn end(verdict: Verdict, settled: &Settled, mut ending: Ending) -> Next {
     let outcome = match verdict {
         Verdict::Completed { .. } => Outcome::Completed,
         // A stop was asked for, and what was asked decides; the ledger knows it.

@@ -11,7 +11,7 @@ mod schedule;
 mod watch;
 mod workspace;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ use crate::config::Pull;
 use crate::engine::{Engine, OnJob};
 use crate::host::Host;
 use crate::ledger::event::State;
-use crate::ledger::lifecycle::{Job, container_name};
+use crate::ledger::lifecycle::Job;
 
 /// How often the engine is asked whether it is there, while nothing else asks it.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -171,9 +171,7 @@ impl Runner {
             self.queues.offer(queue, job);
         }
         self.spawn("engine-watch", Self::watch_engine)?;
-        let expected: HashSet<String> =
-            unfinished.iter().map(|job| container_name(&job.job_id, job.attempt)).collect();
-        self.spawn("clean-up", move |runner| runner.keep_clean(&expected))?;
+        self.spawn("clean-up", |runner| runner.keep_clean())?;
         for _ in 0..SCHEDULERS {
             self.spawn("schedule", |runner| runner.take_from(&runner.queues.schedule.1, schedule::schedule))?;
         }
@@ -226,11 +224,16 @@ impl Runner {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    fn note_waiting(&self, job_id: &Arc<str>, why: String) {
+    fn note_waiting(&self, job_id: &Arc<str>, why: &str) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.insert(job_id.clone(), why.clone()).is_none_or(|before| before != why) {
+        if waiting.insert(job_id.clone(), why.to_owned()).is_none_or(|before| before != why) {
             log::info!("job {job_id}: waits: {why}");
         }
+    }
+
+    /// The same, for what goes on and only takes long: not worth a line in the log.
+    fn note_progress(&self, job_id: &Arc<str>, what: String) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(job_id.clone(), what);
     }
 
     fn watch_engine(self: &Arc<Self>) {
@@ -280,22 +283,34 @@ impl Runner {
     }
 
     /// First what an earlier agent left, then what comes in.
-    fn keep_clean(&self, expected: &HashSet<String>) {
+    fn keep_clean(&self) {
         let label = format!("hackbrain.log={}", self.setup.log_id);
         let nobody: Arc<str> = "clean-up".into();
         let never = || false;
         if let Some(Ok(found)) = self.until_engine_answers(&nobody, &never, || self.setup.docker.list(&label)) {
-            for left in found.into_iter().filter(|container| !expected.contains(&container.name)) {
+            for left in found.into_iter().filter(|container| !self.is_under_way(&container.name)) {
                 log::info!("removing container {}, whose end is recorded", left.name);
                 self.remove(&left.name);
             }
         }
-        if let Err(error) = self.setup.mounts.clean_stale(&|container| expected.contains(container)) {
+        if let Err(error) = self.setup.mounts.clean_stale(&|container| self.is_under_way(container)) {
             log::warn!("a mount that an earlier agent left is not released: {error}");
         }
         while let Ok(container) = self.queues.clean.1.recv() {
             self.remove(&container);
         }
+    }
+
+    /// Whether a container, or mounts for it, belong to an attempt that has not ended. An intent is published before
+    /// either is made, so what is seen first and looked up here afterwards is never somebody's who is just starting.
+    fn is_under_way(&self, container: &str) -> bool {
+        let named = container.strip_prefix("hb-").and_then(|rest| rest.rsplit_once('-'));
+        let Some((job_id, attempt)) = named else { return false };
+        self.setup
+            .engine
+            .view()
+            .job(job_id)
+            .is_some_and(|job| job.open.is_some() && job.attempt.to_string() == attempt && job.state != State::Crash)
     }
 
     fn remove(&self, container: &str) {
@@ -338,7 +353,7 @@ impl Runner {
             match ask() {
                 Err(error @ EngineError::Unavailable(_)) => {
                     self.engine_is_away(&error);
-                    self.note_waiting(job_id, format!("the container engine: {error}"));
+                    self.note_waiting(job_id, &format!("the container engine: {error}"));
                 }
                 answer => {
                     self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(job_id);

@@ -128,10 +128,10 @@ impl Watched {
             let (scanner, limiter, known) = (&mut self.scanner, &mut self.limiter, self.known);
             let polled = tail.poll(&mut |_, chunk| {
                 scanner.push(chunk, &mut |marker| {
-                    if Some(marker.offset) != known {
-                        if let Some(out) = limiter.offer(marker, began.elapsed()) {
-                            goes_on &= record(out);
-                        }
+                    if Some(marker.offset) != known
+                        && let Some(out) = limiter.offer(marker, began.elapsed())
+                    {
+                        goes_on &= record(out);
                     }
                 });
                 Ok(())
@@ -148,7 +148,9 @@ impl Watched {
 
     fn pause(&self) -> Duration {
         let held_back = self.limiter.due_at().is_some();
-        self.tail.as_ref().map_or(PAUSE_MAX, |tail| if held_back { tail.pause().min(PAUSE_MAX / 2) } else { tail.pause() })
+        self.tail
+            .as_ref()
+            .map_or(PAUSE_MAX, |tail| if held_back { tail.pause().min(PAUSE_MAX / 2) } else { tail.pause() })
     }
 
     fn finish(mut self, record: &dyn Fn(CountedMarker) -> bool) -> bool {

@@ -264,7 +264,8 @@ impl<'s> Scanner<'s> {
             next_seq: 1,
             head_hash: [0; 32],
         };
-        let scan = Scan { position, ending: Ending::Clean, index: Vec::new(), frames: 0, bytes: 0, repaired: Vec::new() };
+        let scan =
+            Scan { position, ending: Ending::Clean, index: Vec::new(), frames: 0, bytes: 0, repaired: Vec::new() };
         Self { storage, log_id, scan, body: Vec::new() }
     }
 
@@ -399,9 +400,8 @@ impl<'s> Scanner<'s> {
         let mut written = false;
         let mut at = position.offset;
         while at < window.size {
-            let block = window
-                .get(at, BLOCK)
-                .map_err(io_error(format!("reading {} at {at}", self.storage.describe(&name))))?;
+            let block =
+                window.get(at, BLOCK).map_err(io_error(format!("reading {} at {at}", self.storage.describe(&name))))?;
             if let Some(fault) = fault_of_block(block, at, &position, &mut written) {
                 return Err(self.corrupt_searching(window, &name, fault));
             }
@@ -430,7 +430,8 @@ impl<'s> Scanner<'s> {
         while at < window.size {
             if let Some(header) = window.get(at, BLOCK).ok().and_then(decode_header) {
                 let len = header.blocks as usize * BLOCK;
-                let fits = header.offset == at && header.salt == self.scan.position.salt && at + len as u64 <= window.size;
+                let fits =
+                    header.offset == at && header.salt == self.scan.position.salt && at + len as u64 <= window.size;
                 if fits && window.get(at, len).is_ok_and(|f| frame_is_sound(f, header.salt, at, header.commit)) {
                     let file = self.storage.describe(name);
                     return Some(SoundFrame { file, offset: at, first_seq: header.first_seq });

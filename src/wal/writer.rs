@@ -144,7 +144,8 @@ impl Wal {
         let scan = recover(&*storage, options.first_segment_size, visit)?;
         let position = scan.position.clone();
         let name = segment_name(position.segno);
-        let file = storage.open(&name).map_err(super::recovery::io_error(format!("opening {}", storage.describe(&name))))?;
+        let file =
+            storage.open(&name).map_err(super::recovery::io_error(format!("opening {}", storage.describe(&name))))?;
         let reader = Arc::new(Reader::new(storage.clone(), scan.index.clone()));
         let shared = Arc::new(Shared {
             storage,
@@ -525,4 +526,5 @@ impl Committer {
     }
 }
 
-const _: () = assert!(SEGMENT_BYTES_MIN as usize > RECORD_BYTES_MAX + RECORD_BYTES_MAX / 32 + 4 * BLOCK + RECORD_HEADER);
+const _: () =
+    assert!(SEGMENT_BYTES_MIN as usize > RECORD_BYTES_MAX + RECORD_BYTES_MAX / 32 + 4 * BLOCK + RECORD_HEADER);

@@ -15,11 +15,25 @@ use hackbrain::wal::storage::{BlockFile, Storage};
 /// What was done to the disk, in order.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Create { name: String, file: usize },
-    Write { file: usize, offset: usize, bytes: Vec<u8> },
-    Sync { file: usize },
-    Rename { from: String, to: String },
-    Remove { name: String },
+    Create {
+        name: String,
+        file: usize,
+    },
+    Write {
+        file: usize,
+        offset: usize,
+        bytes: Vec<u8>,
+    },
+    Sync {
+        file: usize,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Remove {
+        name: String,
+    },
     SyncDir,
     /// Not an operation: the log told that every record below this seq is durable.
     Acknowledged(u64),
@@ -122,7 +136,7 @@ impl BlockFile for SimFile {
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         assert_eq!(buf.as_ptr() as usize % BLOCK, 0, "O_DIRECT wants aligned memory");
-        assert!(buf.len() % BLOCK == 0 && offset % BLOCK as u64 == 0, "O_DIRECT wants whole blocks");
+        assert!(buf.len().is_multiple_of(BLOCK) && offset.is_multiple_of(BLOCK as u64), "O_DIRECT wants whole blocks");
         let mut state = self.disk.0.lock().unwrap();
         let short = state.fault == Some((state.calls, Fault::ShortWrite));
         SimDisk::call(&mut state)?;

@@ -17,9 +17,8 @@ test('durations, sizes, moments', () => {
   assert.equal(moment('2026-11-21T08:09:47.123456Z', now), '21 Nov 08:09');
 });
 
-test('markers come as lines, as objects, or not at all', () => {
+test('markers come as lines, or not at all', () => {
   assert.equal(marker('[D1_STABLE] step=4'), 'step=4');
-  assert.equal(marker({ line: '[D1_STABLE] step=4', count: 2 }), 'step=4');
   assert.equal(marker('[D1_STABLE]'), '[D1_STABLE]');
   assert.equal(marker(null), '');
 });

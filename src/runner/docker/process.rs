@@ -171,11 +171,11 @@ impl RunChild {
 
 impl Drop for RunChild {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            if matches!(child.try_wait(), Ok(None)) {
-                // Without a thread it stays a zombie until the agent ends, which is the lesser evil.
-                drop(thread::Builder::new().name("reap".into()).spawn(move || child.wait()));
-            }
+        if let Some(mut child) = self.child.take()
+            && matches!(child.try_wait(), Ok(None))
+        {
+            // Without a thread it stays a zombie until the agent ends, which is the lesser evil.
+            drop(thread::Builder::new().name("reap".into()).spawn(move || child.wait()));
         }
     }
 }

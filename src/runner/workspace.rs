@@ -1,0 +1,317 @@
+//! What a payload works on: its mounts bound, hashed before the run and sealed after it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::Runner;
+use super::docker::Bind;
+use super::docker::argv::BASE_ENV;
+use super::mounts::{BoundMount, CheckedMount};
+use super::output::OutputPaths;
+use crate::ledger::event::{Detail, LogDigest, MountTotals, Scheduled, Sealed, Stored};
+use crate::ledger::lifecycle::{Command, Job, container_name};
+use crate::manifest::{Manifest, MountSource};
+use crate::seal::{
+    self, AttemptLogs, InputMount, Inputs, MountTree, SealError, SealRequest, digest_file, hash_tree, write_inputs,
+    write_seal,
+};
+use crate::sys::dir::Dir;
+
+/// Where a job without mounts works.
+const SCRATCH_CONTAINER: &str = "/job/workdir";
+/// Owner of scratch directories where the agent may give them away: nobody, on every Linux.
+const SCRATCH_OWNER: (u32, u32) = (65_534, 65_534);
+
+/// A workspace that the engine can be given.
+pub(super) struct Workspace {
+    pub(super) binds: Vec<Bind>,
+    pub(super) workdir: String,
+    pub(super) user: (u32, u32),
+}
+
+/// Why a job cannot have its workspace: one of the reasons of FAILED, and a message.
+type Refusal = (&'static str, String);
+
+struct Place<'m> {
+    container: &'m str,
+    read_only: bool,
+    source: Source<'m>,
+}
+
+enum Source<'m> {
+    Host(&'m str),
+    Scratch,
+}
+
+/// Checks and binds every mount for `container`.
+pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Workspace, String> {
+    let manifest = &job.open.as_ref().ok_or("the job has ended")?.manifest;
+    let (bound, user) = bind_all(runner, &job.job_id, manifest, container)?;
+    let places = places(manifest);
+    let workdir = places.first().map_or(SCRATCH_CONTAINER, |place| place.container).to_owned();
+    let binds = places
+        .iter()
+        .zip(bound)
+        .map(|(place, bound)| Bind {
+            source: bound.path,
+            container: place.container.to_owned(),
+            read_only: place.read_only,
+        })
+        .collect();
+    Ok(Workspace { binds, workdir, user })
+}
+
+/// Hashes every mount, records the listing durably, and gives what SCHEDULED tells.
+pub(super) fn inputs(
+    runner: &Runner,
+    job: &Arc<Job>,
+    manifest: &Manifest,
+    image_id: String,
+) -> Result<Scheduled, Refusal> {
+    make_scratch(runner, &job.job_id).map_err(|error| ("mount", format!("the scratch directory: {error}")))?;
+    // Hashed through the binds, and so just as the payload will see it.
+    let container = container_name(&job.job_id, 0);
+    let hashed = bind_all(runner, &job.job_id, manifest, &container)
+        .map_err(|message| ("mount", message))
+        .and_then(|(bound, _)| hash_all(runner, job, manifest, &bound));
+    release(runner, &container);
+    let mounts = hashed?;
+    let trees: Vec<MountTree<'_>> = mounts
+        .iter()
+        .map(|mount| MountTree { container: &mount.container, read_only: mount.read_only, tree: mount.tree.root })
+        .collect();
+    let mut env: BTreeMap<String, String> =
+        BASE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    env.extend(manifest.env.clone());
+    let scheduled = Scheduled {
+        execution_hash: seal::execution_hash(&image_id, manifest, &env, &trees),
+        input_hash: seal::input_hash(&trees),
+        mounts: mounts.iter().map(totals).collect(),
+        image_id,
+    };
+    let inputs = Inputs { format: seal::FORMAT, job_id: job.job_id.to_string(), mounts };
+    write_inputs(&runner.setup.data, &inputs)
+        .map_err(|error| ("inputs", format!("the listing of the inputs cannot be written: {error}")))?;
+    Ok(scheduled)
+}
+
+/// COMPLETED → SEALED. `None` where the agent stops before that.
+pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
+    let container = container_name(&job.job_id, job.attempt);
+    let command = loop {
+        match try_seal(runner, job, &container) {
+            Ok(sealed) => break Command::Seal(job.job_id.clone(), sealed),
+            // The artifacts are not to blame for a full disk.
+            Err(SealError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                runner.note_waiting(&job.job_id, &format!("space to write the seal: {source}"));
+                runner.pause(super::ENGINE_BACKOFF.1, &|| false);
+                if runner.is_stopping() {
+                    return None;
+                }
+            }
+            Err(error) => {
+                break Command::SealFailed(job.job_id.clone(), format!("the artifacts cannot be sealed: {error}"));
+            }
+        }
+    };
+    match runner.setup.engine.execute(command) {
+        Ok(accepted) => {
+            runner.clean_up(container);
+            let after = accepted.job?;
+            log::info!("job {}: {}", after.job_id, after.state);
+            Some(after)
+        }
+        Err(error) => {
+            log::warn!("job {}: its seal is not recorded: {error}", job.job_id);
+            None
+        }
+    }
+}
+
+fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealError> {
+    let fault = |what: &str, source: io::Error| SealError::Io { path: what.as_bytes().to_vec(), source };
+    let open = job.open.as_ref().ok_or_else(|| fault("job", io::Error::other("it has ended")))?;
+    let places = places(&open.manifest);
+    let bound = bound_still(runner, &job.job_id, &open.manifest, container)
+        .map_err(|e| fault("mounts", io::Error::other(e)))?;
+    let mut writable = Vec::new();
+    for (place, bound) in places.iter().zip(&bound).filter(|(place, _)| !place.read_only) {
+        writable.push((place.container, bound.open().map_err(|error| fault(place.container, error))?));
+    }
+    let writable: Vec<(&str, &Dir)> = writable.iter().map(|(container, dir)| (*container, dir)).collect();
+    let usage = usage(runner, job).map_err(|error| fault("ledger", error))?;
+    let summary = write_seal(
+        &runner.setup.data,
+        &SealRequest {
+            job_id: &job.job_id,
+            attempt: job.attempt,
+            execution_hash: job.execution_hash.unwrap_or(crate::hash::Hash::ZERO),
+            image_id: job.image_id.as_deref().unwrap_or_default(),
+            writable: &writable,
+            logs: &logs(&runner.setup.data, job),
+            usage: &usage,
+        },
+        &|_| {},
+    )?;
+    Ok(Sealed {
+        seal_hash: summary.seal_hash,
+        artifacts_root: summary.artifacts_root,
+        files: summary.files,
+        bytes: summary.bytes,
+    })
+}
+
+fn places(manifest: &Manifest) -> Vec<Place<'_>> {
+    if manifest.mounts.is_empty() {
+        return vec![Place { container: SCRATCH_CONTAINER, read_only: false, source: Source::Scratch }];
+    }
+    manifest
+        .mounts
+        .iter()
+        .filter_map(|mount| match &mount.source {
+            MountSource::Host(path) => {
+                Some(Place { container: &mount.container, read_only: mount.read_only, source: Source::Host(path) })
+            }
+            // Not let in by admission.
+            MountSource::Job(_) => None,
+        })
+        .collect()
+}
+
+fn check(runner: &Runner, job_id: &str, place: &Place<'_>) -> Result<CheckedMount, String> {
+    let policy = &runner.setup.mounts;
+    match place.source {
+        Source::Host(path) => policy.check(path).map_err(|rejection| rejection.message),
+        Source::Scratch => policy
+            .check_own(&Path::new("scratch").join(job_id))
+            .map_err(|error| format!("the scratch directory: {error}")),
+    }
+}
+
+fn bind_all(
+    runner: &Runner,
+    job_id: &str,
+    manifest: &Manifest,
+    container: &str,
+) -> Result<(Vec<BoundMount>, (u32, u32)), String> {
+    let policy = &runner.setup.mounts;
+    let (mut bound, mut user) = (Vec::new(), None);
+    for (index, place) in places(manifest).iter().enumerate() {
+        let checked = check(runner, job_id, place)?;
+        user.get_or_insert(checked.owner());
+        let mount = policy.bind(&checked, &policy.place(container, index), place.read_only);
+        bound.push(mount.map_err(|error| format!("{} cannot be bound: {error}", place.container))?);
+    }
+    Ok((bound, user.unwrap_or(SCRATCH_OWNER)))
+}
+
+/// The mounts as the payload had them; bound anew only where the host has lost them, as in a reboot.
+fn bound_still(runner: &Runner, job_id: &str, manifest: &Manifest, container: &str) -> Result<Vec<BoundMount>, String> {
+    let policy = &runner.setup.mounts;
+    let mut bound = Vec::new();
+    for (index, place) in places(manifest).iter().enumerate() {
+        let path = policy.place(container, index);
+        let is_there = crate::sys::dir::mounts_below(&path).is_ok_and(|mounts| !mounts.is_empty());
+        bound.push(if is_there {
+            BoundMount { path, read_only: place.read_only }
+        } else {
+            let checked = check(runner, job_id, place)?;
+            policy.bind(&checked, &path, place.read_only).map_err(|error| error.to_string())?
+        });
+    }
+    Ok(bound)
+}
+
+fn hash_all(
+    runner: &Runner,
+    job: &Arc<Job>,
+    manifest: &Manifest,
+    bound: &[BoundMount],
+) -> Result<Vec<InputMount>, Refusal> {
+    let mut mounts = Vec::new();
+    for (place, bound) in places(manifest).iter().zip(bound) {
+        let tree = bound
+            .open()
+            .map_err(|error| error.to_string())
+            .and_then(|dir| {
+                let note = |done: seal::Progress| {
+                    if done.bytes > PROGRESS_BYTES || done.files > PROGRESS_FILES {
+                        let why = format!(
+                            "hashing {}: {} files, {} MiB so far",
+                            place.container,
+                            done.files,
+                            done.bytes >> 20
+                        );
+                        runner.note_progress(&job.job_id, why);
+                    }
+                };
+                hash_tree(&dir, &note).map_err(|error| error.to_string())
+            })
+            .map_err(|message| ("inputs", format!("{}: {message}", place.container)))?;
+        mounts.push(InputMount { container: place.container.to_owned(), read_only: place.read_only, tree });
+    }
+    Ok(mounts)
+}
+
+/// Inputs beyond these are worth a word in the job's summary while they are hashed.
+const PROGRESS_BYTES: u64 = 64 << 20;
+const PROGRESS_FILES: u64 = 1000;
+
+fn totals(mount: &InputMount) -> MountTotals {
+    MountTotals {
+        container: mount.container.clone(),
+        mode: if mount.read_only { "ro" } else { "rw" }.to_owned(),
+        tree: mount.tree.root,
+        files: mount.tree.files,
+        bytes: mount.tree.bytes,
+    }
+}
+
+fn make_scratch(runner: &Runner, job_id: &str) -> io::Result<()> {
+    let path = runner.setup.data.join("scratch").join(job_id);
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
+    match std::os::unix::fs::chown(&path, Some(SCRATCH_OWNER.0), Some(SCRATCH_OWNER.1)) {
+        // An agent without the right to give files away runs its payloads as itself.
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn release(runner: &Runner, container: &str) {
+    if let Err(error) = runner.setup.mounts.release(&runner.setup.data.join("mnt").join(container)) {
+        log::warn!("the mounts of {container} are not released: {error}");
+    }
+}
+
+/// From the COMPLETED event, which is the job's last.
+fn usage(runner: &Runner, job: &Job) -> io::Result<Value> {
+    let mut usage = Value::Null;
+    runner.setup.engine.view().ledger(job.seq, job.seq, &mut |_, bytes| {
+        if let Ok(Detail::Completed(ending)) = Stored::parse(bytes).map(|stored| stored.event.detail) {
+            usage = serde_json::to_value(ending.usage).unwrap_or_default();
+        }
+        false
+    })?;
+    Ok(usage)
+}
+
+fn logs(data: &Path, job: &Job) -> Vec<AttemptLogs> {
+    let digest = |path: &Path| {
+        let (bytes, sha256) = digest_file(path).ok()?;
+        Some(LogDigest { bytes, sha256, complete: true })
+    };
+    let of_attempt = |attempt| {
+        let paths = OutputPaths::new(&data.join("logs").join(&*job.job_id), attempt);
+        AttemptLogs { attempt, stdout: digest(&paths.stdout), stderr: digest(&paths.stderr) }
+    };
+    (1..=job.attempt).map(of_attempt).collect()
+}

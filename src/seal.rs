@@ -1,0 +1,547 @@
+//! Evidence: what a job was given, and what it left behind, as digests in durable files.
+//!
+//! `DATA/inputs/<job_id>.json` lists the mounts as they were when the job was scheduled; `DATA/seals/<job_id>.json` lists
+//! every file that is new or changed since, with the digests of the logs; `DATA/seals/<job_id>.sha256` is the same list for
+//! `sha256sum -c`.
+
+pub mod text;
+pub mod tree;
+
+use crate::canonical::to_canonical;
+use crate::hash::Hash;
+use crate::ledger::event::LogDigest;
+use crate::manifest::Manifest;
+use crate::sys::dir::Dir;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+pub use tree::{Entry, Kind, Progress, Tree, hash_tree};
+
+/// Version of the inputs and seal files.
+pub const FORMAT: u32 = 1;
+const INPUTS_DIR: &str = "inputs";
+const SEALS_DIR: &str = "seals";
+/// Mode bits beyond read, write and execute that a sealed file may carry, and the note for each.
+const SPECIAL_BITS: [(u32, Note); 2] = [(0o4000, Note::Setuid), (0o2000, Note::Setgid)];
+
+/// Why a tree could not be hashed, or a job not be sealed.
+#[derive(Debug)]
+pub enum SealError {
+    /// Reading or writing failed.
+    Io {
+        /// Where; relative to the tree for a tree's entry.
+        path: Vec<u8>,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// Something changed while it was hashed: its digest would be of no moment in time.
+    Changed {
+        /// Relative to the tree; empty for its root.
+        path: Vec<u8>,
+    },
+    /// A tree beyond the bounds of [`hash_tree`].
+    TooLarge {
+        /// Where the bound was met, relative to the tree.
+        path: Vec<u8>,
+        /// Which bound.
+        limit: &'static str,
+    },
+}
+
+impl SealError {
+    fn io(path: &[u8], source: io::Error) -> Self {
+        Self::Io { path: path.to_vec(), source }
+    }
+
+    /// An error about an entry that was there a moment ago.
+    fn vanished(path: &[u8], source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => Self::Changed { path: path.to_vec() },
+            _ => Self::io(path, source),
+        }
+    }
+}
+
+impl fmt::Display for SealError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |path: &[u8]| if path.is_empty() { "the directory itself".to_owned() } else { text::encode(path) };
+        match self {
+            Self::Io { path, source } => write!(f, "{}: {source}", name(path)),
+            Self::Changed { path } => write!(f, "{} changed while it was hashed", name(path)),
+            Self::TooLarge { path, limit } => write!(f, "{limit}, at {:.200}", name(path)),
+        }
+    }
+}
+
+impl std::error::Error for SealError {}
+
+impl From<SealError> for io::Error {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::Io { ref source, .. } => Self::new(source.kind(), error.to_string()),
+            other => Self::other(other.to_string()),
+        }
+    }
+}
+
+/// A mount as it goes into the hashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountTree<'a> {
+    /// Path inside the container.
+    pub container: &'a str,
+    /// Whether the payload may only read it.
+    pub read_only: bool,
+    /// Its tree hash.
+    pub tree: Hash,
+}
+
+/// The hash of what makes an execution this execution: SHA-256 of the RFC 8785 form of
+/// `{"command","env","image_id","mounts":[{"container","mode","tree"}…],"network","resources"}`. No job id, no host path.
+/// `env` is what the payload gets from the manifest and the agent together; `mounts` are in the manifest's order, of which
+/// the first is the working directory. `resources` has the limits that were asked for.
+pub fn execution_hash(
+    image_id: &str,
+    manifest: &Manifest,
+    env: &BTreeMap<String, String>,
+    mounts: &[MountTree<'_>],
+) -> Hash {
+    hash_json(&json!({
+        "command": manifest.command,
+        "env": env,
+        "image_id": image_id,
+        "mounts": mounts_json(mounts),
+        "network": manifest.network.as_str(),
+        "resources": manifest.resources.to_json(),
+    }))
+}
+
+/// The hash of a job's inputs: SHA-256 of the RFC 8785 form of `[{"container","mode","tree"}…]`, in the manifest's order.
+pub fn input_hash(mounts: &[MountTree<'_>]) -> Hash {
+    hash_json(&mounts_json(mounts))
+}
+
+/// Length and SHA-256 of the agent's own file at `path`.
+///
+/// # Errors
+/// What `open` and `read` give.
+pub fn digest_file(path: &Path) -> io::Result<(u64, Hash)> {
+    tree::digest(&mut File::open(path)?)
+}
+
+/// What a job was given: `DATA/inputs/<job_id>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The job.
+    pub job_id: String,
+    /// In the manifest's order; a scratch directory is listed with [`Tree::empty`].
+    pub mounts: Vec<InputMount>,
+}
+
+/// A mount as it was when the job was scheduled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputMount {
+    /// Path inside the container.
+    pub container: String,
+    /// Whether the payload may only read it.
+    pub read_only: bool,
+    /// What it held.
+    pub tree: Tree,
+}
+
+/// Writes `DATA/inputs/<job_id>.json`; durable when this returns, the old file or the new one at every moment before.
+///
+/// # Errors
+/// What writing gives, e.g. ENOSPC.
+pub fn write_inputs(data_dir: &Path, inputs: &Inputs) -> io::Result<()> {
+    write_durably(&file_of(data_dir, INPUTS_DIR, &inputs.job_id, "json")?, &serde_json::to_vec(inputs)?)
+}
+
+/// Reads what [`write_inputs`] wrote.
+///
+/// # Errors
+/// `NotFound`; `InvalidData` where it is not what was written: other format or job, or entries that do not give the tree hash.
+pub fn read_inputs(data_dir: &Path, job_id: &str) -> io::Result<Inputs> {
+    let path = file_of(data_dir, INPUTS_DIR, job_id, "json")?;
+    let inputs: Inputs = read_json(&path)?.0;
+    if inputs.format != FORMAT
+        || inputs.job_id != job_id
+        || !inputs.mounts.iter().all(|mount| mount.tree.is_consistent())
+    {
+        return Err(invalid(&path, "the recorded inputs are damaged"));
+    }
+    Ok(inputs)
+}
+
+/// What a job left behind: `DATA/seals/<job_id>.json`. The seal hash is the SHA-256 of that file's bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seal {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The job.
+    pub job_id: String,
+    /// The attempt that completed.
+    pub attempt: u32,
+    /// See [`execution_hash`].
+    pub execution_hash: Hash,
+    /// `sha256:…`; what ran.
+    pub image_id: String,
+    /// SHA-256 of `DATA/seals/<job_id>.sha256`: of one line `<64 hex>  <path>` per artifact, in the order of `artifacts`.
+    pub artifacts_root: Hash,
+    /// Number of artifacts.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Regular files of the writable mounts that are new or changed, sorted by the bytes of the path.
+    pub artifacts: Vec<Artifact>,
+    /// Regular files that were there when the job was scheduled and are not any more, sorted likewise.
+    pub removed: Vec<ContainerPath>,
+    /// What a person should know of the writable mounts; none of it was followed or opened. Sorted likewise.
+    pub notes: Vec<Noted>,
+    /// The writable mounts after the run.
+    pub mounts: Vec<SealedMount>,
+    /// Every attempt's output.
+    pub logs: Vec<AttemptLogs>,
+    /// What the attempt used, as the runner measured it.
+    pub usage: Value,
+}
+
+/// A sealed file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// Path inside the container.
+    pub path: ContainerPath,
+    /// Bytes.
+    pub size: u64,
+    /// Permission, setuid, setgid and sticky bits, octal.
+    #[serde(with = "text::octal")]
+    pub mode: u32,
+    /// SHA-256 of the content.
+    pub sha256: Hash,
+    /// Whether there was a regular file of that name before.
+    pub change: Change,
+}
+
+/// How an artifact came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Change {
+    New,
+    Changed,
+}
+
+/// Something other than a plain file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Noted {
+    /// Path inside the container.
+    pub path: ContainerPath,
+    /// What it is.
+    pub note: Note,
+    /// A symlink's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<ContainerPath>,
+    /// Names the file has, for a hard link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<u64>,
+}
+
+/// Why something is noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Note {
+    Symlink,
+    Fifo,
+    Socket,
+    Device,
+    Setuid,
+    Setgid,
+    /// The same bytes have further names, perhaps outside the mount, through which they can change.
+    HardLink,
+}
+
+/// A writable mount after the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedMount {
+    /// Path inside the container.
+    pub container: String,
+    /// Its tree hash when the job was scheduled.
+    pub before: Hash,
+    /// Its tree hash after the run.
+    pub after: Hash,
+}
+
+/// The output of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttemptLogs {
+    /// From 1.
+    pub attempt: u32,
+    /// Null where nothing ran.
+    pub stdout: Option<LogDigest>,
+    /// Null where nothing ran.
+    pub stderr: Option<LogDigest>,
+}
+
+/// A path in bytes, in JSON as [`text::encode`] writes it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ContainerPath(#[serde(with = "text::path")] pub Vec<u8>);
+
+/// What [`write_seal`] is given.
+pub struct SealRequest<'a> {
+    /// The job.
+    pub job_id: &'a str,
+    /// The attempt that completed.
+    pub attempt: u32,
+    /// See [`execution_hash`].
+    pub execution_hash: Hash,
+    /// `sha256:…`; what ran.
+    pub image_id: &'a str,
+    /// Every writable mount: its path inside the container, and the directory as the payload saw it.
+    pub writable: &'a [(&'a str, &'a Dir)],
+    /// Every attempt's output, in order.
+    pub logs: &'a [AttemptLogs],
+    /// What the attempt used.
+    pub usage: &'a Value,
+}
+
+/// What the SEALED event tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealSummary {
+    /// SHA-256 of the seal file.
+    pub seal_hash: Hash,
+    /// SHA-256 of the `sha256sum` list.
+    pub artifacts_root: Hash,
+    /// Number of artifacts.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Hashes the writable mounts, compares them with the recorded inputs and writes both seal files; they are durable when this
+/// returns. Called again after a crash it writes the same bytes, unless somebody changed the mounts since.
+///
+/// # Errors
+/// [`SealError`]; `InvalidData` where a writable mount has no recorded inputs, or they are damaged.
+pub fn write_seal(
+    data_dir: &Path,
+    request: &SealRequest<'_>,
+    progress: &dyn Fn(Progress),
+) -> Result<SealSummary, SealError> {
+    let inputs = read_inputs(data_dir, request.job_id).map_err(|error| SealError::io(b"inputs", error))?;
+    let (mut artifacts, mut removed, mut notes, mut mounts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut done = Progress::default();
+    for &(container, dir) in request.writable {
+        let before = &inputs
+            .mounts
+            .iter()
+            .find(|mount| mount.container == container && !mount.read_only)
+            .ok_or_else(|| {
+                SealError::io(
+                    container.as_bytes(),
+                    io::Error::new(io::ErrorKind::InvalidData, "not among the recorded inputs"),
+                )
+            })?
+            .tree;
+        let sum = |one: Progress| Progress { files: done.files + one.files, bytes: done.bytes + one.bytes };
+        let after = hash_tree(dir, &|one| progress(sum(one))).map_err(|error| error.within(container))?;
+        done = sum(Progress { files: after.files, bytes: after.bytes });
+        artifacts.extend(after.entries.iter().filter_map(|entry| artifact(container, entry, before)));
+        let is_gone = |entry: &&Entry| {
+            entry.kind == Kind::File && after.get(&entry.path).is_none_or(|now| now.kind != Kind::File)
+        };
+        removed.extend(before.entries.iter().filter(is_gone).map(|entry| in_container(container, &entry.path)));
+        notes.extend(after.entries.iter().flat_map(|entry| notes_on(container, entry)));
+        mounts.push(SealedMount { container: container.to_owned(), before: before.root, after: after.root });
+    }
+    artifacts.sort_by(|a, b| a.path.cmp(&b.path));
+    removed.sort();
+    notes.sort_by(|a, b| a.path.cmp(&b.path));
+
+    let list = checksum_list(&artifacts);
+    let seal = Seal {
+        format: FORMAT,
+        job_id: request.job_id.to_owned(),
+        attempt: request.attempt,
+        execution_hash: request.execution_hash,
+        image_id: request.image_id.to_owned(),
+        artifacts_root: Hash::of(&list),
+        files: artifacts.len() as u64,
+        bytes: artifacts.iter().map(|artifact| artifact.size).sum(),
+        artifacts,
+        removed,
+        notes,
+        mounts,
+        logs: request.logs.to_vec(),
+        usage: request.usage.clone(),
+    };
+    // The seal goes last: where it is, the list is.
+    let written = serde_json::to_vec(&seal).map_err(io::Error::from).and_then(|bytes| {
+        write_durably(&file_of(data_dir, SEALS_DIR, request.job_id, "sha256")?, &list)?;
+        write_durably(&file_of(data_dir, SEALS_DIR, request.job_id, "json")?, &bytes)?;
+        Ok(bytes)
+    });
+    let bytes = written.map_err(|error| SealError::io(SEALS_DIR.as_bytes(), error))?;
+    Ok(SealSummary {
+        seal_hash: Hash::of(&bytes),
+        artifacts_root: seal.artifacts_root,
+        files: seal.files,
+        bytes: seal.bytes,
+    })
+}
+
+/// Reads a seal, with its hash.
+///
+/// # Errors
+/// `NotFound`; `InvalidData` where it is no seal of this job, or does not agree with itself. Compare the hash with the
+/// ledger's: only that tells whether it is the seal that was written.
+pub fn read_seal(data_dir: &Path, job_id: &str) -> io::Result<(Seal, Hash)> {
+    let path = file_of(data_dir, SEALS_DIR, job_id, "json")?;
+    let (seal, hash): (Seal, Hash) = read_json(&path)?;
+    let agrees = seal.artifacts_root == Hash::of(&checksum_list(&seal.artifacts))
+        && seal.files == seal.artifacts.len() as u64
+        && seal.bytes == seal.artifacts.iter().map(|artifact| artifact.size).sum::<u64>();
+    if seal.format != FORMAT || seal.job_id != job_id || !agrees {
+        return Err(invalid(&path, "the seal is damaged"));
+    }
+    Ok((seal, hash))
+}
+
+/// The list that `sha256sum -c` reads, in a directory that holds the artifacts below their container path without its first
+/// slash. GNU's escapes: a line whose path holds a backslash, newline or carriage return begins with a backslash.
+pub fn checksum_list(artifacts: &[Artifact]) -> Vec<u8> {
+    let mut list = Vec::new();
+    for artifact in artifacts {
+        let path = artifact.path.0.strip_prefix(b"/").unwrap_or(&artifact.path.0);
+        if path.iter().any(|byte| b"\\\n\r".contains(byte)) {
+            list.push(b'\\');
+        }
+        list.extend_from_slice(format!("{}  ", artifact.sha256).as_bytes());
+        for &byte in path {
+            match byte {
+                b'\\' => list.extend_from_slice(b"\\\\"),
+                b'\n' => list.extend_from_slice(b"\\n"),
+                b'\r' => list.extend_from_slice(b"\\r"),
+                other => list.push(other),
+            }
+        }
+        list.push(b'\n');
+    }
+    list
+}
+
+impl SealError {
+    /// The same error, its path inside the container.
+    fn within(mut self, container: &str) -> Self {
+        let (Self::Io { path, .. } | Self::Changed { path } | Self::TooLarge { path, .. }) = &mut self;
+        *path = in_container(container, path).0;
+        self
+    }
+}
+
+fn artifact(container: &str, entry: &Entry, before: &Tree) -> Option<Artifact> {
+    let old = before.get(&entry.path).filter(|old| old.kind == Kind::File);
+    let is_changed = old.is_none_or(|old| (old.sha256, old.mode) != (entry.sha256, entry.mode));
+    (entry.kind == Kind::File && is_changed).then(|| Artifact {
+        path: in_container(container, &entry.path),
+        size: entry.size,
+        mode: entry.mode,
+        sha256: entry.sha256,
+        change: if old.is_some() { Change::Changed } else { Change::New },
+    })
+}
+
+fn notes_on(container: &str, entry: &Entry) -> Vec<Noted> {
+    let kind = match entry.kind {
+        Kind::File | Kind::Directory => None,
+        Kind::Symlink => Some(Note::Symlink),
+        Kind::Fifo => Some(Note::Fifo),
+        Kind::Socket => Some(Note::Socket),
+        Kind::CharDevice | Kind::BlockDevice => Some(Note::Device),
+    };
+    // On a directory setgid only hands its group down; it is common and harmless.
+    let bits =
+        SPECIAL_BITS.iter().filter(|(bit, _)| entry.kind == Kind::File && entry.mode & bit != 0).map(|&(_, note)| note);
+    let hard_link = (entry.links > 1).then_some(Note::HardLink);
+    let noted = |note| Noted {
+        path: in_container(container, &entry.path),
+        note,
+        target: entry.target.clone().map(ContainerPath),
+        links: (note == Note::HardLink).then_some(entry.links),
+    };
+    kind.into_iter().chain(bits).chain(hard_link).map(noted).collect()
+}
+
+fn in_container(container: &str, relative: &[u8]) -> ContainerPath {
+    let mut path = container.as_bytes().to_vec();
+    if !relative.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(relative);
+    }
+    ContainerPath(path)
+}
+
+fn mounts_json(mounts: &[MountTree<'_>]) -> Value {
+    let mode = |read_only| if read_only { "ro" } else { "rw" };
+    mounts
+        .iter()
+        .map(|mount| json!({ "container": mount.container, "mode": mode(mount.read_only), "tree": mount.tree }))
+        .collect()
+}
+
+fn hash_json(value: &Value) -> Hash {
+    let bytes = to_canonical(value).expect("strings, and numbers that the manifest's bounds keep exact");
+    Hash::of(&bytes)
+}
+
+/// The job id becomes a file name, so it is checked here again.
+fn file_of(data_dir: &Path, dir: &str, job_id: &str, extension: &str) -> io::Result<PathBuf> {
+    if !crate::manifest::is_job_id(job_id) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{job_id:?} is no job id")));
+    }
+    Ok(data_dir.join(dir).join(format!("{job_id}.{extension}")))
+}
+
+/// Readers see the old bytes or the new ones, also after a power loss; when this returns, the new ones.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    if !dir.is_dir() {
+        fs::create_dir_all(dir)?;
+        File::open(dir.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(dir)?.sync_all()
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<(T, Hash)> {
+    let bytes = fs::read(path)?;
+    let value = serde_json::from_slice(&bytes).map_err(|error| invalid(path, &error.to_string()))?;
+    Ok((value, Hash::of(&bytes)))
+}
+
+fn invalid(path: &Path, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;
