@@ -184,9 +184,16 @@ fn every_failing_call_ends_the_log_and_loses_nothing_acknowledged() {
 fn a_full_disk_holds_up_the_next_segment_and_heals() {
     let disk = SimDisk::default();
     let (wal, _) = open(&disk).unwrap();
-    // The first segment was made; the next creation finds the disk full, once.
-    disk.fail_at(disk.calls() + 4, Fault::Error(io::ErrorKind::StorageFull));
-    append(&wal, 1, 60).unwrap();
+    disk.fill_up(2);
+    append(&wal, 1, 3).unwrap();
+    // The second segment cannot be prepared: that is told, and what has room in the first is still acknowledged.
+    let told = (0..5000).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        wal.out_of_space()
+    });
+    assert!(told.is_some_and(|reason| reason.contains("no space")), "nobody was told of the full disk");
+    assert_eq!(append(&wal, 4, 57), Ok(60), "it went on once there was space");
+    assert!(!disk.is_full() && wal.out_of_space().is_none());
     wal.close();
     assert_eq!(read_back(&disk).unwrap().1.len(), 60);
 }

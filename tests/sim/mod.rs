@@ -54,6 +54,8 @@ struct State {
     calls: usize,
     fault: Option<(usize, Fault)>,
     failed: bool,
+    /// So many creations find the disk full.
+    full_for: usize,
 }
 
 #[derive(Clone, Default)]
@@ -86,6 +88,15 @@ impl SimDisk {
         self.0.lock().unwrap().fault = Some((call, fault));
     }
 
+    /// The next `creations` find the disk full; what is allocated already can still be written.
+    pub fn fill_up(&self, creations: usize) {
+        self.0.lock().unwrap().full_for = creations;
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.0.lock().unwrap().full_for > 0
+    }
+
     pub fn heal(&self) {
         let mut state = self.0.lock().unwrap();
         state.fault = None;
@@ -104,12 +115,12 @@ impl SimDisk {
         self.0.lock().unwrap().ops.clone()
     }
 
-    /// Counts a call and fails it if its turn has come. A device that failed once goes on failing, unless it is only full.
+    /// Counts a call and fails it if its turn has come. A device that failed once goes on failing.
     fn call(state: &mut State) -> io::Result<()> {
         let number = state.calls;
         state.calls += 1;
         match state.fault {
-            Some((at, Fault::Error(kind))) if number == at || (state.failed && kind != io::ErrorKind::StorageFull) => {
+            Some((at, Fault::Error(kind))) if number == at || state.failed => {
                 state.failed = true;
                 Err(kind.into())
             }
@@ -172,6 +183,10 @@ impl Storage for SimDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn BlockFile>> {
         let mut state = self.0.lock().unwrap();
         SimDisk::call(&mut state)?;
+        if state.full_for > 0 {
+            state.full_for -= 1;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let file = state.contents.len();
         assert!(!state.names.contains_key(name), "create means new");
         state.contents.push(Vec::new());

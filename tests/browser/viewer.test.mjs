@@ -1,0 +1,174 @@
+// The viewer as a user has it: real Chromium, real agent, real containers.
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { execFileSync } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { chromium } from 'playwright-core';
+import { Agent } from './agent.mjs';
+
+const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+const RUN = `v${process.pid}`; // job ids become container names, which are shared by all agents of one Docker
+const INDEX = fileURLToPath(new URL('../../static/index.html', import.meta.url));
+const STEPS = 'for i in 1 2 3; do echo "step $i"; echo "[D1_STABLE] step=$i"; sleep 1; done; echo problem >&2';
+const WAIT = { timeout: 60_000 };
+
+let agent;
+let browser;
+
+before(async () => {
+  agent = await Agent.create();
+  browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS });
+});
+
+after(async () => {
+  await browser?.close();
+  await agent?.close();
+  const ids = execFileSync('docker', ['ps', '-aq', '--filter', `name=^hb-${RUN}`]).toString().split('\n').filter(Boolean);
+  if (ids.length > 0) execFileSync('docker', ['rm', '-f', ...ids]);
+});
+
+/** A page on which every console error (a CSP violation is one) and every uncaught exception fails the test. */
+async function withPage(url, body, { allowed = /^$/, ...options } = {}) {
+  const context = await browser.newContext(options);
+  const page = await context.newPage();
+  const problems = [];
+  page.on('console', (message) => {
+    if (['error', 'warning'].includes(message.type()) && !allowed.test(message.text())) problems.push(message.text());
+  });
+  page.on('pageerror', (error) => problems.push(error.stack));
+  try {
+    await page.goto(url);
+    await body(page);
+    assert.deepEqual(problems, []);
+  } finally {
+    await context.close();
+  }
+}
+
+const states = (page) => page.$$eval('.trace .state', (marks) => marks.map((mark) => mark.textContent));
+const live = (page) => page.waitForSelector('#badge[data-is=live]', WAIT);
+const row = (page, id) => page.locator('.rows .row', { hasText: id });
+const rowIs = (page, id, state) => row(page, id).locator(`.state[data-is=${state}]`).waitFor(WAIT);
+
+test('the empty state teaches with this node’s own address', async () => {
+  await withPage(agent.base, async (page) => {
+    await live(page);
+    const lesson = await page.locator('#lesson').innerText();
+    assert.ok(lesson.startsWith(`curl ${agent.base}/api/submit_job `), lesson);
+    // What it teaches works.
+    const { job_id } = JSON.parse(execFileSync('bash', ['-c', lesson.replace('"hello"', `"${RUN}-hello"`)], { stdio: ['ignore', 'pipe', 'ignore'] }));
+    assert.equal(job_id, `${RUN}-hello`);
+    await row(page, job_id).waitFor(WAIT);
+    assert.equal(await page.locator('#empty').isVisible(), false);
+    await rowIs(page, job_id, 'SEALED');
+  });
+});
+
+test('the list shows states live, and the job’s page its whole trace, every event checked', async () => {
+  const id = `${RUN}-steps`;
+  await withPage(agent.base, async (page) => {
+    await live(page);
+    await agent.submit({ job_id: id, image_hash: 'busybox:latest', command: ['sh', '-c', STEPS] });
+    await rowIs(page, id, 'D1_STABLE');
+    await rowIs(page, id, 'SEALED');
+    await page.keyboard.press('/');
+    await page.keyboard.type(id);
+    assert.equal(await page.locator('.rows .row').count(), 1);
+    await page.keyboard.press('Escape');
+    await row(page, id).locator('a').click();
+    await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
+    const trace = await states(page);
+    assert.deepEqual(trace.filter((state, i) => state !== trace[i - 1]), ['RECEIVED', 'SCHEDULED', 'RUNNING', 'D1_STABLE', 'COMPLETED', 'SEALED']);
+    assert.deepEqual(await page.$$eval('.trace .verdict', (marks) => [...new Set(marks.map((mark) => mark.textContent))]), ['checked']);
+
+    // The proof: the stored bytes, and a hash of the predecessor that equals prev.
+    await page.keyboard.press('j');
+    await page.keyboard.press('j');
+    await page.keyboard.press('Enter');
+    const proof = page.locator('.proof:visible');
+    const stored = await proof.locator('pre').innerText();
+    const facts = await proof.locator('dd').allInnerTexts();
+    assert.equal(JSON.parse(stored).prev, facts[0]);
+    assert.equal(facts[0], facts[1]);
+
+    const output = () => page.$$eval('.log .line', (lines) => lines.map((line) => line.textContent));
+    await page.waitForFunction(() => document.querySelectorAll('.log .line').length === 6, null, WAIT);
+    assert.deepEqual((await output()).sort(), ['[D1_STABLE] step=1', '[D1_STABLE] step=2', '[D1_STABLE] step=3', 'step 1', 'step 2', 'step 3']);
+    assert.equal(await page.locator('.log .line[data-stable]').count(), 3);
+    await page.locator('.chip', { hasText: 'stderr' }).click();
+    await page.waitForFunction(() => document.querySelector('.log .line')?.textContent === 'problem', null, WAIT);
+    await page.keyboard.press('Escape');
+    await row(page, id).waitFor(WAIT);
+  });
+});
+
+test('output follows live, and a failure says why', async () => {
+  const id = `${RUN}-fails`;
+  const code = 'import time,sys\nfor i in range(40): print("line", i, flush=True); time.sleep(.1)\nsys.exit(3)';
+  await agent.submit({ job_id: id, image_hash: 'python:3.9-slim', command: ['python', '-c', code] });
+  await withPage(`${agent.base}/#/jobs/${id}`, async (page) => {
+    await page.locator('.log .line', { hasText: 'line 5' }).first().waitFor(WAIT);
+    assert.notEqual(await page.locator('.job > header .state').getAttribute('data-is'), 'FAILED');
+    await page.waitForSelector('.job > header .state[data-is=FAILED]', WAIT);
+    await page.locator('.log .line', { hasText: 'line 39' }).waitFor(WAIT);
+    assert.match(await page.locator('.story').innerText(), /exit 3/);
+  });
+});
+
+test('the stream survives kill -9 of the agent: offline, live again, nothing lost, nothing twice', async () => {
+  const id = `${RUN}-killed`;
+  await withPage(
+    agent.base,
+    async (page) => {
+      await live(page);
+      await agent.submit({ job_id: id, image_hash: 'busybox:latest', command: ['sh', '-c', 'for i in 1 2 3 4 5 6 7 8; do echo "[D1_STABLE] step=$i"; sleep 1; done'] });
+      await rowIs(page, id, 'D1_STABLE');
+      await page.goto(`${agent.base}/#/jobs/${id}`);
+      await page.waitForSelector('.job');
+      await agent.stop('SIGKILL');
+      await page.waitForSelector('#badge[data-is=offline]', WAIT);
+      assert.match(await page.locator('#trouble').innerText(), /hackbrain serve/);
+      await agent.start();
+      await live(page);
+      await page.waitForSelector('.job > header .state[data-is=SEALED]', WAIT);
+      await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
+      assert.equal(await page.locator('#broken').isVisible(), false);
+      // What the page holds by its stream equals what the ledger holds.
+      const stored = (await (await fetch(`${agent.base}/api/jobs/${id}/trace`)).text()).trim().split('\n').map((line) => JSON.parse(line).state);
+      assert.deepEqual(await states(page), stored);
+    },
+    { allowed: /ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE/ },
+  );
+});
+
+test('from file:// with ?node=', async () => {
+  await withPage(`file://${INDEX}?node=${agent.base}`, async (page) => {
+    await live(page);
+    await row(page, `${RUN}-steps`).locator('a').click();
+    await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
+    await page.locator('.log .line', { hasText: 'step 3' }).first().waitFor(WAIT);
+  });
+});
+
+test('from file:// without a node it says what to do', async () => {
+  await withPage(`file://${INDEX}`, async (page) => {
+    await page.waitForSelector('#trouble:not([hidden])');
+    assert.match(await page.locator('#trouble').innerText(), /\?node=/);
+  });
+});
+
+test('an unknown job, 320 px wide, in the dark: said plainly, nothing overflows', async () => {
+  const options = { viewport: { width: 320, height: 640 }, colorScheme: 'dark', allowed: /404/ };
+  await withPage(
+    `${agent.base}/#/jobs/${RUN}-nowhere`,
+    async (page) => {
+      await page.getByText('This node has no job of that name.').waitFor(WAIT);
+      for (const hash of ['#/', `#/jobs/${RUN}-steps`]) {
+        await page.goto(agent.base + hash);
+        await page.waitForTimeout(500);
+        assert.equal(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), true, hash);
+      }
+    },
+    options,
+  );
+});
