@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select_biased, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select_biased, unbounded};
 
 use crate::hash::Hash;
 use crate::ledger::event::{Event, Stored};
@@ -169,11 +169,13 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, inbox: &Receiver<Message>, outcomes: &Receiver<Outcome>) {
+        let mut live = outcomes.clone();
         loop {
             select_biased! {
-                recv(outcomes) -> outcome => match outcome {
+                recv(live) -> outcome => match outcome {
                     Ok(outcome) => self.outcome(&outcome),
-                    Err(_) => return,
+                    // The log has latched and its thread is gone. Commands still come, and each must hear of it.
+                    Err(_) => live = never(),
                 },
                 recv(inbox) -> message => match message {
                     Ok(Message::Command(command, reply)) => self.command(*command, reply),

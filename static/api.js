@@ -1,8 +1,7 @@
-/* Requests to one node. Every failure is an ApiError whose message says what to do. */
+/* Requests to one node. Every failure is an ApiError that says what to do. */
 'use strict';
 {
 const TIMEOUT_MS = 15_000;
-const store = globalThis.sessionStorage;
 
 class ApiError extends Error {
 	/** status 0: no answer at all. */
@@ -13,18 +12,14 @@ class ApiError extends Error {
 }
 
 class Api {
-	/** base: 'http://host:port', without a slash at the end. */
+	token = ''; // lives as long as the page
+
+	/** base: 'http://host:port'. */
 	constructor(base) {
 		this.base = base;
-		this.token = store?.getItem(base) ?? '';
 	}
 
-	setToken(token) {
-		this.token = token;
-		store?.setItem(this.base, token);
-	}
-
-	/** A good response, or an ApiError. 416 is good: it tells that a log has nothing new. */
+	/** A good response, or an ApiError. 416 is good: nothing new in a log. */
 	async request(path, { accept = 'application/json', headers, method, signal } = {}) {
 		const all = { Accept: accept, ...headers, ...(this.token && { Authorization: `Bearer ${this.token}` }) };
 		let response;
@@ -53,7 +48,7 @@ class Api {
 		return `/api/jobs/${encodeURIComponent(id)}${rest}`;
 	}
 
-	/** A manifest → the command that submits it here. Inside single quotes, a quote is written '\''. */
+	/** The command that submits a manifest here. */
 	curl(manifest) {
 		const auth = this.token && ` -H "Authorization: Bearer $TOKEN"`;
 		return `curl ${this.base}/api/submit_job${auth} -H 'Content-Type: application/json' -d '${JSON.stringify(manifest, null, 2).replaceAll("'", "'\\''")}'`;

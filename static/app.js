@@ -1,12 +1,12 @@
-/* The entry: keeps the node's stream, folds its events into the model, and routes between the list and a job. */
+/* The entry: folds the node's stream into the model, and routes between the list and a job. */
 'use strict';
 {
 const { h, setText, setAttr, format } = HB;
 const FIRST_JOBS = 200; // for the first paint
 const PAGE_JOBS = 500; // per further page
-const LOADED_JOBS = 20_000; // read without being asked
+const LOADED_JOBS = 20_000; // at most
 const NODE_POLL_MS = 15_000;
-const ANNOUNCE_MS = 5000; // at most one announcement to screen readers in this time
+const ANNOUNCE_MS = 5000; // to screen readers, at most one in this time
 const GROUPS = { all: 'All', waiting: 'Waiting', active: 'Active', sealed: 'Sealed', failed: 'Failed', cancelled: 'Cancelled' };
 const $ = (id) => document.getElementById(id);
 const hide = (id, isHidden) => ($(id).hidden = isHidden);
@@ -16,15 +16,12 @@ const base = (params.get('node') ?? location.origin).replace(/\/+$/, '');
 const api = new HB.Api(base);
 const model = HB.model.create();
 const news = new Map(); // job id → state, since the last announcement
-let filter = { text: '', show: 'all' };
+const filter = { text: '', show: 'all' };
 let page = null; // the job's page, or null: the list
-let next = null; // cursor of the jobs not read yet
+let older = null; // cursor of the jobs not read yet
 let follower = null; // null until the first jobs are here
-let skew = 0; // browser clock − node clock, ms
-let scroll = 0; // of the list, while a job is shown
-const now = () => Date.now() - skew;
 const open = (id) => (location.hash = `#/jobs/${encodeURIComponent(id)}`);
-const grid = new HB.JobGrid({ open, now });
+const grid = new HB.JobGrid(open);
 
 $('grid').append(grid.element);
 for (const [show, name] of Object.entries(GROUPS)) $('groups').append(h('button', { class: 'chip', 'data-show': show, click: () => setFilter({ show }) }, `${name} `, h('b')));
@@ -32,64 +29,50 @@ const lesson = api.curl({ job_id: 'hello', image_hash: 'busybox:latest', command
 setText($('lesson'), lesson);
 $('lesson').after(HB.copyButton('Copy', () => lesson));
 $('filter').addEventListener('input', () => setFilter({ text: $('filter').value }));
-$('clear').addEventListener('click', () => setFilter({ text: '', show: 'all' }));
-$('more').addEventListener('click', readJobs);
 $('help-open').addEventListener('click', () => $('help').showModal());
 addEventListener('hashchange', route);
 addEventListener('keydown', onKey);
 setInterval(() => (page ? page.tick() : grid.list.refresh()), 1000);
 setInterval(announce, ANNOUNCE_MS);
-if (params.has('job') && !location.hash) open(params.get('job'));
 
 if (/^https?:\/\/[^/]+$/.test(base)) start();
-else onState({ name: 'offline', message: 'Name a node: add ?node=http://127.0.0.1:4005 to the address of this page, and run that node with --allow-origin null.' });
+else onState({ name: 'offline', message: 'Name a node: add ?node=http://127.0.0.1:4005 to this address, and run that node with --allow-origin null.' });
 
 function start() {
 	const stream = new HB.Stream(api, { head: onHead, record: onRecord, aux: onAux, state: onState });
-	const retry = () => stream.retry();
-	addEventListener('online', retry);
-	document.addEventListener('visibilitychange', retry);
 	$('token').addEventListener('submit', (event) => {
 		event.preventDefault();
-		api.setToken($('token-input').value.trim());
+		api.token = $('token-input').value.trim();
 		hide('token', true);
-		retry();
+		stream.retry();
 	});
 	setInterval(readNode, NODE_POLL_MS);
 	route();
 }
 
-/** Before every connection: the first loads the list; later ones see whether the ledger still is the one known. */
+/** Before every connection. The first loads the list; later ones see whether the ledger is still the same. */
 async function onHead(head) {
 	if (follower && (head.seq < follower.seq || (head.seq === follower.seq && head.hash !== follower.hash))) {
 		throw new HB.ApiError(0, `This is not the ledger it was: run “hackbrain verify --expect ${follower.seq}:${follower.hash}” on the node.`);
 	}
 	if (!follower) {
 		// The head first, then the list: what happens between comes twice, and `seq` sorts it out. Otherwise it would be lost.
-		const first = await api.json(`/api/jobs?limit=${FIRST_JOBS}`);
-		HB.model.merge(model, first.jobs);
-		next = first.next;
+		await readJobs(FIRST_JOBS);
 		model.seq = head.seq;
 		follower = new HB.chain.Follower(head);
-		readJobs();
 	}
 	readNode();
 	draw();
 	return follower.seq;
 }
 
-async function readJobs() {
-	hide('more', true);
-	try {
-		for (let read = 0; next && read < LOADED_JOBS; read += PAGE_JOBS) {
-			const older = await api.json(`/api/jobs?limit=${PAGE_JOBS}&after=${encodeURIComponent(next)}`);
-			HB.model.merge(model, older.jobs);
-			next = older.next;
-			draw();
-		}
-	} finally {
-		hide('more', !next);
-	}
+/** A page of jobs, and in the background all that follow. */
+async function readJobs(limit) {
+	const { jobs, next } = await api.json(`/api/jobs?limit=${limit}${older ? `&after=${older}` : ''}`);
+	HB.model.merge(model, jobs);
+	older = next;
+	drawSoon();
+	if (next && model.order.length < LOADED_JOBS) readJobs(PAGE_JOBS).catch(() => {}); // the list's foot tells
 }
 
 async function readNode() {
@@ -103,18 +86,10 @@ async function readNode() {
 
 function onRecord(record) {
 	const { event } = record;
-	const wrong = follower.accept(record);
-	if (wrong && $('broken').hidden) {
-		setText($('broken-why'), wrong);
-		hide('broken', false);
-	}
+	if (!follower.accept(record)) hide('broken', false);
 	const job = HB.model.fold(model, event);
 	if (!event.job_id) readNode();
-	if (job && $('badge').dataset.is === 'live') {
-		skew = Date.now() - Date.parse(event.time);
-		if (Math.abs(skew) < 2000) skew = 0;
-		news.set(job.job_id, job.state);
-	}
+	if (job && $('badge').dataset.is === 'live') news.set(job.job_id, job.state);
 	if (page?.id === event.job_id) page.take([record]);
 	drawSoon();
 }
@@ -133,34 +108,27 @@ function onState({ name, since, behind, message }) {
 }
 
 function route() {
-	const [path, query] = location.hash.slice(1).split('?');
-	const id = /^\/jobs\/(.+)$/.exec(path)?.[1];
+	const id = /^#\/jobs\/(.+)$/.exec(location.hash)?.[1];
 	const wasPage = page;
-	if (!page) scroll = grid.element.scrollTop;
 	page?.close();
 	page = null;
 	hide('jobs', id);
 	if (id) {
 		grid.activeId = decodeURIComponent(id);
-		page = new HB.JobPage({ api, id: grid.activeId, now, summary: model.jobs.get(grid.activeId) });
+		page = new HB.JobPage(api, grid.activeId, model.jobs.get(grid.activeId));
 		$('job').replaceChildren(page.element);
 		scrollTo(0, 0);
 		page.title.focus({ preventScroll: true });
 	} else {
-		const wanted = new URLSearchParams(query);
-		filter = { text: wanted.get('q') ?? '', show: wanted.get('show') in GROUPS ? wanted.get('show') : 'all' };
-		$('filter').value = filter.text;
 		$('job').replaceChildren();
 		if (wasPage) grid.element.focus();
-		grid.element.scrollTop = scroll;
 	}
 	draw();
 }
 
 function setFilter(change) {
 	Object.assign(filter, change);
-	if ($('filter').value !== filter.text) $('filter').value = filter.text;
-	history.replaceState(null, '', `#/?${new URLSearchParams({ q: filter.text, show: filter.show })}`);
+	$('filter').value = filter.text;
 	grid.element.scrollTop = 0;
 	draw();
 }
@@ -187,7 +155,7 @@ function draw() {
 	}
 	grid.show(jobs);
 	hide('none', jobs.length > 0);
-	setText($('foot'), `${format.count(total, 'job')}${next ? ' read, older ones exist' : ''} · times in UTC`);
+	setText($('foot'), `${format.count(total, 'job')}${older ? ' read, older ones exist' : ''} · times in UTC`);
 }
 
 function announce() {

@@ -1,5 +1,5 @@
-/* The hash chain: `prev` of event n is the SHA-256 of the exact stored bytes of event n-1. Pure.
-   A record is {bytes, event}: a stored line, and what it parses to (null where it is not JSON). */
+/* The hash chain: `prev` of event n is the SHA-256 of the exact bytes of event n-1. Pure.
+   A record is {bytes, event}: a stored line, and what it parses to (null: not JSON). */
 'use strict';
 {
 const decoder = new TextDecoder();
@@ -25,9 +25,9 @@ function records(bytes) {
 }
 
 /**
- * The verdict on a record: {ok, words, computed}; `ok` is null where it cannot be decided, `computed` the hash of the predecessor.
- * `ledger` holds the node's records from seq `from` on: by position, not by the seq a line claims, so that a dropped or
- * swapped event stands where it must not. Both links count: only what came *after* an event ties down its own bytes.
+ * The verdict on a record: {ok (null: undecided), words, computed: the hash of its predecessor}. `ledger` holds records from
+ * seq `from` on, taken by position: a dropped or swapped event then stands where it must not. Both links count: only what
+ * came *after* an event ties down its own bytes.
  */
 function verdict({ event: { seq, prev }, bytes }, ledger, from, head) {
 	const [before, at, after] = [-1, 0, 1].map((step) => ledger[seq + step - from]);
@@ -60,17 +60,15 @@ function plan(seqs, join = 16, most = 500) {
 
 /** Checks a live stream link by link, from a known {seq, hash} on. */
 class Follower {
-	constructor({ seq, hash }) {
-		Object.assign(this, { seq, hash });
+	constructor(head) {
+		Object.assign(this, head);
 	}
 
-	/** '' where the event continues the chain, else what is wrong. Goes on from it in any case. */
+	/** Whether the event continues the chain. Goes on from it in any case. */
 	accept({ bytes, event: { seq, prev } }) {
-		let wrong = '';
-		if (seq !== this.seq + 1) wrong = `event ${seq} came after event ${this.seq}`;
-		else if (prev !== this.hash) wrong = `prev of event ${seq} is not the hash of event ${this.seq}`;
+		const isNext = seq === this.seq + 1 && prev === this.hash;
 		Object.assign(this, { seq, hash: HB.sha256(bytes) });
-		return wrong;
+		return isNext;
 	}
 }
 

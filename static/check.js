@@ -1,4 +1,4 @@
-/* Judges events against the node's ledger: fetches their neighbours in few ranges, and reports verdicts one by one. */
+/* Judges events against the node's ledger, fetching their neighbours in few ranges. */
 'use strict';
 {
 const GATHER_MS = 120; // events come in bursts; one range then serves several
@@ -47,11 +47,7 @@ class Checker {
 	async range(from, limit) {
 		const judged = this.within(from, limit);
 		if (judged.length === 0) return;
-		const ledger = [];
-		// A node may give fewer events than asked for; the rest is asked for again.
-		for (let more = [0]; more.length > 0 && ledger.length < limit; ledger.push(...more)) {
-			more = await this.api.lines(`/api/ledger?from=${from + ledger.length}&limit=${limit - ledger.length}`);
-		}
+		const ledger = await this.api.lines(`/api/ledger?from=${from}&limit=${limit}`);
 		const head = ledger.length < limit ? await this.api.json('/api/ledger/head') : null;
 		for (const record of judged) {
 			if (this.waiting.delete(record.event.seq)) this.onVerdict(record.event.seq, HB.chain.verdict(record, ledger, from, head));

@@ -22,15 +22,13 @@ const setAttr = (element, name, value) => {
 	else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 };
 
-/** Makes `nodes` the children of parent, moving as little as possible: focus and open rows survive. */
+/** Makes `nodes` the children of parent, in place: focus and open rows survive. */
 function reconcile(parent, nodes) {
 	const wanted = new Set(nodes);
-	for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
-	let at = parent.firstChild;
-	for (const node of nodes) {
-		if (node === at) at = at.nextSibling;
-		else parent.insertBefore(node, at);
-	}
+	for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+	nodes.forEach((node, i) => {
+		if (parent.children[i] !== node) parent.insertBefore(node, parent.children[i]);
+	});
 }
 
 /** An icon of index.html with its word; update(name, words) changes both. */
@@ -51,26 +49,21 @@ function mark(className, name) {
 function copyButton(label, text) {
 	const button = h('button', { class: 'quiet' }, label);
 	button.addEventListener('click', async () => {
-		button.textContent = (await copy(text())) ? 'Copied' : 'Copying is not allowed here';
+		button.textContent = (await copy(text())) ? 'Copied' : 'Not allowed here';
 		setTimeout(() => (button.textContent = label), 1600);
 	});
 	return button;
 }
 
-/** Plain http offers no navigator.clipboard; execCommand still works there. */
+/** Plain http offers no navigator.clipboard; execCommand works there. */
 async function copy(text) {
-	try {
-		await navigator.clipboard.writeText(text);
-		return true;
-	} catch {
-		const area = h('textarea', { class: 'sr' });
-		area.value = text;
-		document.body.append(area);
-		area.select();
-		const done = document.execCommand('copy');
-		area.remove();
-		return done;
-	}
+	if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+	const area = h('textarea', { class: 'sr' }, text);
+	document.body.append(area);
+	area.select();
+	const done = document.execCommand('copy');
+	area.remove();
+	return done;
 }
 
 Object.assign(HB, { h, setText, setAttr, reconcile, mark, copyButton });

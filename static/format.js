@@ -3,7 +3,6 @@
 const HB = {};
 {
 const two = (n) => String(Math.floor(n)).padStart(2, '0');
-const MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split(' ');
 const CAUSES = {
 	killed: 'it was killed',
 	oom: 'it ran out of memory',
@@ -28,9 +27,9 @@ function bytes(n) {
 }
 
 const count = (n, one, many = `${one}s`) => `${n.toLocaleString('en')} ${n === 1 ? one : many}`;
-const day = (time) => `${Number(time.slice(8, 10))} ${MONTHS[time.slice(5, 7) - 1]} ${time.slice(0, 4)}`;
-/** 08:09:47 today, 23 Nov 08:09 on any other day. */
-const moment = (time, now) => (new Date(now).toISOString().slice(0, 10) === time.slice(0, 10) ? time.slice(11, 19) : `${day(time).slice(0, -5)} ${time.slice(11, 16)}`);
+const day = (time) => time.slice(0, 10);
+/** 08:09:47 today, 11-23 08:09 on any other day. */
+const moment = (time, now) => (day(time) === day(new Date(now).toISOString()) ? time.slice(11, 19) : `${time.slice(5, 10)} ${time.slice(11, 16)}`);
 /** The first digits of a hash, for reading. */
 const hash = (value) => (value ?? '').replace(/^sha256:/, '').slice(0, 12);
 const cause = (name) => CAUSES[name] ?? name ?? 'cause unknown';
@@ -50,7 +49,7 @@ function describe({ state, attempt, detail: d = {} }) {
 		case 'D1_STABLE': return join(marker(d.line), d.count > 1 && `stands for ${count(d.count, 'marker')}`);
 		case 'CRASH': return join(cause(d.cause), exit);
 		case 'SEALED': return join(d.files >= 0 && count(d.files, 'file'), d.bytes >= 0 && bytes(d.bytes), d.seal_hash && `seal ${hash(d.seal_hash)}`);
-		default: return join(d.asked, d.reason, exit, d.message, d.by && `asked for by ${d.by}`);
+		default: return join(d.asked, d.message ?? d.reason, exit, d.by && `by ${d.by}`);
 	}
 }
 

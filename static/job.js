@@ -1,4 +1,4 @@
-/* One job's page: its story, its lane of time, its trace with a verdict for every event, its output. */
+/* One job's page: its story, its lane of time, its trace with verdicts, its output. */
 'use strict';
 {
 const { h, setText, setAttr, format } = HB;
@@ -12,8 +12,8 @@ class JobPage {
 	fold = h('li', null, h('button', { class: 'quiet', click: () => this.drawTrace((this.isWhole = true)) }));
 	verdicts = new Map(); // seq → verdict
 
-	constructor({ api, id, now, summary }) {
-		Object.assign(this, { api, id, now });
+	constructor(api, id, summary) {
+		Object.assign(this, { api, id });
 		this.job = summary ?? { job_id: id, state: 'RECEIVED', phase: 'waiting', attempt: 0 };
 		this.checker = new HB.Checker(api, (seq, verdict) => this.onVerdict(seq, verdict));
 		this.title = h('h1', { tabindex: -1 }, id);
@@ -28,7 +28,7 @@ class JobPage {
 			'article',
 			{ class: 'job' },
 			h('nav', null, h('a', { href: '#/' }, '← All jobs')),
-			h('header', null, this.title, this.state, h('span', { class: 'gap' }), HB.copyButton('Copy as curl', () => api.curl(this.manifest))),
+			h('header', null, this.title, this.state, HB.copyButton('Copy as curl', () => api.curl(this.manifest))),
 			this.story,
 			this.chain,
 			this.lane,
@@ -53,7 +53,7 @@ class JobPage {
 		}
 	}
 
-	/** Takes in records of the trace or of the stream, in any order and more than once. */
+	/** Takes in records of the trace or the stream, in any order, also twice. */
 	take(records) {
 		const known = new Set(this.records.map(({ event }) => event.seq));
 		const fresh = records.filter(({ event }) => event && !known.has(event.seq));
@@ -76,8 +76,8 @@ class JobPage {
 	/** What changes with the clock alone. */
 	tick() {
 		if (!this.events) return;
-		setText(this.story, HB.model.story(this.events, this.now()));
-		const parts = HB.model.lane(this.events, this.now());
+		setText(this.story, HB.model.story(this.events, Date.now()));
+		const parts = HB.model.lane(this.events, Date.now());
 		const words = parts.map(({ kind, attempt, from, to }) => `${{ wait: 'waiting', down: 'down', seal: 'sealing' }[kind] ?? `attempt ${attempt}`} ${format.duration(to - from)}`);
 		setAttr(this.lane, 'aria-label', `Time: ${words.join(', ')}`);
 		while (this.lane.childElementCount < parts.length) this.lane.append(h('span', null, h('span')));
@@ -86,7 +86,7 @@ class JobPage {
 			setAttr(part, 'class', kind);
 			setAttr(part, 'title', words[i]);
 			setText(part.firstChild, words[i]);
-			// A square root keeps a second visible beside a day without making them alike.
+			// The root keeps a second visible beside a day.
 			part.style.flexGrow = 1 + Math.sqrt(to - from);
 		});
 	}
@@ -105,7 +105,7 @@ class JobPage {
 		this.facts.replaceChildren(...shown.map(([name, value]) => h('div', null, h('dt', null, name), h('dd', { title: value }, String(value)))));
 	}
 
-	/** The first and the last events; the many between only when asked for. */
+	/** The first and last events; those between when asked for. */
 	drawTrace() {
 		const middle = this.records.length - HEAD_ROWS - TAIL_ROWS;
 		const items = this.records.map((record, i) => (this.isWhole || i < HEAD_ROWS || i >= HEAD_ROWS + middle ? this.row(record, this.events[i - 1]) : null)).filter(Boolean);
@@ -139,7 +139,7 @@ class JobPage {
 		this.drawChain();
 	}
 
-	/** The verdict in a row and, where the row is open, what it rests on: the stored bytes themselves, and the hashes. */
+	/** The verdict in a row and, where it is open, its proof. */
 	drawVerdict(seq) {
 		const row = this.rows.get(seq);
 		if (!row) return;

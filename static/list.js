@@ -4,7 +4,7 @@
 const { h, setText, setAttr, format } = HB;
 const OVERSCAN = 6; // rows drawn above and below the visible ones
 
-/** `rows` is the parent of all rows inside `scroller`; make() gives a row, draw(row, index) fills it. */
+/** make() gives a row, draw(row, index) fills it. */
 class Windowed {
 	count = 0;
 	pool = [];
@@ -30,7 +30,6 @@ class Windowed {
 		const size = Math.max(0, last - first);
 		while (this.pool.length < size) this.rows.append(this.pool[this.pool.push(this.make()) - 1]);
 		while (this.pool.length > size) this.pool.pop().remove();
-		// Row i always lives in slot i mod size, so that scrolling by one redraws one.
 		for (let i = first; i < last; i++) {
 			const element = this.pool[i % size];
 			element.style.transform = `translateY(${i * row}px)`;
@@ -41,13 +40,13 @@ class Windowed {
 
 const COLUMNS = ['State', 'Job', 'Last word', 'Image', 'Attempt', 'Received', 'Time run'];
 
-/** open(id) is called for Enter and clicks; now() is the node's time in ms. */
+/** open(id) is called for Enter and clicks. */
 class JobGrid {
 	jobs = [];
 	activeId = null; // by id: the list shifts under the selection whenever a job arrives
 
-	constructor({ open, now }) {
-		Object.assign(this, { open, now });
+	constructor(open) {
+		this.open = open;
 		this.rows = h('div', { role: 'rowgroup', class: 'rows' });
 		this.header = h('div', { role: 'row', class: 'row' }, COLUMNS.map((name, i) => h('span', { role: 'columnheader', class: `c${i}` }, name)));
 		this.element = h('div', { role: 'grid', class: 'grid', tabindex: 0, 'aria-label': 'Jobs, newest first' }, h('div', { role: 'rowgroup', class: 'headings' }, this.header), this.rows);
@@ -81,7 +80,7 @@ class JobGrid {
 
 	key(event) {
 		const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity }[event.key];
-		if (event.ctrlKey || event.metaKey || event.altKey || !(step || event.key === 'Enter')) return;
+		if (!step && event.key !== 'Enter') return;
 		if (step) this.move(step);
 		else if (this.activeId !== null) this.open(this.activeId);
 		event.preventDefault();
@@ -91,7 +90,7 @@ class JobGrid {
 	draw(row, index) {
 		const job = (row.job = this.jobs[index]);
 		const isActive = job.job_id === this.activeId;
-		const ran = HB.model.runTime(job, this.now());
+		const ran = HB.model.runTime(job, Date.now());
 		row.id = `row-${index}`;
 		setAttr(row, 'aria-rowindex', index + 2);
 		setAttr(row, 'aria-selected', isActive);
@@ -104,7 +103,7 @@ class JobGrid {
 			lastWord(job),
 			job.image_hash.replace(/^sha256:(.{12}).*/, '$1'),
 			String(job.attempt),
-			format.moment(job.received, this.now()),
+			format.moment(job.received, Date.now()),
 			ran === null ? '' : format.duration(job.ended ? ran : Math.floor(ran / 1000) * 1000),
 		];
 		cells.forEach((cell, i) => setText(cell, texts[i]));

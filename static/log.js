@@ -1,4 +1,4 @@
-/* A payload's output: read by ranges, kept as a bounded tail, followed while the reader is at its end. */
+/* A payload's output: read by ranges, held as a bounded tail, followed while at its end. */
 'use strict';
 {
 const { h, setText, setAttr } = HB;
@@ -10,23 +10,16 @@ const POLL_MS = 1000;
 const decoder = new TextDecoder();
 const NONE = new Uint8Array(0);
 
-/** The held stretch [from, end) of a log, as lines {offset, text, stable}; the last may be unfinished. Pure. */
+/** The held stretch [from, end) of a log as lines {offset, text, stable}; the last may be unfinished. Pure. */
 class LogTail {
 	lines = [];
 	open = NONE; // bytes of the unfinished line
 
 	constructor(from = 0, held = HELD) {
-		Object.assign(this, { from, held, end: from, isCut: from > 0 });
+		Object.assign(this, { from, held, end: from });
 	}
 
 	append(bytes) {
-		if (this.isCut && bytes.length > 0) {
-			// The rest of a line whose beginning is not held goes, if its end is in reach.
-			const next = bytes.indexOf(10) + 1;
-			bytes = bytes.subarray(next);
-			this.from = this.end += next;
-			this.isCut = false;
-		}
 		if (this.open.length > 0) this.lines.pop();
 		const offset = this.end - this.open.length;
 		const buffer = new Uint8Array(this.open.length + bytes.length);
@@ -48,7 +41,7 @@ class LogTail {
 	}
 }
 
-/** One line as shown: without colour codes, as a terminal leaves it after carriage returns, controls made visible. */
+/** One line as a terminal leaves it: colour codes and overwritten parts gone, other controls made visible. */
 function line(bytes, offset) {
 	const raw = decoder.decode(bytes.subarray(0, LINE_BYTES));
 	const plain = raw.replace(/\x1b\[[0-9;:?]*[ -/]*[@-~]/g, '').replace(/\r+$/, '');
@@ -56,11 +49,10 @@ function line(bytes, offset) {
 	return { offset, text: bytes.length > LINE_BYTES ? `${text} …` : text, stable: raw.startsWith('[D1_STABLE]') };
 }
 
-/** The new bytes in an answer to the range from `from` on; null: the log is shorter than before. Pure. */
-function reading(status, range, from, bytes) {
-	if (status === 416) return Number(range?.split('/')[1]) < from ? null : NONE;
+/** The new bytes in an answer to the range from `from` on. Pure. */
+function reading(status, from, bytes) {
 	if (status === 206) return bytes;
-	return bytes.length < from ? null : bytes.subarray(from); // 200: all of it, the range was not honoured
+	return status === 200 ? bytes.subarray(from) : NONE; // 200: all of it, the range was not honoured
 }
 
 /** The pane: one stream of one attempt at a time. job() gives {job_id, attempt, phase}. */
@@ -76,7 +68,7 @@ class LogPane {
 		this.rows = h('div', { class: 'rows' });
 		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
 		this.note = h('p', { class: 'note' });
-		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, h('span', { class: 'gap' }), this.end, this.raw), this.view, this.note);
+		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.end, this.raw), this.view, this.note);
 		this.list = new HB.Windowed({
 			scroller: this.view,
 			rows: this.rows,
@@ -128,28 +120,21 @@ class LogPane {
 		setText(this.end, this.follows ? 'Following' : 'To the end');
 		setAttr(this.end, 'data-on', this.follows ? '' : null);
 		const { from, end } = this.tail;
-		const size = (n) => HB.format.bytes(n);
-		setText(this.note, this.problem || (end ? `${size(end)} written${from ? `, the last ${size(end - from)} shown` : ''}` : 'No output.'));
+		setText(this.note, this.problem || `${HB.format.bytes(end)} written${from ? `, the last ${HB.format.bytes(end - from)} shown` : ''}`);
 	}
 
 	/** Reads what is new. Called by the clock and by `log` messages; one request at a time. */
 	async poke() {
 		const { run } = this;
 		const isEnded = this.job().phase === 'ended';
-		// Whoever reads older lines keeps them: no further bytes that would push them out.
+		// Whoever reads older lines keeps them.
 		const isFull = !this.follows && this.tail.end - this.tail.from > HELD - STEP;
 		if (!run || this.busy || isFull || (run.settled && isEnded)) return;
 		this.busy = true;
 		try {
-			if (!run.started) {
-				// HEAD and `bytes=N-M` need no preflight and no exposed header from another origin; `bytes=-N` would.
-				const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
-				if (run === this.run) this.tail = new LogTail(Math.max(0, headers.get('Content-Length') - STEP));
-				run.started = true;
-			}
-			while (run === this.run && (await this.read(run)));
+			await this.read(run);
 			this.problem = '';
-			run.settled = isEnded; // one read after the end has seen everything
+			run.settled = isEnded; // one read after the end saw all
 		} catch (error) {
 			// 404: no such attempt was started.
 			this.problem = error.status === 404 ? '' : error.message;
@@ -159,17 +144,20 @@ class LogPane {
 		this.update();
 	}
 
-	/** One range. True where there may be more at once. */
+	/** HEAD tells the length. It and `bytes=N-M` need no preflight from another origin; `bytes=-N` does. */
 	async read(run) {
-		const { end } = this.tail;
-		const response = await this.api.request(this.path(), { headers: { Range: `bytes=${end}-${end + STEP - 1}` } });
-		const all = new Uint8Array(await response.arrayBuffer());
-		if (run !== this.run) return false;
-		const bytes = reading(response.status, response.headers.get('Content-Range'), end, all);
-		if (bytes) this.tail.append(bytes);
-		else this.tail = new LogTail();
-		if (bytes !== NONE) this.draw();
-		return !bytes || bytes.length >= STEP;
+		const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
+		const length = Number(headers.get('Content-Length'));
+		while (run === this.run && length !== this.tail.end) {
+			if (!run.started || length < this.tail.end) this.tail = new LogTail(Math.max(0, length - STEP));
+			run.started = true;
+			const { end } = this.tail;
+			const response = await this.api.request(this.path(), { headers: { Range: `bytes=${end}-${end + STEP - 1}` } });
+			const bytes = reading(response.status, end, new Uint8Array(await response.arrayBuffer()));
+			if (run !== this.run || bytes.length === 0) return;
+			this.tail.append(bytes);
+			this.draw();
+		}
 	}
 
 	draw() {

@@ -1,5 +1,5 @@
 /* Events → state: the jobs, newest first, and what one job's history tells. Pure: no DOM, no fetch, no clock.
-   Begun with summaries (GET /api/jobs), kept up by events; `seq` decides which of the two is newer. */
+   Summaries begin it, events keep it up; `seq` decides which of the two is newer. */
 'use strict';
 {
 const PHASE = { RECEIVED: 'waiting', SCHEDULED: 'waiting', SEALED: 'ended', FAILED: 'ended', CANCELLED: 'ended' };
@@ -24,7 +24,7 @@ function fold(model, event) {
 	if (!event.job_id) return null;
 	let job = model.jobs.get(event.job_id);
 	if (!job) {
-		// Without its RECEIVED it lies before what was loaded: partial, until its summary is fetched.
+		// Without its RECEIVED: partial, until the page with its summary is read.
 		job = { job_id: event.job_id, attempt: 1, seq: 0, received: event.time, started: null, image_hash: '', partial: event.state !== 'RECEIVED' };
 		insert(model, job, true);
 	}
@@ -45,10 +45,7 @@ function apply(job, { seq, time, attempt, state, detail: d = {} }) {
 	if (state === 'CRASH') job.reason = d.cause;
 }
 
-/**
- * Times are of one fixed form, so their text order is their time order. A whole commit can share one time: then a job
- * from the stream goes before its equals, and one from a page (which runs to older jobs) behind them.
- */
+/** Times sort as text. Of equal ones, a job from the stream goes first, one from a page last. */
 function insert({ jobs, order }, job, isNewest) {
 	jobs.set(job.job_id, job);
 	let low = 0;
@@ -78,13 +75,10 @@ function select(model, { text = '', show = 'all' } = {}) {
 	return { jobs, counts };
 }
 
-/** Milliseconds from the first start to the end or now, crashes included; null before the start. */
+/** Milliseconds from the first start to the end, or now; null before. */
 const runTime = ({ started, ended }, now) => (started ? Math.max(0, (ended ? Date.parse(ended) : now) - Date.parse(started)) : null);
 
-/**
- * A job's events → stretches of time in ms: {kind, attempt, from, to, open}.
- * kind: wait (until the first start), run, down (crash until the next attempt), seal (completed until sealed).
- */
+/** A job's events → stretches {kind, attempt, from, to (ms), open}: wait, run, down (until the next attempt), seal. */
 function lane(events, now) {
 	const out = [];
 	for (const { state, time, attempt } of events) {
@@ -99,25 +93,30 @@ function lane(events, now) {
 
 /** A job's events → its summary in one sentence. */
 function story(events, now) {
-	const { duration, count, cause, marker } = HB.format;
-	const { state, detail: d = {} } = events.at(-1);
+	const { duration, count, cause, marker, describe } = HB.format;
+	const last = events.at(-1);
+	const { state, detail: d = {} } = last;
 	const total = { wait: 0, run: 0, down: 0, seal: 0 };
 	for (const { kind, from, to } of lane(events, now)) total[kind] += to - from;
-	const crashes = events.filter((e) => e.state === 'CRASH').length;
-	const stable = marker(events.findLast((e) => e.state === 'RECOVERY')?.detail?.resumed_after);
+	const of = (name) => events.filter((event) => event.state === name);
+	const crashes = of('CRASH').length;
+	const stable = marker(of('RECOVERY').at(-1)?.detail.resumed_after);
 	const isRunning = ['RUNNING', 'RECOVERY', 'D1_STABLE', 'STOPPING'].includes(state);
+	const survived = isRunning || state === 'COMPLETED' || state === 'SEALED';
 	const parts = [];
 	if (phaseOf(state) === 'waiting') parts.push(`has waited ${duration(total.wait)}`);
-	else if (events.some((e) => e.state === 'RUNNING')) parts.push(`waited ${duration(total.wait)}`, `${isRunning ? 'has run' : 'ran'} ${duration(total.run)}`);
-	if (crashes && (isRunning || state === 'COMPLETED' || state === 'SEALED')) parts.push(`survived ${count(crashes, 'crash', 'crashes')}`);
-	else if (crashes) parts.push(`crashed ${crashes === 1 ? 'once' : `${crashes} times`}`);
+	else if (of('RUNNING').length) parts.push(`waited ${duration(total.wait)}`, `${isRunning ? 'has run' : 'ran'} ${duration(total.run)}`);
+	if (crashes) parts.push(`${survived ? 'survived' : 'suffered'} ${count(crashes, 'crash', 'crashes')}`);
 	if (stable) parts.push(`resumed after “${stable}”`);
-	if (state === 'CRASH') parts.push(`waits for another attempt, because ${cause(d.cause)}`);
-	if (state === 'COMPLETED') parts.push('is having its artifacts sealed');
-	if (state === 'SEALED') parts.push(`sealed ${d.files >= 0 ? count(d.files, 'artifact') : 'its artifacts'}`);
-	if (state === 'FAILED') parts.push(`failed: ${HB.format.describe(events.at(-1))}`);
-	if (state === 'CANCELLED') parts.push('was cancelled');
-	if (state === 'STOPPING') parts.push(`is being stopped (${d.asked})`);
+	const end = {
+		CRASH: () => `waits for another attempt, because ${cause(d.cause)}`,
+		STOPPING: () => `is being stopped (${d.asked})`,
+		COMPLETED: () => 'is having its artifacts sealed',
+		SEALED: () => `sealed ${count(d.files, 'artifact')}`,
+		FAILED: () => `failed: ${describe(last)}`,
+		CANCELLED: () => 'was cancelled',
+	}[state];
+	if (end) parts.push(end());
 	const text = [parts.slice(0, -1).join(', '), parts.at(-1)].filter(Boolean).join(' and ');
 	return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }

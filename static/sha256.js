@@ -1,7 +1,7 @@
-/* SHA-256 (FIPS 180-4), incremental. Own code: on plain http to a non-loopback address browsers offer no crypto.subtle. Pure. */
+/* SHA-256 (FIPS 180-4), incremental: browsers offer no crypto.subtle on plain http to another host. Pure. */
 'use strict';
 {
-// Fractional parts of the roots of the first primes (§4.2.2, §5.3.3); doubles hold the 32 bits wanted exactly.
+// Fractional parts of roots of the first primes (§4.2.2, §5.3.3); doubles hold these 32 bits exactly.
 const primes = [];
 for (let n = 2; primes.length < 64; n++) if (primes.every((p) => n % p)) primes.push(n);
 const fraction = (x) => ((x - Math.floor(x)) * 0x100000000) | 0;

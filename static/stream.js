@@ -1,4 +1,4 @@
-/* Server-sent events over fetch: EventSource cannot send a token, hides heartbeats, and decodes the bytes that must be hashed. */
+/* Server-sent events over fetch: EventSource sends no token, hides heartbeats, and decodes what must be hashed. */
 'use strict';
 {
 const STALE_MS = 25_000; // the agent writes at least a comment every 10 s
@@ -44,7 +44,7 @@ class SseParser {
 		}
 		let colon = bytes.indexOf(58);
 		if (colon < 0) colon = bytes.length;
-		const name = decoder.decode(bytes.subarray(0, colon)); // '' is a comment: the heartbeat
+		const name = decoder.decode(bytes.subarray(0, colon)); // '': the heartbeat
 		const value = bytes.slice(bytes[colon + 1] === 32 ? colon + 2 : colon + 1);
 		if (name === 'data') this.data = value;
 		else if (name === 'id' || name === 'event') this[name] = decoder.decode(value);
@@ -57,29 +57,22 @@ class SseParser {
  */
 class Stream {
 	failures = 0;
-	lastByte = 0;
 
 	constructor(api, on) {
 		Object.assign(this, { api, on });
-		this.state('connecting');
 		setInterval(() => {
-			if (Date.now() - this.lastByte < STALE_MS || (this.name !== 'live' && this.name !== 'catching up')) return;
+			if (!this.abort || Date.now() - this.lastByte < STALE_MS) return;
 			this.state('stale');
 			this.abort.abort();
 		}, 1000);
 		this.run();
 	}
 
-	/** Ends a back-off: the network or the page is back, or there is a token. */
-	retry() {
-		this.wake?.();
-	}
-
 	state(name, more) {
 		if (name === this.name && !more) return;
 		if (name !== this.name) this.since = Date.now();
 		this.name = name;
-		this.on.state({ name, since: this.since, ...more });
+		this.on.state({ name, since: this.since, behind: more?.behind, message: more?.message });
 	}
 
 	async run() {
@@ -87,25 +80,22 @@ class Stream {
 			try {
 				await this.connection();
 			} catch (error) {
-				const message = error instanceof HB.ApiError ? error.message : 'The connection broke.';
-				if (error.status === 401) this.state('token needed', { message });
+				if (error.status === 401) this.state('token needed', error);
 				// A dropped stream is called offline only once a new connection has failed as well.
-				else if (this.failures > 0) this.state('offline', { message });
+				else if (this.failures > 0) this.state('offline', error);
 			}
+			this.abort = null;
 			const wait = BACKOFF_MS[Math.min(this.failures++, BACKOFF_MS.length - 1)];
-			await new Promise((resolve) => {
-				this.wake = resolve;
-				setTimeout(resolve, wait * (0.75 + Math.random() / 2));
-			});
+			await new Promise((resolve) => setTimeout((this.retry = resolve), wait * (0.75 + Math.random() / 2)));
 		}
 	}
 
 	async connection() {
 		const head = await this.api.json('/api/ledger/head');
 		let seq = await this.on.head(head);
-		const { signal } = (this.abort = new AbortController());
-		const slow = setTimeout(() => this.abort.abort(), STALE_MS);
-		const response = await this.api.request(`/api/events?after=${seq}`, { accept: 'text/event-stream', signal }).finally(() => clearTimeout(slow));
+		this.abort = new AbortController();
+		this.lastByte = Date.now();
+		const response = await this.api.request(`/api/events?after=${seq}`, { accept: 'text/event-stream', signal: this.abort.signal });
 		const parser = new SseParser(({ id, event, data }) => {
 			if (id === null) return this.on.aux(event, data);
 			const record = HB.chain.parse(data);

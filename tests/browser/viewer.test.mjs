@@ -111,7 +111,7 @@ test('output follows live, and a failure says why', async () => {
     assert.notEqual(await page.locator('.job > header .state').getAttribute('data-is'), 'FAILED');
     await page.waitForSelector('.job > header .state[data-is=FAILED]', WAIT);
     await page.locator('.log .line', { hasText: 'line 39' }).waitFor(WAIT);
-    assert.match(await page.locator('.story').innerText(), /exit 3/);
+    assert.match(await page.locator('.job .story').innerText(), /exit 3/);
   });
 });
 
@@ -139,6 +139,27 @@ test('the stream survives kill -9 of the agent: offline, live again, nothing los
     },
     { allowed: /ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE/ },
   );
+});
+
+test('a ledger that was tampered with is called a mismatch, in the row and in words', async () => {
+  const id = `${RUN}-steps`;
+  await withPage(agent.base, async (page) => {
+    await live(page);
+    // One digit of the time of the event before RUNNING, as a node would serve it whose disk was edited.
+    await page.route('**/api/ledger?*', async (route) => {
+      const response = await route.fetch();
+      const lines = (await response.text()).split('\n');
+      const at = lines.findIndex((line) => line.includes(`"${id}"`) && line.includes('"state":"SCHEDULED"'));
+      if (at >= 0) lines[at] = lines[at].replace(/("time":"20)(\d)/, (_, head, digit) => head + ((Number(digit) + 1) % 10));
+      await route.fulfill({ response, body: lines.join('\n') });
+    });
+    await row(page, id).locator('a').click();
+    await page.waitForSelector('.job > .verdict[data-is=mismatch]', WAIT);
+    assert.match(await page.locator('.job > .verdict').innerText(), /hackbrain verify/);
+    const verdicts = await page.$$eval('.trace li', (rows) => rows.map((li) => [li.querySelector('.state').textContent, li.querySelector('.verdict').textContent]));
+    const of = (state) => verdicts.filter(([name]) => name === state).map(([, verdict]) => verdict);
+    assert.deepEqual([of('SCHEDULED'), of('RUNNING'), of('SEALED')], [['mismatch'], ['mismatch'], ['checked']]);
+  });
 });
 
 test('from file:// with ?node=', async () => {

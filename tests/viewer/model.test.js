@@ -162,7 +162,7 @@ test('the story, at every state', () => {
   const told = events.map((_, i) => story(events.slice(0, i + 1), now(i)));
   assert.equal(told[0], 'Has waited 0.00 s.');
   assert.equal(told[3], 'Waited 2.00 s and has run 1.00 s.');
-  assert.equal(told[4], 'Waited 2.00 s, ran 2.00 s, crashed once and waits for another attempt, because it was killed.');
+  assert.equal(told[4], 'Waited 2.00 s, ran 2.00 s, suffered 1 crash and waits for another attempt, because it was killed.');
   assert.equal(told[6], 'Waited 2.00 s, has run 3.00 s, survived 1 crash and resumed after “step=1”.');
   assert.equal(told[8], 'Waited 2.00 s, ran 4.00 s, survived 1 crash, resumed after “step=1” and sealed 2 artifacts.');
   const refused = life('b', [LIFE[0], ['FAILED', { reason: 'image not allowed' }, 1]]);
