@@ -16,6 +16,8 @@ pub const LISTEN_DEFAULT: &str = "127.0.0.1:4005";
 pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 /// Jobs that have not ended, unless told otherwise.
 pub const QUEUE_MAX_DEFAULT: usize = 1_000_000;
+/// Bytes of the manifests of jobs that have not ended: a million of the usual size, or a few hundred of the largest.
+pub const QUEUED_MANIFEST_BYTES_MAX: usize = 512 << 20;
 /// Memory of an attempt whose manifest names none is its share of the host; at least this many MiB.
 pub const MEMORY_MIB_MIN: u64 = 256;
 /// Processes and threads of an attempt whose manifest names none.

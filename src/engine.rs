@@ -15,6 +15,7 @@ use crate::ledger::lifecycle::{Command, Job, Ledger, Limits};
 use crate::ledger::time::Time;
 use crate::rejection::Rejection;
 use crate::view::{Published, View};
+use crate::wal::AbortOnPanic;
 use crate::wal::reader::Reader;
 use crate::wal::recovery::{Record, Scan, ScanError};
 use crate::wal::storage::Storage;
@@ -61,7 +62,8 @@ type Answer = Result<Accepted, Rejection>;
 
 enum Message {
     Command(Box<Command>, Sender<Answer>),
-    Close,
+    /// With a last command, whose answer nobody waits for: on a full disk it might never come.
+    Close(Option<Box<Command>>),
 }
 
 impl Recovered {
@@ -138,9 +140,10 @@ impl Engine {
         &self.view
     }
 
-    /// Ends the ledger thread once everything accepted is durable.
-    pub fn close(&self, thread: EngineThread) {
-        let _ = self.messages.send(Message::Close);
+    /// Carries out `last`, if any, and ends the ledger thread once everything is durable, or is known not to become so:
+    /// then [`View::latched`] tells.
+    pub fn close(&self, thread: EngineThread, last: Option<Command>) {
+        let _ = self.messages.send(Message::Close(last.map(Box::new)));
         let _ = thread.0.join();
     }
 }
@@ -150,7 +153,11 @@ fn stopped() -> Rejection {
 }
 
 fn latched(reason: &Latched) -> Rejection {
-    Rejection::new(503, "ledger_latched", format!("{reason}; the agent ends, nothing was accepted"))
+    Rejection::new(
+        503,
+        "ledger_latched",
+        format!("{reason}; the agent ends, and it is unknown whether this was recorded: repeat it when it is back"),
+    )
 }
 
 struct Worker {
@@ -161,7 +168,7 @@ struct Worker {
     /// Staged events that are not durable yet, in order.
     staged: VecDeque<Published>,
     /// Answers that wait for every event below a seq to be durable; the seqs never fall.
-    replies: VecDeque<(u64, Sender<Answer>, Accepted)>,
+    replies: VecDeque<(u64, Sender<Answer>, Answer)>,
     durable_below: u64,
     on_job: OnJob,
     on_fault: Option<OnFault>,
@@ -179,7 +186,14 @@ impl Worker {
                 },
                 recv(inbox) -> message => match message {
                     Ok(Message::Command(command, reply)) => self.command(*command, reply),
-                    Ok(Message::Close) | Err(_) => break,
+                    Ok(Message::Close(last)) => {
+                        let outcome = last.map(|last| self.decide_and_append(*last));
+                        if let Some(Err(rejection)) = outcome {
+                            log::error!("the last event is not recorded: {rejection}");
+                        }
+                        break;
+                    }
+                    Err(_) => break,
                 },
             }
         }
@@ -191,16 +205,15 @@ impl Worker {
     }
 
     fn command(&mut self, command: Command, reply: Sender<Answer>) {
-        match self.decide_and_append(command) {
-            Ok(accepted) => {
-                let wait_below = self.wal.as_ref().map_or(0, |wal| wal.staged_head().0);
-                self.replies.push_back((wait_below, reply, accepted));
-                self.answer();
-            }
-            Err(rejection) => {
-                let _ = reply.send(Err(rejection));
-            }
+        let answer = self.decide_and_append(command);
+        if answer.as_ref().is_err_and(|rejection| rejection.status == 503) {
+            let _ = reply.send(answer);
+            return;
         }
+        // A refusal waits, too: it was decided on staged events, and tells of them.
+        let wait_below = self.wal.as_ref().map_or(0, |wal| wal.staged_head().0);
+        self.replies.push_back((wait_below, reply, answer));
+        self.answer();
     }
 
     fn decide_and_append(&mut self, command: Command) -> Result<Accepted, Rejection> {
@@ -216,14 +229,17 @@ impl Worker {
                 let message = format!("{reason}; free space below --data and submit again");
                 return Err(Rejection::new(503, "ledger_full", message));
             }
-        } else if let Some(id) = job_of(&command) {
+        } else if matches!(command, Command::Stop(..)) && wal.is_stuck() {
+            // It would be answered when there is space again; until then it only holds its connection.
+            let message = "the disk is full and nothing can be recorded; free space below --data and ask again";
+            return Err(Rejection::new(503, "ledger_full", message));
+        }
+        if let Some(id) = job_of(&command) {
             subject = Some(id.to_string());
         }
         let events = self.ledger.decide(command, Time::now(), self.limits)?;
         let changed = !events.is_empty();
-        for event in events {
-            append(wal, &mut self.ledger, &mut self.staged, event).map_err(|reason| latched(&reason))?;
-        }
+        append(wal, &mut self.ledger, &mut self.staged, events).map_err(|reason| latched(&reason))?;
         let job = subject.and_then(|id| self.ledger.job(&id).cloned());
         Ok(Accepted { job, changed })
     }
@@ -256,25 +272,34 @@ impl Worker {
 
     /// Sends the answers whose events are durable.
     fn answer(&mut self) {
-        while let Some((_, reply, accepted)) = self.replies.pop_front_if(|(below, ..)| *below <= self.durable_below) {
+        while let Some((_, reply, answer)) = self.replies.pop_front_if(|(below, ..)| *below <= self.durable_below) {
             // Whoever asked may have hung up.
-            let _ = reply.send(Ok(accepted));
+            let _ = reply.send(answer);
         }
     }
 }
 
-fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, event: Event) -> Result<(), Latched> {
-    let mut written = None;
-    let (seq, hash) = wal.append(|seq, prev, body| {
-        let (start, prev) = (body.len(), Hash(*prev));
-        event.write(seq, &prev, body);
-        written = Some((prev, Arc::<[u8]>::from(&body[start..])));
-    })?;
-    let (prev, bytes) = written.expect("append calls its closure");
-    let hash = Hash(hash);
-    // What `decide` proposes, `apply` accepts; otherwise the two rules have come apart, and no event may follow.
-    let job = ledger.apply(&Stored { seq, prev, event }, hash).expect("a decided event is legal");
-    staged.push_back(Published { seq, hash, bytes, job });
+/// Stages the events of one decision; they become durable together.
+fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, events: Vec<Event>) -> Result<(), Latched> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut written = Vec::with_capacity(events.len());
+    let mut hashes = Vec::with_capacity(events.len());
+    wal.append_all(
+        events.len(),
+        |index, seq, prev, body| {
+            let (start, prev) = (body.len(), Hash(*prev));
+            events[index].write(seq, &prev, body);
+            written.push((prev, Arc::<[u8]>::from(&body[start..])));
+        },
+        |seq, hash| hashes.push((seq, Hash(hash))),
+    )?;
+    for ((event, (prev, bytes)), (seq, hash)) in events.into_iter().zip(written).zip(hashes) {
+        // What `decide` proposes, `apply` accepts; otherwise the two rules have come apart, and no event may follow.
+        let job = ledger.apply(&Stored { seq, prev, event }, hash).expect("a decided event is legal");
+        staged.push_back(Published { seq, hash, bytes, job });
+    }
     Ok(())
 }
 
@@ -289,16 +314,5 @@ fn job_of(command: &Command) -> Option<&Arc<str>> {
         | Command::End(id, ..)
         | Command::Seal(id, _)
         | Command::SealFailed(id, _) => Some(id),
-    }
-}
-
-/// A panic in the ledger thread is a broken invariant: the process must not go on telling things.
-struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            std::process::abort();
-        }
     }
 }

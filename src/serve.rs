@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admission::Admission;
-use crate::config::{DRAIN, FAULT_GRACE, Serve};
+use crate::config::{DRAIN, FAULT_GRACE, QUEUED_MANIFEST_BYTES_MAX, Serve};
 use crate::engine::{Engine, Recovered};
 use crate::host::Host;
 use crate::http::access::Access;
@@ -28,7 +28,7 @@ use crate::rejection::Rejection;
 use crate::runner::docker::Docker;
 use crate::runner::mounts::MountPolicy;
 use crate::runner::{Queues, Runner, Setup};
-use crate::sys::block::{Caching, random_bytes};
+use crate::sys::block::{Caching, raise_descriptor_limit, random_bytes, sync_dir};
 use crate::sys::lock::try_lock_exclusive;
 use crate::verify::wal_dir;
 use crate::wal::recovery::{Ending, ScanError};
@@ -85,6 +85,9 @@ enum End {
 /// See [`Fault`].
 pub fn serve(config: &Serve) -> Result<(), Fault> {
     let started = Instant::now();
+    if let Err(error) = raise_descriptor_limit() {
+        log::warn!("the limit on open files stays as it is: {error}");
+    }
     let access = Access::new(config.token_file.as_deref(), &config.allow_host, &config.allow_origin)
         .map_err(|error| Fault::Usage(error.to_string()))?;
     check_exposure(config, &access)?;
@@ -117,9 +120,10 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
 
     let queues = Queues::default();
     let on_fault = Box::new(move |latched: &crate::wal::writer::Latched| {
-        let _ = ends.send(End::Fault(latched.to_string()));
+        // Never blocks: who is already told to end need not be told again.
+        let _ = ends.try_send(End::Fault(latched.to_string()));
     });
-    let limits = Limits { jobs_open_max: config.max_queue };
+    let limits = Limits { jobs_open_max: config.max_queue, manifest_bytes_max: QUEUED_MANIFEST_BYTES_MAX };
     let (engine, engine_thread) =
         recovered.start(limits, queues.on_job(), on_fault).map_err(|error| Fault::Io(error.to_string()))?;
     let log_id = match known_log_id {
@@ -195,20 +199,22 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         End::Asked(reason) => {
             log::info!("stopping on {reason}; containers go on");
             server.drain(DRAIN);
-            match engine.execute(Command::NodeDown(NodeDown { reason: reason.into() })) {
-                Ok(_) => Ok(()),
-                Err(rejection) => Err(Fault::Io(rejection.message)),
+            let last = Command::NodeDown(NodeDown { reason: reason.into() });
+            engine.close(engine_thread, Some(last));
+            match engine.view().latched() {
+                None => Ok(()),
+                Some(reason) => Err(Fault::Io(format!("the ledger could not be closed: {reason}"))),
             }
         }
         End::Fault(reason) => {
             engine.view().wake_all();
             // Waiters get their 503 before the process, and with it their connections, ends.
             thread::sleep(FAULT_GRACE);
+            engine.close(engine_thread, None);
             Err(Fault::Io(reason))
         }
     };
     signals.close();
-    engine.close(engine_thread);
     outcome
 }
 
@@ -230,6 +236,10 @@ fn take_data_dir(data: &Path) -> Result<File, Fault> {
         .mode(0o750)
         .create(data)
         .map_err(|error| io_fault("creating --data", data, &error))?;
+    let parent = fs::canonicalize(data).ok().and_then(|path| path.parent().map(Path::to_owned));
+    if let Some(parent) = parent {
+        sync_dir(&parent).map_err(|error| io_fault("syncing", &parent, &error))?;
+    }
     let path = data.join("LOCK");
     let lock = OpenOptions::new()
         .create(true)

@@ -17,6 +17,8 @@ use crate::wal::reader::Reader;
 const RECENT_EVENTS_MAX: usize = 4096;
 /// Bytes of them, at most.
 const RECENT_BYTES_MAX: usize = 4 << 20;
+/// Jobs looked at for one page: publishing waits while a page is gathered.
+const SCAN_MAX: usize = 20_000;
 /// A trace is read in one sweep where a job's events lie closer together than this, else looked up one by one.
 const SWEEP_GAP: u64 = 64;
 
@@ -117,8 +119,8 @@ impl View {
         self.read().by_state[state as usize]
     }
 
-    /// Up to `limit` jobs, newest first, received before the job whose RECEIVED event has the seq `before`. The second value
-    /// is where the next page begins, if there may be one.
+    /// Up to `limit` jobs, newest first, whose RECEIVED events have seqs below `before`. The second value is the `before` of
+    /// the next page, if there may be more; a page may be short, even empty, before the last.
     pub fn page(&self, filter: &Filter, before: Option<u64>, limit: usize) -> (Vec<Arc<Job>>, Option<u64>) {
         let inner = self.read();
         let end = match before {
@@ -126,16 +128,15 @@ impl View {
             None => inner.order.len(),
         };
         let mut jobs = Vec::new();
-        for id in inner.order[..end].iter().rev() {
+        for (looked_at, id) in inner.order[..end].iter().rev().enumerate() {
             let job = &inner.jobs[id].job;
             let fits = filter.phase.is_none_or(|phase| job.phase() == phase)
                 && filter.state.is_none_or(|state| job.state == state)
                 && filter.execution_hash.is_none_or(|hash| job.execution_hash == Some(hash));
+            if jobs.len() == limit || looked_at == SCAN_MAX {
+                return (jobs, Some(job.received_seq + 1));
+            }
             if fits {
-                if jobs.len() == limit {
-                    let next = jobs.last().map(|job: &Arc<Job>| job.received_seq);
-                    return (jobs, next);
-                }
                 jobs.push(job.clone());
             }
         }

@@ -100,7 +100,8 @@ fn start(storage: Arc<dyn Storage>) -> (Engine, EngineThread, Seen, Receiver<Str
     let on_job = Box::new(move |job: &Arc<Job>| noting.lock().unwrap().push(job.state));
     let on_fault = Box::new(move |latched: &hackbrain::wal::writer::Latched| drop(faults.send(latched.to_string())));
     let recovered = Recovered::open(storage, Options::new(4 << 20)).unwrap();
-    let (engine, thread) = recovered.start(Limits { jobs_open_max: 100 }, on_job, on_fault).unwrap();
+    let (engine, thread) =
+        recovered.start(Limits { jobs_open_max: 100, manifest_bytes_max: 1 << 20 }, on_job, on_fault).unwrap();
     (engine, thread, seen, told)
 }
 
@@ -135,6 +136,16 @@ fn no_reply_no_view_and_no_action_before_the_sync_has_ended() {
     // The bytes are written, the sync has begun and not ended: whatever is seen now was shown too early.
     thread::sleep(SETTLE);
     assert!(reply.try_recv().is_err(), "the submitter was answered before the sync ended");
+    // A refusal that tells of the job tells of an event, too.
+    let (refusal_sender, refusal) = channel();
+    let other = engine.clone();
+    let refused = thread::spawn(move || {
+        let body = br#"{"job_id":"held","image_hash":"other","command":["true"]}"#;
+        let answer = other.execute(Command::Submit(Box::new(manifest::parse(body).unwrap())));
+        refusal_sender.send(answer).unwrap();
+    });
+    thread::sleep(SETTLE);
+    assert!(refusal.try_recv().is_err(), "a refusal told of the job before the sync ended");
     assert_eq!(engine.view().head().0, 1, "the head was moved before the sync ended");
     assert!(engine.view().job("held").is_none(), "the job was shown before the sync ended");
     assert!(
@@ -148,9 +159,11 @@ fn no_reply_no_view_and_no_action_before_the_sync_has_ended() {
     asker.join().unwrap();
     let accepted = reply.recv().unwrap().unwrap();
     assert!(accepted.changed);
+    refused.join().unwrap();
+    assert_eq!(refusal.recv().unwrap().unwrap_err().code, "job_exists");
     assert_eq!(engine.view().head().0, 2);
     assert_eq!(*seen.lock().unwrap(), [State::Received]);
-    engine.close(thread);
+    engine.close(thread, None);
 }
 
 #[test]
@@ -175,12 +188,12 @@ fn a_failing_sync_is_told_to_every_waiter_and_shown_to_nobody() {
     assert_eq!(engine.view().head().0, 2);
     assert_eq!(engine.view().latched().map(|reason| reason.contains("syncing")), Some(true));
     assert_eq!(*seen.lock().unwrap(), [State::Received], "only what was durable was acted on");
-    engine.close(thread);
+    engine.close(thread, None);
 
     disk.heal();
     let (engine, thread, ..) = start(Arc::new(disk));
     assert!(engine.view().job("before").is_some(), "what was acknowledged is there");
-    engine.close(thread);
+    engine.close(thread, None);
 }
 
 #[test]
@@ -197,7 +210,7 @@ fn two_submissions_of_one_id_in_one_batch_are_one_job() {
     assert_eq!(accepted.iter().filter(|a| a.changed).count(), 1);
     assert!(accepted.iter().all(|a| a.job.as_ref().unwrap().received_seq == 2));
     assert_eq!(seen.lock().unwrap().len(), 1);
-    engine.close(thread);
+    engine.close(thread, None);
 }
 
 #[test]
@@ -244,5 +257,5 @@ fn a_subscriber_gets_every_event_once_and_in_order_from_disk_and_from_memory() {
     let (events, reached) = engine.view().events_after(0, Some("w0-0"), 500).unwrap();
     assert_eq!(events.len(), 2);
     assert_eq!(reached, engine.view().head().0);
-    engine.close(thread);
+    engine.close(thread, None);
 }

@@ -83,6 +83,17 @@ fn check(files: &Files, acknowledged_below: u64, appended_below: u64, what: &str
     assert_eq!(again, found, "{what}: a second recovery finds the same");
     assert_eq!(disk.files(), after_first, "{what}: a second recovery changes nothing");
     assert_eq!(scan.ending, Ending::Clean, "{what}: the torn tail is sealed");
+    // What was recovered can be looked up, too, across whatever was torn, and together with what is written now.
+    let (wal, _) = open(&disk).unwrap_or_else(|error| panic!("{what}: opening: {error}"));
+    let (seq, _) = wal.append(|seq, _, body| body.extend_from_slice(&record(seq))).unwrap();
+    wal.wait(seq).unwrap();
+    let mut looked_up = 0;
+    let outcome = wal.reader().read(1, seq, &mut |seq, bytes| {
+        looked_up += 1;
+        assert_eq!((seq, bytes), (looked_up, &record(seq)[..]), "{what}: look-up");
+        true
+    });
+    assert!(outcome.is_ok() && looked_up == seq, "{what}: {outcome:?}, {looked_up} of {seq}");
 }
 
 fn states_per_point() -> u64 {

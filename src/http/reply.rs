@@ -46,7 +46,9 @@ impl Reply {
     /// The error document of a rejection; a 503 asks the client to come back after a second.
     pub fn rejection(rejection: &Rejection) -> Reply {
         match Reply::json(rejection.status, rejection.to_json()) {
-            Reply::Full(r) if rejection.status == 503 => Reply::Full(r.with_header(header("Retry-After", "1"))),
+            Reply::Full(r) if matches!(rejection.status, 429 | 503) => {
+                Reply::Full(r.with_header(header("Retry-After", "1")))
+            }
             reply => reply,
         }
     }

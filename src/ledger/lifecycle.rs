@@ -5,180 +5,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::event::{
     Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received, Scheduled,
     Sealed, State, Stopping, Stored, Subject,
 };
 use super::time::Time;
+
+pub use super::job::{Job, Open, Phase, Summary, container_name};
 use crate::hash::Hash;
-use crate::manifest::{self, Manifest, Parsed};
+use crate::manifest::{self, Parsed};
 use crate::rejection::Rejection;
-
-/// A job as its events made it. Small, since a ledger may hold millions; what only an unfinished job needs is in [`Open`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct Job {
-    /// Its id.
-    pub job_id: Arc<str>,
-    /// State of its last event.
-    pub state: State,
-    /// 0 before the first attempt.
-    pub attempt: u32,
-    /// Seq of its last event.
-    pub seq: u64,
-    /// Seq of its RECEIVED event.
-    pub received_seq: u64,
-    /// SHA-256 of its RECEIVED event.
-    pub received_hash: Hash,
-    /// When it was received.
-    pub received: Time,
-    /// When its first attempt was recorded.
-    pub started: Option<Time>,
-    /// When it ended.
-    pub ended: Option<Time>,
-    /// The image as the manifest names it.
-    pub image_hash: Arc<str>,
-    /// SHA-256 of the canonical manifest.
-    pub manifest_hash: Hash,
-    /// The image that runs, `sha256:…`.
-    pub image_id: Option<Arc<str>>,
-    /// What makes this execution this execution.
-    pub execution_hash: Option<Hash>,
-    /// Exit code of the last attempt that had one.
-    pub exit_code: Option<i32>,
-    /// Why it failed or crashed last.
-    pub reason: Option<Arc<str>>,
-    /// The last D1_STABLE line.
-    pub last_d1_stable: Option<Arc<str>>,
-    /// Bit `n` is set once an event of the state with discriminant `n` was written.
-    pub seen: u16,
-    /// `None` once it ended.
-    pub open: Option<Open>,
-}
-
-/// What only an unfinished job needs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Open {
-    /// The manifest.
-    pub manifest: Arc<Manifest>,
-    /// What scheduling found.
-    pub scheduled: Option<Arc<Scheduled>>,
-    /// When the current attempt was recorded.
-    pub attempt_began: Time,
-    /// Boot id of the host at that time.
-    pub boot_id: Arc<str>,
-    /// Byte offsets of the last D1_STABLE lines of the current attempt, on stdout and stderr.
-    pub marks: [Option<u64>; 2],
-    /// A stop that was asked for and has not taken effect.
-    pub stop: Option<Arc<Stopping>>,
-}
-
-/// Where a job stands, coarsely.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// RECEIVED, SCHEDULED.
-    Waiting,
-    /// RUNNING to COMPLETED.
-    Active,
-    /// SEALED, FAILED, CANCELLED.
-    Ended,
-}
-
-impl Phase {
-    /// The phase written as `text`.
-    pub fn parse(text: &str) -> Option<Self> {
-        [(Self::Waiting, "waiting"), (Self::Active, "active"), (Self::Ended, "ended")]
-            .into_iter()
-            .find_map(|(phase, name)| (name == text).then_some(phase))
-    }
-}
-
-/// A job's summary (contract §3).
-#[derive(Debug, Serialize)]
-#[allow(missing_docs)]
-pub struct Summary<'a> {
-    pub job_id: &'a str,
-    pub state: &'static str,
-    pub phase: Phase,
-    pub attempt: u32,
-    pub seq: u64,
-    pub received: Time,
-    pub started: Option<Time>,
-    pub ended: Option<Time>,
-    pub image_hash: &'a str,
-    pub image_id: Option<&'a str>,
-    pub execution_hash: Option<Hash>,
-    pub exit_code: Option<i32>,
-    pub reason: Option<&'a str>,
-    pub last_d1_stable: Option<&'a str>,
-}
-
-impl Job {
-    /// Where it stands.
-    pub fn phase(&self) -> Phase {
-        match self.state {
-            State::Received | State::Scheduled => Phase::Waiting,
-            state if state.is_end() => Phase::Ended,
-            _ => Phase::Active,
-        }
-    }
-
-    /// Whether an event of this state was ever written for it.
-    pub fn has_seen(&self, state: State) -> bool {
-        self.seen & (1 << state as u16) != 0
-    }
-
-    /// What readers are shown.
-    pub fn summary(&self) -> Summary<'_> {
-        Summary {
-            job_id: &self.job_id,
-            state: self.state.as_str(),
-            phase: self.phase(),
-            attempt: self.attempt,
-            seq: self.seq,
-            received: self.received,
-            started: self.started,
-            ended: self.ended,
-            image_hash: &self.image_hash,
-            image_id: self.image_id.as_deref(),
-            execution_hash: self.execution_hash,
-            exit_code: self.exit_code,
-            reason: self.reason.as_deref(),
-            last_d1_stable: self.last_d1_stable.as_deref(),
-        }
-    }
-
-    /// A stop that was asked for and has not taken effect.
-    pub fn stop(&self) -> Option<&Stopping> {
-        self.open.as_ref()?.stop.as_deref()
-    }
-
-    /// Whether an attempt is, or may be, under way.
-    fn is_running(&self) -> bool {
-        matches!(self.state, State::Running | State::Recovery | State::D1Stable | State::Stopping)
-    }
-
-    fn allows(&self, to: State) -> bool {
-        use State::{Cancelled, Completed, Crash, D1Stable, Failed, Recovery, Running, Scheduled, Sealed, Stopping};
-        match self.state {
-            State::Received => matches!(to, Scheduled | Failed | Cancelled),
-            Scheduled => matches!(to, Running | Failed | Cancelled),
-            // A stop that was asked for decides how the attempt ends, whatever it does on the way.
-            _ if self.is_running() && self.stop().is_some() => matches!(to, D1Stable | Failed | Cancelled),
-            _ if self.is_running() => matches!(to, D1Stable | Crash | Stopping | Completed | Failed),
-            Crash => matches!(to, Recovery | Failed | Cancelled),
-            Completed => matches!(to, Sealed | Failed),
-            _ => false,
-        }
-    }
-}
-
-/// Name of an attempt's container: deterministic, so that it can be found after a crash.
-pub fn container_name(job_id: &str, attempt: u32) -> String {
-    format!("hb-{job_id}-{attempt}")
-}
 
 /// How an attempt ended, as the runner saw it.
 #[derive(Debug, Clone, PartialEq)]
@@ -233,6 +69,8 @@ pub enum Command {
 pub struct Limits {
     /// Jobs not yet ended, at most.
     pub jobs_open_max: usize,
+    /// Bytes of their canonical manifests, at most: those are kept in memory.
+    pub manifest_bytes_max: usize,
 }
 
 /// Everything the ledger's events say.
@@ -240,6 +78,7 @@ pub struct Limits {
 pub struct Ledger {
     jobs: HashMap<Arc<str>, Arc<Job>>,
     open: usize,
+    open_bytes: usize,
     log_id: Option<String>,
     boot_id: Option<Arc<str>>,
     node_up_seq: u64,
@@ -306,7 +145,12 @@ impl Ledger {
                 Ok(vec![event(&id, job.attempt, Detail::Failed(failed))])
             }
             Command::Start(id) => {
-                let first = self.get(&id)?.attempt == 0;
+                let job = self.get(&id)?;
+                if let Some(failed) = give_up(job).filter(|_| job.state == State::Crash) {
+                    // The agent died between the crash and this; see `end`.
+                    return Ok(vec![event(&id, job.attempt, Detail::Failed(failed))]);
+                }
+                let first = job.attempt == 0;
                 let job = self.expect(&id, if first { State::Running } else { State::Recovery })?;
                 let attempt = job.attempt + 1;
                 let resumed_after = if first { None } else { job.last_d1_stable.as_deref().map(str::to_owned) };
@@ -363,6 +207,11 @@ impl Ledger {
         }
         if self.open >= limits.jobs_open_max {
             let message = format!("{} jobs have not ended yet; submit again later", self.open);
+            return Err(Rejection::new(429, "queue_full", message));
+        }
+        if self.open_bytes + parsed.canonical.len() > limits.manifest_bytes_max {
+            let message =
+                format!("the manifests of unfinished jobs take {} bytes; submit again later", self.open_bytes);
             return Err(Rejection::new(429, "queue_full", message));
         }
         let manifest = serde_json::value::RawValue::from_string(parsed.canonical.clone())
@@ -438,6 +287,7 @@ impl Ledger {
         let job = match (self.jobs.get(&subject.job_id), &event.detail) {
             (None, Detail::Received(received)) => {
                 self.open += 1;
+                self.open_bytes += received.manifest.get().len();
                 new_job(seq, subject, event.time, received, hash)?
             }
             (None, _) => return Err(format!("{state} of an unknown job {:?}", subject.job_id)),
@@ -450,12 +300,16 @@ impl Ledger {
                     let (found, at) = (subject.attempt, old.attempt);
                     return Err(format!("job {:?}: {state} of attempt {found} at attempt {at}", subject.job_id));
                 }
+                let freed = old.open.as_ref().map_or(0, |open| open.manifest_bytes);
                 let mut job = Job::clone(old);
                 job.state = state;
                 job.seq = seq;
                 job.attempt = subject.attempt;
                 job.seen |= 1 << state as u16;
                 change(&mut job, event, self.boot_id.as_ref());
+                if job.open.is_none() {
+                    self.open_bytes -= freed;
+                }
                 job
             }
         };
@@ -494,6 +348,7 @@ fn new_job(seq: u64, subject: &Subject, time: Time, received: &Received, hash: H
         seen: 1 << State::Received as u16,
         open: Some(Open {
             manifest: Arc::new(parsed.manifest),
+            manifest_bytes: parsed.canonical.len(),
             scheduled: None,
             attempt_began: time,
             boot_id: "".into(),
@@ -546,6 +401,21 @@ fn change(job: &mut Job, event: &Event, boot_id: Option<&Arc<str>>) {
     }
 }
 
+/// Why a crashed job gets no further attempt, if so.
+fn give_up(job: &Job) -> Option<Failed> {
+    let attempts_max = job.open.as_ref().map_or(1, |open| open.manifest.max_attempts);
+    let cause = job.reason.as_deref().unwrap_or_default();
+    let (reason, message) = if cause == "oom" {
+        ("oom", "the attempt ran out of memory; raise resources.memory_mib".to_owned())
+    } else if job.attempt >= attempts_max {
+        ("attempt_limit", format!("attempt {} of {attempts_max} crashed ({cause})", job.attempt))
+    } else {
+        return None;
+    };
+    let ending = Ending { exit_code: job.exit_code, ..Ending::default() };
+    Some(Failed { reason: reason.into(), message, ending })
+}
+
 /// The events that end an attempt.
 fn end(job: &Job, outcome: Outcome, ending: Ending) -> Vec<Detail> {
     if let Some(stop) = job.stop() {
@@ -562,21 +432,16 @@ fn end(job: &Job, outcome: Outcome, ending: Ending) -> Vec<Detail> {
         Outcome::Completed => vec![Detail::Completed(ending)],
         Outcome::Failed { reason, message } => vec![Detail::Failed(Failed { reason, message, ending })],
         Outcome::Crashed { cause } => {
-            let attempts_max = job.open.as_ref().map_or(1, |open| open.manifest.max_attempts);
-            let give_up = if cause == "oom" {
-                Some(("oom", "the attempt ran out of memory; raise resources.memory_mib".to_owned()))
-            } else if job.attempt >= attempts_max {
-                Some(("attempt_limit", format!("attempt {} of {attempts_max} crashed ({cause})", job.attempt)))
-            } else {
-                None
-            };
-            let exit_code = ending.exit_code;
+            let mut crashed = Job::clone(job);
+            crashed.reason = Some(cause.as_str().into());
+            crashed.exit_code = ending.exit_code;
             let mut details = vec![Detail::Crash(Crash { cause, ending })];
-            if let Some((reason, message)) = give_up {
-                let ending = Ending { exit_code, ..Ending::default() };
-                details.push(Detail::Failed(Failed { reason: reason.into(), message, ending }));
-            }
+            details.extend(give_up(&crashed).map(Detail::Failed));
             details
         }
     }
 }
+
+#[cfg(test)]
+#[path = "lifecycle_tests.rs"]
+mod tests;

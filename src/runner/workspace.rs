@@ -129,6 +129,10 @@ pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
         }
         Err(error) => {
             log::warn!("job {}: its seal is not recorded: {error}", job.job_id);
+            if error.status != 503 {
+                // Cancelled while it was being sealed.
+                runner.clean_up(container);
+            }
             None
         }
     }

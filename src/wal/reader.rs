@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::frame::{
-    BLOCK, FrameHeader, SEGMENT_DATA_START, decode_header, frame_is_sound, records, segment_name, unpack_body,
-};
+use super::frame::{BLOCK, FrameHeader, decode_header, frame_is_sound, records, segment_name, unpack_body};
 use super::storage::{BlockFile, Storage};
 
+/// Segments held open for look-ups. A reader of a whole ledger passes through all of them, and descriptors are few.
+const OPEN_SEGMENTS_MAX: usize = 16;
 /// A look-up reads at most about this many bytes before the record it wants.
 const INDEX_STEP: u64 = 64 << 10;
 
@@ -69,15 +69,13 @@ impl Reader {
         let (mut frame, mut body) = (vec![0; BLOCK], Vec::new());
         let mut segment = self.segment(at.segno)?;
         loop {
-            let Some(header) = read_header(&segment, at.offset, &mut frame)? else {
-                // The end of a segment; what may lie here is the rest of a torn commit.
-                at = IndexEntry { segno: at.segno + 1, offset: SEGMENT_DATA_START, ..at };
+            // A segment ends where the index says that the next seq lies in a later one. What is at its end may look like a
+            // frame and be the rest of a torn commit; and a segment that recovery opened may have been sealed empty.
+            if let Some(later) = self.entry_before(next).filter(|entry| entry.segno > at.segno) {
+                at = later;
                 segment = self.segment(at.segno)?;
-                if read_header(&segment, at.offset, &mut frame)?.is_none_or(|h| h.first_seq > next) {
-                    return Err(damaged(next));
-                }
-                continue;
-            };
+            }
+            let Some(header) = read_header(&segment, at.offset, &mut frame)? else { return Err(damaged(next)) };
             let len = header.blocks as usize * BLOCK;
             if header.first_seq > next {
                 return Err(damaged(next));
@@ -129,6 +127,11 @@ impl Reader {
         }
         let file = self.storage.open_for_lookup(&segment_name(segno))?;
         let segment = OpenSegment { size: file.len()?, file };
+        if files.len() >= OPEN_SEGMENTS_MAX {
+            // Any will do: opening one again costs little, and readers who hold it keep it.
+            let other = files.keys().next().copied();
+            other.and_then(|other| files.remove(&other));
+        }
         files.insert(segno, segment.clone());
         Ok(segment)
     }

@@ -21,6 +21,8 @@ use super::storage::{BlockFile, Storage};
 use crate::sys::block::AlignedBuf;
 
 const WINDOW: usize = 4 << 20;
+/// What recovery falls back to on a full disk.
+const SMALLEST_SEGMENT: u64 = 64 << 10;
 
 /// One record on its way through a scan.
 pub struct Record<'a> {
@@ -224,13 +226,18 @@ pub fn recover(storage: &dyn Storage, segment_size: u64, visit: &mut Visit<'_>) 
 
 fn open_successor(storage: &dyn Storage, end: &Position, size: u64) -> Result<Position, ScanError> {
     let name = segment_name(end.segno + 1);
-    let create = || -> io::Result<Position> {
+    let create = |size| -> io::Result<Position> {
         let header = segments::successor_header(end, size)?;
         let file = segments::prepare_zeroed(storage, &name, size)?;
         segments::activate(storage, &*file, &header)?;
         Ok(segments::position_at_start(&header))
     };
-    let position = create().map_err(io_error(format!("creating {}", storage.describe(&name))))?;
+    // On a nearly full disk a small segment still seals the old one, and the agent can serve what it has.
+    let position = match create(size) {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => create(SMALLEST_SEGMENT.min(size)),
+        other => other,
+    };
+    let position = position.map_err(io_error(format!("creating {}", storage.describe(&name))))?;
     witness(storage, &position)?;
     Ok(position)
 }
@@ -240,7 +247,7 @@ fn witness(storage: &dyn Storage, position: &Position) -> Result<(), ScanError> 
     let bring_up_to_date = || match Witness::read(storage)? {
         None => witness.create(storage),
         Some(known) if known == witness => Ok(()),
-        Some(_) => witness.update(storage),
+        Some(_) => witness.update(&*storage.open(WITNESS)?),
     };
     bring_up_to_date().map_err(io_error(format!("writing {}", storage.describe(WITNESS))))
 }

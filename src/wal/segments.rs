@@ -145,8 +145,7 @@ impl Witness {
 
     /// Overwrites the older slot, durably. A crash in the middle leaves the other slot, one segment behind, which
     /// recovery allows. Nothing is allocated, so a full disk cannot fail it.
-    pub fn update(&self, storage: &dyn Storage) -> io::Result<()> {
-        let file = storage.open(WITNESS)?;
+    pub fn update(&self, file: &dyn BlockFile) -> io::Result<()> {
         let mut slot = AlignedBuf::new(BLOCK);
         self.encode(&mut slot);
         file.write_at(&slot, (self.last % 2) * BLOCK as u64)?;

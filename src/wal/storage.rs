@@ -3,6 +3,7 @@
 //! The traits' contract is what recovery relies on: a write is durable only after [`BlockFile::sync`] returned, a name only
 //! after [`Storage::sync_dir`]. Before that the medium may hold each written sector, or not, or garbage in its place.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,25 +50,26 @@ pub trait Storage: Send + Sync {
 pub struct Directory {
     path: PathBuf,
     caching: Caching,
+    /// Held open, so that a commit never needs a new descriptor to make a name durable.
+    handle: Option<File>,
 }
 
 impl Directory {
     /// Opens `path`, creating it (durably) where it is missing. Fails where the file system refuses `O_DIRECT`, naming it.
     pub fn open(path: &Path, caching: Caching) -> io::Result<Self> {
-        if !path.is_dir() {
-            std::fs::create_dir_all(path)?;
-            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-                block::sync_dir(parent)?;
-            }
+        std::fs::create_dir_all(path)?;
+        // Also where it exists: an earlier start may have died before this.
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            block::sync_dir(parent)?;
         }
-        let directory = Self { path: path.to_owned(), caching };
+        let directory = Self { path: path.to_owned(), caching, handle: Some(File::open(path)?) };
         directory.probe()?;
         Ok(directory)
     }
 
     /// For offline readers: creates and probes nothing.
     pub fn read_only(path: &Path) -> Self {
-        Self { path: path.to_owned(), caching: Caching::Buffered }
+        Self { path: path.to_owned(), caching: Caching::Buffered, handle: None }
     }
 
     /// An `O_DIRECT` open may succeed where writes then fail, so one block is really written.
@@ -135,7 +137,10 @@ impl Storage for Directory {
         std::fs::remove_file(self.path.join(name))
     }
     fn sync_dir(&self) -> io::Result<()> {
-        block::sync_dir(&self.path)
+        match &self.handle {
+            Some(handle) => handle.sync_all(),
+            None => block::sync_dir(&self.path),
+        }
     }
     fn describe(&self, name: &str) -> String {
         self.path.join(name).display().to_string()

@@ -14,15 +14,16 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use super::AbortOnPanic;
 use super::frame::{
     BLOCK, Digest, FRAME_BLOCKS_MAX, FrameHeader, RECORD_HEADER, SEGMENT_DATA_START, body_capacity, encode_frame,
     frame_blocks, push_record, segment_name,
 };
 use super::reader::Reader;
 use super::recovery::{Scan, ScanError, Visit, recover};
-use super::segments::{self, Position, Witness};
+use super::segments::{self, Position, WITNESS, Witness};
 use super::storage::{BlockFile, Storage};
-use crate::sys::block::AlignedBuf;
+use crate::sys::block::{AlignedBuf, is_shortage};
 
 /// The longest record, in bytes; it fits into the smallest segment that [`Options`] allows.
 pub const RECORD_BYTES_MAX: usize = 2 << 20;
@@ -97,7 +98,9 @@ struct Shared {
     waiters: Mutex<Vec<(u64, Thread)>>,
     next_segment: Mutex<NextSegment>,
     next_segment_changed: Condvar,
-    pub commits: AtomicU64,
+    commits: AtomicU64,
+    /// The commit thread waits for space: nothing becomes durable until there is some.
+    stuck: AtomicBool,
 }
 
 struct Staging {
@@ -166,8 +169,11 @@ impl Wal {
             next_segment: Mutex::new(NextSegment::Idle),
             next_segment_changed: Condvar::new(),
             commits: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
         });
-        let committer = Committer { shared: shared.clone(), position, file, buf: AlignedBuf::new(BLOCK), on_outcome };
+        let witness = storage_witness(&*shared.storage)?;
+        let committer =
+            Committer { shared: shared.clone(), position, file, witness, buf: AlignedBuf::new(BLOCK), on_outcome };
         let preparing = shared.clone();
         let spawn_error = |error| ScanError::Io { what: "starting the log's threads".into(), error };
         let threads = vec![
@@ -181,37 +187,65 @@ impl Wal {
         Ok((Self { shared, threads }, scan))
     }
 
-    /// Stages one record: `write` gets its seq and the hash of the record before it, and adds its bytes (at least one, at most
-    /// [`RECORD_BYTES_MAX`]). Returns its seq and SHA-256. Nothing may be told of it before it is durable.
+    /// Stages one record; see [`Wal::append_all`].
     pub fn append(&self, write: impl FnOnce(u64, &Digest, &mut Vec<u8>)) -> Result<(u64, Digest), Latched> {
+        let mut write = Some(write);
+        let mut staged = (0, [0; 32]);
+        self.append_all(
+            1,
+            |_, seq, prev, body| {
+                if let Some(write) = write.take() {
+                    write(seq, prev, body);
+                }
+            },
+            |seq, hash| staged = (seq, hash),
+        )?;
+        Ok(staged)
+    }
+
+    /// Stages `count` records that become durable together or not at all (they share a frame). `write` gets each one's
+    /// index, its seq and the hash of the record before it, and adds its bytes: at least one, all of them together at most
+    /// [`RECORD_BYTES_MAX`]. `staged` is told each one's seq and SHA-256. Nothing may be told of them before they are durable.
+    pub fn append_all(
+        &self,
+        count: usize,
+        mut write: impl FnMut(usize, u64, &Digest, &mut Vec<u8>),
+        mut staged: impl FnMut(u64, Digest),
+    ) -> Result<(), Latched> {
         let mut staging = self.shared.staging();
         if let Some(latched) = &staging.latched {
             return Err(latched.clone());
         }
-        let (seq, prev_hash) = (staging.next_seq, staging.head_hash);
-        let frame_max = self.shared.frame_body_max();
+        let staging = &mut *staging;
+        let (first_seq, prev_hash) = (staging.next_seq, staging.head_hash);
         if staging.frames.is_empty() {
             let body = staging.spare.pop().unwrap_or_default();
-            staging.frames.push_back(StagedFrame { first_seq: seq, prev_hash, head_hash: prev_hash, records: 0, body });
+            staging.frames.push_back(StagedFrame { first_seq, prev_hash, head_hash: prev_hash, records: 0, body });
         }
         let frame = staging.frames.back_mut().expect("one was pushed");
-        let before = frame.body.len();
-        let range = push_record(&mut frame.body, |body| write(seq, &prev_hash, body));
-        assert!(range.len() <= RECORD_BYTES_MAX, "a record of {} bytes; the caller bounds them", range.len());
-        let hash: Digest = Sha256::digest(&frame.body[range]).into();
-        if frame.body.len() > frame_max && before > 0 {
-            // It was one too many for this frame: the next one starts with it.
-            let body = frame.body.split_off(before);
-            staging.frames.push_back(StagedFrame { first_seq: seq, prev_hash, head_hash: hash, records: 1, body });
-        } else {
+        let before = (frame.body.len(), frame.records, frame.head_hash);
+        for index in 0..count {
+            let seq = staging.next_seq;
+            let range = push_record(&mut frame.body, |body| write(index, seq, &staging.head_hash, body));
+            let hash: Digest = Sha256::digest(&frame.body[range]).into();
             frame.records += 1;
             frame.head_hash = hash;
+            staging.next_seq += 1;
+            staging.head_hash = hash;
+            staged(seq, hash);
         }
-        staging.next_seq += 1;
-        staging.head_hash = hash;
-        drop(staging);
+        let added = frame.body.len() - before.0;
+        assert!(added <= RECORD_BYTES_MAX + count * RECORD_HEADER, "{added} bytes at once; the caller bounds them");
+        if frame.body.len() > self.shared.frame_body_max() && before.0 > 0 {
+            // It was too much for this frame: the next one starts with these records.
+            let body = frame.body.split_off(before.0);
+            let records = frame.records - before.1;
+            let head_hash = frame.head_hash;
+            (frame.records, frame.head_hash) = (before.1, before.2);
+            staging.frames.push_back(StagedFrame { first_seq, prev_hash, head_hash, records, body });
+        }
         self.shared.staged.notify_one();
-        Ok((seq, hash))
+        Ok(())
     }
 
     /// Blocks until the record with this seq is durable, or never will be.
@@ -250,6 +284,11 @@ impl Wal {
             NextSegment::Full { reason, .. } => Some(reason.clone()),
             _ => None,
         }
+    }
+
+    /// Whether nothing at all becomes durable until the disk has space again.
+    pub fn is_stuck(&self) -> bool {
+        self.shared.stuck.load(Ordering::Relaxed)
     }
 
     /// For look-ups.
@@ -329,6 +368,7 @@ impl Shared {
 
     /// The preparing thread.
     fn prepare_segments(&self) {
+        let _guard = AbortOnPanic;
         let mut next = self.next_segment();
         loop {
             next = match &*next {
@@ -373,7 +413,10 @@ impl Shared {
                 }
                 NextSegment::Full { segno, size, reason }
             }
-            Err(error) => NextSegment::Failed(format!("preparing segment {segno}: {error}")),
+            Err(error) => {
+                log::error!("ledger: preparing segment {segno}: {error}; the ledger ends when the present one is full");
+                NextSegment::Failed(format!("preparing segment {segno}: {error}"))
+            }
         };
         matches!(next, NextSegment::Full { .. })
     }
@@ -404,8 +447,15 @@ impl Shared {
     }
 }
 
+/// A file system that fills up in the middle of a write may also say so by a short one. A shortage of descriptors or memory
+/// passes, too, and nothing was lost by it.
 fn disk_is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
+        || is_shortage(error)
+}
+
+fn storage_witness(storage: &dyn Storage) -> Result<Arc<dyn BlockFile>, ScanError> {
+    storage.open(WITNESS).map_err(super::recovery::io_error(format!("opening {}", storage.describe(WITNESS))))
 }
 
 /// The thread that owns the tail of the log.
@@ -413,12 +463,15 @@ struct Committer {
     shared: Arc<Shared>,
     position: Position,
     file: Arc<dyn BlockFile>,
+    /// Held open: changing segments must not fail for want of a descriptor.
+    witness: Arc<dyn BlockFile>,
     buf: AlignedBuf,
     on_outcome: OnOutcome,
 }
 
 impl Committer {
     fn run(mut self) {
+        let _guard = AbortOnPanic;
         while let Some(mut frame) = self.next_frame() {
             match self.commit(&frame) {
                 Ok(()) => self.announce(),
@@ -492,18 +545,22 @@ impl Committer {
     }
 
     fn want_next(&self) {
-        let size = (self.position.size * SEGMENT_GROWTH).min(self.shared.options.segment_size);
+        // At least so much that every record fits, however small a segment recovery had to make do with.
+        let size = (self.position.size * SEGMENT_GROWTH).max(SEGMENT_BYTES_MIN).min(self.shared.options.segment_size);
         self.shared.want_segment(self.position.segno + 1, size);
     }
 
     fn change_segment(&mut self) -> Result<(), String> {
         self.want_next();
-        let (size, file) = self.shared.take_segment()?;
+        self.shared.stuck.store(true, Ordering::Relaxed);
+        let taken = self.shared.take_segment();
+        self.shared.stuck.store(false, Ordering::Relaxed);
+        let (size, file) = taken?;
         let storage = &*self.shared.storage;
         let activate = || -> io::Result<Position> {
             let header = segments::successor_header(&self.position, size)?;
             segments::activate(storage, &*file, &header)?;
-            Witness { log_id: header.log_id, last: header.segno }.update(storage)?;
+            Witness { log_id: header.log_id, last: header.segno }.update(&*self.witness)?;
             Ok(segments::position_at_start(&header))
         };
         self.position = activate().map_err(|e| format!("opening segment {}: {e}", self.position.segno + 1))?;

@@ -1,0 +1,176 @@
+//! A job as its events made it, and what may follow. Pure.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::event::{Scheduled, State, Stopping};
+use super::time::Time;
+use crate::hash::Hash;
+use crate::manifest::Manifest;
+
+/// A job as its events made it. Small, since a ledger may hold millions; what only an unfinished job needs is in [`Open`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its id.
+    pub job_id: Arc<str>,
+    /// State of its last event.
+    pub state: State,
+    /// 0 before the first attempt.
+    pub attempt: u32,
+    /// Seq of its last event.
+    pub seq: u64,
+    /// Seq of its RECEIVED event.
+    pub received_seq: u64,
+    /// SHA-256 of its RECEIVED event.
+    pub received_hash: Hash,
+    /// When it was received.
+    pub received: Time,
+    /// When its first attempt was recorded.
+    pub started: Option<Time>,
+    /// When it ended.
+    pub ended: Option<Time>,
+    /// The image as the manifest names it.
+    pub image_hash: Arc<str>,
+    /// SHA-256 of the canonical manifest.
+    pub manifest_hash: Hash,
+    /// The image that runs, `sha256:…`.
+    pub image_id: Option<Arc<str>>,
+    /// What makes this execution this execution.
+    pub execution_hash: Option<Hash>,
+    /// Exit code of the last attempt that had one.
+    pub exit_code: Option<i32>,
+    /// Why it failed or crashed last.
+    pub reason: Option<Arc<str>>,
+    /// The last D1_STABLE line.
+    pub last_d1_stable: Option<Arc<str>>,
+    /// Bit `n` is set once an event of the state with discriminant `n` was written.
+    pub seen: u16,
+    /// `None` once it ended.
+    pub open: Option<Open>,
+}
+
+/// What only an unfinished job needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Open {
+    /// The manifest.
+    pub manifest: Arc<Manifest>,
+    /// Bytes of its canonical form.
+    pub manifest_bytes: usize,
+    /// What scheduling found.
+    pub scheduled: Option<Arc<Scheduled>>,
+    /// When the current attempt was recorded.
+    pub attempt_began: Time,
+    /// Boot id of the host at that time.
+    pub boot_id: Arc<str>,
+    /// Byte offsets of the last D1_STABLE lines of the current attempt, on stdout and stderr.
+    pub marks: [Option<u64>; 2],
+    /// A stop that was asked for and has not taken effect.
+    pub stop: Option<Arc<Stopping>>,
+}
+
+/// Where a job stands, coarsely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// RECEIVED, SCHEDULED.
+    Waiting,
+    /// RUNNING to COMPLETED.
+    Active,
+    /// SEALED, FAILED, CANCELLED.
+    Ended,
+}
+
+impl Phase {
+    /// The phase written as `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        [(Self::Waiting, "waiting"), (Self::Active, "active"), (Self::Ended, "ended")]
+            .into_iter()
+            .find_map(|(phase, name)| (name == text).then_some(phase))
+    }
+}
+
+/// A job's summary (contract §3).
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Summary<'a> {
+    pub job_id: &'a str,
+    pub state: &'static str,
+    pub phase: Phase,
+    pub attempt: u32,
+    pub seq: u64,
+    pub received: Time,
+    pub started: Option<Time>,
+    pub ended: Option<Time>,
+    pub image_hash: &'a str,
+    pub image_id: Option<&'a str>,
+    pub execution_hash: Option<Hash>,
+    pub exit_code: Option<i32>,
+    pub reason: Option<&'a str>,
+    pub last_d1_stable: Option<&'a str>,
+}
+
+impl Job {
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Received | State::Scheduled => Phase::Waiting,
+            state if state.is_end() => Phase::Ended,
+            _ => Phase::Active,
+        }
+    }
+
+    /// Whether an event of this state was ever written for it.
+    pub fn has_seen(&self, state: State) -> bool {
+        self.seen & (1 << state as u16) != 0
+    }
+
+    /// What readers are shown.
+    pub fn summary(&self) -> Summary<'_> {
+        Summary {
+            job_id: &self.job_id,
+            state: self.state.as_str(),
+            phase: self.phase(),
+            attempt: self.attempt,
+            seq: self.seq,
+            received: self.received,
+            started: self.started,
+            ended: self.ended,
+            image_hash: &self.image_hash,
+            image_id: self.image_id.as_deref(),
+            execution_hash: self.execution_hash,
+            exit_code: self.exit_code,
+            reason: self.reason.as_deref(),
+            last_d1_stable: self.last_d1_stable.as_deref(),
+        }
+    }
+
+    /// A stop that was asked for and has not taken effect.
+    pub fn stop(&self) -> Option<&Stopping> {
+        self.open.as_ref()?.stop.as_deref()
+    }
+
+    /// Whether an attempt is, or may be, under way.
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running | State::Recovery | State::D1Stable | State::Stopping)
+    }
+
+    pub(super) fn allows(&self, to: State) -> bool {
+        use State::{Cancelled, Completed, Crash, D1Stable, Failed, Recovery, Running, Scheduled, Sealed, Stopping};
+        match self.state {
+            State::Received => matches!(to, Scheduled | Failed | Cancelled),
+            Scheduled => matches!(to, Running | Failed | Cancelled),
+            // A stop that was asked for decides how the attempt ends, whatever it does on the way.
+            _ if self.is_running() && self.stop().is_some() => matches!(to, D1Stable | Failed | Cancelled),
+            _ if self.is_running() => matches!(to, D1Stable | Crash | Stopping | Completed | Failed),
+            Crash => matches!(to, Recovery | Failed | Cancelled),
+            Completed => matches!(to, Sealed | Failed | Cancelled),
+            _ => false,
+        }
+    }
+}
+
+/// Name of an attempt's container: deterministic, so that it can be found after a crash.
+pub fn container_name(job_id: &str, attempt: u32) -> String {
+    format!("hb-{job_id}-{attempt}")
+}

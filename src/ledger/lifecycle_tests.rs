@@ -1,0 +1,246 @@
+//! Is any order of commands legal, and does recovery see what was decided live?
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::ledger::event::Usage;
+
+const LIMITS: Limits = Limits { jobs_open_max: 3, manifest_bytes_max: 100_000 };
+
+/// A ledger driven by commands, whose every event goes through its bytes, as on disk.
+#[derive(Default)]
+struct Bench {
+    ledger: Ledger,
+    bytes: Vec<Vec<u8>>,
+    prev: Option<Hash>,
+    clock: u64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut bench = Self::default();
+        bench.run(Command::Genesis(Genesis { log_id: "ab".repeat(16), format: 1 })).unwrap();
+        bench
+    }
+
+    fn run(&mut self, command: Command) -> Result<Vec<State>, Rejection> {
+        self.clock += 1000;
+        let events = self.ledger.decide(command, Time(self.clock), LIMITS)?;
+        let mut states = Vec::new();
+        for event in events {
+            let (seq, prev) = (self.bytes.len() as u64 + 1, self.prev.unwrap_or(Hash::ZERO));
+            let mut bytes = Vec::new();
+            event.write(seq, &prev, &mut bytes);
+            let stored = Stored::parse(&bytes).unwrap();
+            assert_eq!(stored.event, event, "what is written is what is read");
+            states.push(event.detail.state());
+            let hash = Hash::of(&bytes);
+            self.ledger.apply(&stored, hash).unwrap();
+            self.prev = Some(hash);
+            self.bytes.push(bytes);
+        }
+        Ok(states)
+    }
+
+    fn submit(&mut self, id: &str, more: &str) -> Result<Vec<State>, Rejection> {
+        let body = format!(r#"{{"job_id":"{id}","image_hash":"busybox","command":["true"]{more}}}"#);
+        self.run(Command::Submit(Box::new(manifest::parse(body.as_bytes()).unwrap())))
+    }
+
+    fn job(&self) -> &Job {
+        self.ledger.job("j").unwrap()
+    }
+}
+
+fn scheduled() -> Scheduled {
+    let image_id = format!("sha256:{}", "cd".repeat(32));
+    Scheduled { image_id, input_hash: Hash([1; 32]), execution_hash: Hash([2; 32]), mounts: Vec::new() }
+}
+
+fn sealed() -> Sealed {
+    Sealed { seal_hash: Hash([3; 32]), artifacts_root: Hash([4; 32]), files: 0, bytes: 0 }
+}
+
+fn mark() -> D1Stable {
+    D1Stable { line: "[D1_STABLE] step=1".into(), stream: "stdout".into(), offset: 0, count: 1 }
+}
+
+fn ask(word: &str) -> Stopping {
+    Stopping { asked: word.into(), by: "127.0.0.1".into() }
+}
+
+fn ending(exit_code: i32) -> Ending {
+    Ending { exit_code: Some(exit_code), usage: Some(Usage::default()), ..Ending::default() }
+}
+
+/// Every command that a job can meet, by name, for attempt `attempt`.
+fn commands(attempt: u32) -> Vec<(&'static str, Command)> {
+    let id: Arc<str> = "j".into();
+    let failed = Outcome::Failed { reason: "exit".into(), message: "1".into() };
+    let crashed = |cause: &str| Outcome::Crashed { cause: cause.into() };
+    vec![
+        ("schedule", Command::Schedule(id.clone(), scheduled())),
+        ("refuse", Command::Refuse(id.clone(), "image".into(), "none".into())),
+        ("start", Command::Start(id.clone())),
+        ("mark", Command::Mark(id.clone(), attempt, mark())),
+        ("cancel", Command::Stop(id.clone(), ask("cancel"))),
+        ("timeout", Command::Stop(id.clone(), ask("timeout"))),
+        ("complete", Command::End(id.clone(), attempt, Outcome::Completed, ending(0))),
+        ("fail", Command::End(id.clone(), attempt, failed, ending(1))),
+        ("kill", Command::End(id.clone(), attempt, crashed("killed"), ending(137))),
+        ("oom", Command::End(id.clone(), attempt, crashed("oom"), ending(137))),
+        ("seal", Command::Seal(id.clone(), sealed())),
+        ("cannot seal", Command::SealFailed(id, "gone".into())),
+    ]
+}
+
+/// The states that `path` of command names leads through, or the rejection of its last.
+fn walk(path: &str) -> Result<Vec<State>, Rejection> {
+    let mut bench = Bench::new();
+    let mut states = bench.submit("j", "")?;
+    for name in path.split(", ").filter(|name| !name.is_empty()) {
+        let attempt = bench.job().attempt;
+        let command = commands(attempt).into_iter().find(|(known, _)| *known == name).unwrap().1;
+        states.extend(bench.run(command)?);
+    }
+    Ok(states)
+}
+
+#[test]
+fn lives_that_are_legal() {
+    use State::{
+        Cancelled, Completed, Crash, D1Stable, Failed, Received, Recovery, Running, Scheduled, Sealed, Stopping,
+    };
+    for (path, expected) in [
+        ("", vec![Received]),
+        ("schedule, start, mark, complete, seal", vec![Received, Scheduled, Running, D1Stable, Completed, Sealed]),
+        (
+            "schedule, start, kill, start, mark, complete, seal",
+            vec![Received, Scheduled, Running, Crash, Recovery, D1Stable, Completed, Sealed],
+        ),
+        ("schedule, start, fail", vec![Received, Scheduled, Running, Failed]),
+        ("schedule, start, oom", vec![Received, Scheduled, Running, Crash, Failed]),
+        (
+            "schedule, start, kill, start, kill, start, kill",
+            vec![Received, Scheduled, Running, Crash, Recovery, Crash, Recovery, Crash, Failed],
+        ),
+        ("refuse", vec![Received, Failed]),
+        ("schedule, refuse", vec![Received, Scheduled, Failed]),
+        ("cancel", vec![Received, Cancelled]),
+        ("cancel, cancel", vec![Received, Cancelled]),
+        ("schedule, cancel", vec![Received, Scheduled, Cancelled]),
+        (
+            "schedule, start, cancel, cancel, mark, complete",
+            vec![Received, Scheduled, Running, Stopping, D1Stable, Cancelled],
+        ),
+        ("schedule, start, cancel, timeout, kill", vec![Received, Scheduled, Running, Stopping, Cancelled]),
+        ("schedule, start, timeout, complete", vec![Received, Scheduled, Running, Stopping, Failed]),
+        ("schedule, start, kill, cancel", vec![Received, Scheduled, Running, Crash, Cancelled]),
+        ("schedule, start, complete, cancel", vec![Received, Scheduled, Running, Completed, Cancelled]),
+        ("schedule, start, complete, cannot seal", vec![Received, Scheduled, Running, Completed, Failed]),
+    ] {
+        assert_eq!(walk(path), Ok(expected), "{path}");
+    }
+}
+
+#[test]
+fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() {
+    // Every path of four commands, from each of a few lives: decided or refused, never an event that apply refuses.
+    let starts =
+        ["", "schedule, start", "schedule, start, kill", "schedule, start, cancel", "schedule, start, complete"];
+    let names: Vec<&str> = commands(0).iter().map(|(name, _)| *name).collect();
+    let mut refused = 0;
+    for start in starts {
+        for a in 0..names.len() {
+            for b in 0..names.len() {
+                for c in 0..names.len() {
+                    let mut bench = Bench::new();
+                    bench.submit("j", "").unwrap();
+                    let path = start.split(", ").filter(|name| !name.is_empty()).chain([names[a], names[b], names[c]]);
+                    for name in path {
+                        let before = bench.bytes.len();
+                        let was_over = bench.job().open.is_none();
+                        let command = commands(bench.job().attempt).into_iter().find(|(n, _)| *n == name).unwrap().1;
+                        if let Err(rejection) = bench.run(command) {
+                            refused += 1;
+                            assert_eq!((rejection.status, bench.bytes.len()), (409, before));
+                        }
+                        assert!(!was_over || bench.bytes.len() == before, "an ended job gets no event");
+                    }
+                    let mut recovered = Ledger::default();
+                    for bytes in &bench.bytes {
+                        recovered.apply(&Stored::parse(bytes).unwrap(), Hash::of(bytes)).unwrap();
+                    }
+                    assert_eq!(recovered.job("j"), bench.ledger.job("j"), "recovery sees what was decided live");
+                    assert_eq!((recovered.open, recovered.open_bytes), (bench.ledger.open, bench.ledger.open_bytes));
+                }
+            }
+        }
+    }
+    assert!(refused > 1000, "{refused}");
+}
+
+#[test]
+fn a_crash_without_its_failure_gets_no_further_attempt() {
+    // Both are written together; a ledger that holds only the first must not lead to an attempt too many.
+    for (more, cause, reason) in [(r#","max_attempts":1"#, "killed", "attempt_limit"), ("", "oom", "oom")] {
+        let mut bench = Bench::new();
+        bench.submit("j", more).unwrap();
+        let id: Arc<str> = "j".into();
+        bench.run(Command::Schedule(id.clone(), scheduled())).unwrap();
+        bench.run(Command::Start(id.clone())).unwrap();
+        let crash = Crash { cause: cause.into(), ending: ending(137) };
+        let subject = Some(Subject { job_id: id.clone(), attempt: 1 });
+        let seq = bench.bytes.len() as u64 + 1;
+        let event = Event { time: Time(bench.clock), subject, detail: Detail::Crash(crash) };
+        bench.ledger.apply(&Stored { seq, prev: Hash::ZERO, event }, Hash::ZERO).unwrap();
+        let events = bench.ledger.decide(Command::Start(id), Time(bench.clock), LIMITS).unwrap();
+        assert!(
+            matches!(&events[..], [Event { detail: Detail::Failed(failed), .. }] if failed.reason == reason),
+            "{events:?}"
+        );
+    }
+}
+
+#[test]
+fn a_repeated_submission_is_the_same_job_and_another_manifest_is_refused() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.submit("j", ""), Ok(vec![State::Received]));
+    assert_eq!(bench.submit("j", ""), Ok(Vec::new()));
+    assert_eq!(bench.submit("j", r#","timeout_s":5"#).unwrap_err().code, "job_exists");
+    bench.submit("k", "").unwrap();
+    bench.submit("l", "").unwrap();
+    assert_eq!(bench.submit("m", "").unwrap_err().status, 429, "three are open");
+    bench.run(Command::Refuse("k".into(), "image".into(), "none".into())).unwrap();
+    assert_eq!(bench.submit("m", ""), Ok(vec![State::Received]), "one has ended");
+}
+
+#[test]
+fn time_never_goes_back_though_the_clock_does() {
+    let mut bench = Bench::new();
+    bench.clock = 5_000_000;
+    bench.submit("j", "").unwrap();
+    bench.clock = 0;
+    bench.run(Command::Schedule("j".into(), scheduled())).unwrap();
+    let times: Vec<Time> = bench.bytes.iter().map(|bytes| Stored::parse(bytes).unwrap().event.time).collect();
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn events_that_do_not_follow_are_refused_and_change_nothing() {
+    let mut bench = Bench::new();
+    bench.submit("j", "").unwrap();
+    let subject = |attempt| Some(Subject { job_id: "j".into(), attempt });
+    let time = Time(bench.clock);
+    for (seq, time, subject, detail) in [
+        (4, time, subject(0), Detail::Scheduled(scheduled())),
+        (3, Time(0), subject(0), Detail::Scheduled(scheduled())),
+        (3, time, subject(1), Detail::Scheduled(scheduled())),
+        (3, time, subject(0), Detail::Sealed(sealed())),
+        (3, time, None, Detail::Genesis(Genesis { log_id: "x".into(), format: 1 })),
+        (3, time, Some(Subject { job_id: "unknown".into(), attempt: 0 }), Detail::Scheduled(scheduled())),
+    ] {
+        let stored = Stored { seq, prev: Hash::ZERO, event: Event { time, subject, detail } };
+        assert!(bench.ledger.apply(&stored, Hash::ZERO).is_err(), "{stored:?}");
+    }
+    assert_eq!(bench.job().state, State::Received);
+}

@@ -1,0 +1,89 @@
+//! Who may know whom: reads the `use` lines of every room. lib.rs has the reasons.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Room, and the rooms it may name. A room may always name itself.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("admission", &["host", "manifest", "rejection", "runner"]),
+    ("canonical", &[]),
+    ("config", &["hash", "wal"]),
+    ("engine", &["hash", "ledger", "manifest", "rejection", "view", "wal"]),
+    ("hash", &[]),
+    ("host", &["hash"]),
+    ("http", &["admission", "engine", "hash", "ledger", "manifest", "rejection", "runner", "view"]),
+    ("ledger", &["hash", "manifest", "rejection"]),
+    ("manifest", &["canonical", "hash", "rejection"]),
+    ("rejection", &[]),
+    ("runner", &["config", "engine", "hash", "host", "ledger", "manifest", "rejection", "seal", "sys"]),
+    ("seal", &["canonical", "hash", "ledger", "manifest", "sys"]),
+    ("sys", &[]),
+    ("verify", &["config", "engine", "hash", "ledger", "wal"]),
+    ("view", &["hash", "ledger", "wal"]),
+    ("wal", &["sys"]),
+];
+/// Files that join the rooms.
+const JOINERS: &[&str] = &["lib.rs", "main.rs", "serve.rs"];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    sources(&root, &mut found);
+    assert!(found.len() > 30, "the sources were found");
+    found
+        .into_iter()
+        .map(|path| (path.strip_prefix(&root).unwrap().display().to_string(), fs::read_to_string(&path).unwrap()))
+        .collect()
+}
+
+#[test]
+fn rooms_know_only_whom_they_may() {
+    let mut wrong = Vec::new();
+    for (file, text) in all_sources().into_iter().filter(|(file, _)| !JOINERS.contains(&file.as_str())) {
+        let room = file.split(['/', '.']).next().unwrap();
+        let allowed = ALLOWED.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{room} has no rule")).1;
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            for part in line.split("crate::").skip(1) {
+                let named: String = part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                if named != room && !allowed.contains(&named.as_str()) {
+                    wrong.push(format!("{file}:{}: {room} may not know {named:?}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_and_processes_stay_in_their_rooms() {
+    for (file, text) in all_sources() {
+        let code =
+            |needle: &str| text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(needle));
+        assert!(
+            file.starts_with("sys/") || !(code("libc::") || code("unsafe {")),
+            "{file}: only sys/ has unsafe or libc"
+        );
+        let spawns = code("process::Command") || code("Command::new(");
+        let is_test = text.contains("mod tests {") || file.ends_with("tests.rs");
+        assert!(file.starts_with("runner/docker") || !spawns || is_test, "{file}: only runner/docker spawns processes");
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    for (file, text) in all_sources() {
+        assert!(text.lines().count() <= 600, "{file} has {} lines; is it one room?", text.lines().count());
+    }
+}
