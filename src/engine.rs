@@ -58,7 +58,8 @@ pub struct Recovered {
 /// The thread behind an [`Engine`].
 pub struct EngineThread(JoinHandle<()>);
 
-type Answer = Result<Accepted, Rejection>;
+/// What comes of a command.
+pub type Answer = Result<Accepted, Rejection>;
 
 enum Message {
     Command(Box<Command>, Sender<Answer>),
@@ -128,11 +129,16 @@ impl Engine {
     /// Carries out `command` and returns once its events are durable. An error of status 503 means that the ledger cannot
     /// be written; any other is the caller's.
     pub fn execute(&self, command: Command) -> Result<Accepted, Rejection> {
+        self.ask(command).recv().unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// The same for those who cannot wait for ever, as a full disk may make them: the answer comes in the channel, which is
+    /// hung up if the ledger thread ends first.
+    pub fn ask(&self, command: Command) -> Receiver<Answer> {
         let (reply, answer) = bounded(1);
-        if self.messages.send(Message::Command(Box::new(command), reply)).is_err() {
-            return Err(stopped());
-        }
-        answer.recv().unwrap_or_else(|_| Err(stopped()))
+        // If nobody takes it, the channel is hung up.
+        let _ = self.messages.send(Message::Command(Box::new(command), reply));
+        answer
     }
 
     /// The durable world.

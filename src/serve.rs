@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,7 +24,6 @@ use crate::http::routes::App;
 use crate::http::server::{Limits as HttpLimits, Server};
 use crate::ledger::event::{EVENT_FORMAT, Genesis, NodeDown, NodeUp};
 use crate::ledger::lifecycle::{Command, Ledger, Limits};
-use crate::rejection::Rejection;
 use crate::runner::docker::Docker;
 use crate::runner::mounts::MountPolicy;
 use crate::runner::{Queues, Runner, Setup};
@@ -73,6 +72,9 @@ impl From<ScanError> for Fault {
         }
     }
 }
+
+/// How often a start that waits for the ledger looks for signals.
+const START_LOOK: Duration = Duration::from_secs(1);
 
 enum End {
     Asked(&'static str),
@@ -128,7 +130,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         recovered.start(limits, queues.on_job(), on_fault).map_err(|error| Fault::Io(error.to_string()))?;
     let log_id = match known_log_id {
         Some(log_id) => log_id,
-        None => begin_ledger(&engine)?,
+        None => begin_ledger(&engine, &ended)?,
     };
     let workers = config.workers.map_or(host.cpus as usize, usize::from);
     let setup = Setup {
@@ -152,7 +154,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         engine: runner.fingerprint(),
         mount_protection: mounts.protection().to_string(),
     };
-    record(&engine, Command::NodeUp(up))?;
+    record(&engine, &ended, Command::NodeUp(up))?;
     runner.start(&unfinished).map_err(|error| Fault::Io(format!("starting the runner: {error}")))?;
 
     let stopping = Arc::new(AtomicBool::new(false));
@@ -299,16 +301,32 @@ fn last_run(ledger: &Ledger, ending: &Ending) -> String {
     word.to_owned()
 }
 
-fn begin_ledger(engine: &Engine) -> Result<String, Fault> {
+fn begin_ledger(engine: &Engine, ended: &Receiver<End>) -> Result<String, Fault> {
     let mut id = [0; 16];
     random_bytes(&mut id).map_err(|error| Fault::Io(format!("the kernel's random source: {error}")))?;
     let log_id = crate::wal::hex(&id);
-    record(engine, Command::Genesis(Genesis { log_id: log_id.clone(), format: EVENT_FORMAT }))?;
+    record(engine, ended, Command::Genesis(Genesis { log_id: log_id.clone(), format: EVENT_FORMAT }))?;
     Ok(log_id)
 }
 
-fn record(engine: &Engine, command: Command) -> Result<(), Fault> {
-    engine.execute(command).map(drop).map_err(|rejection: Rejection| Fault::Io(rejection.message))
+/// Records an event of the agent's own start. On a full disk that takes until there is space, or a signal.
+fn record(engine: &Engine, ended: &Receiver<End>, command: Command) -> Result<(), Fault> {
+    let answer = engine.ask(command);
+    let mut told = false;
+    loop {
+        match answer.recv_timeout(START_LOOK) {
+            Ok(answer) => return answer.map(drop).map_err(|rejection| Fault::Io(rejection.message)),
+            Err(RecvTimeoutError::Disconnected) => return Err(Fault::Io("the ledger thread is gone".into())),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        match ended.try_recv() {
+            Ok(End::Asked(signal)) => return Err(Fault::Io(format!("{signal} came before the start was recorded"))),
+            Ok(End::Fault(reason)) => return Err(Fault::Io(reason)),
+            Err(_) if !told => log::warn!("the start is not recorded yet: is the disk below --data full?"),
+            Err(_) => {}
+        }
+        told = true;
+    }
 }
 
 fn io_fault(what: &str, path: &Path, error: &io::Error) -> Fault {

@@ -17,7 +17,7 @@ use super::docker::{
 use super::output::{Completeness, OutputFiles, OutputPaths, SettleError, Settled, follow, settle};
 use super::watch::OutputWatch;
 use super::workspace::{self, Workspace};
-use super::{Runner, Signal};
+use super::{Fault, Runner, Signal};
 use crate::config::{MEMORY_MIB_MIN, PIDS_DEFAULT, STOP_GRACE_S};
 use crate::ledger::event::{Ending, LogDigest, State, Stopping, Usage};
 use crate::ledger::lifecycle::{Command, Job, Outcome, container_name};
@@ -194,13 +194,16 @@ impl Attempt<'_> {
 
     /// Asks the engine for this attempt's container.
     fn launch(&self) -> Next {
-        let workspace = match workspace::bind(self.runner, &self.job, &self.container) {
-            Ok(workspace) => workspace,
-            Err(message) => return failed("mount", message),
-        };
-        let files = match OutputFiles::create(&self.paths) {
-            Ok(files) => files,
-            Err(error) => return failed("not_started", format!("the output files cannot be made: {error}")),
+        let prepared = self.runner.until_there_is_space(&self.job.job_id, || {
+            let workspace = workspace::bind(self.runner, &self.job, &self.container)?;
+            let files = OutputFiles::create(&self.paths)
+                .map_err(|error| Fault::io("not_started", "the output files cannot be made", &error))?;
+            Ok((workspace, files))
+        });
+        let (workspace, files) = match prepared {
+            Some(Ok(prepared)) => prepared,
+            Some(Err(fault)) => return failed(fault.reason, fault.message),
+            None => return Next::LetGo,
         };
         let spec = self.spec(workspace);
         match self.docker().spawn_run(&spec, files.stdout, files.stderr) {

@@ -35,7 +35,7 @@ use crate::ledger::lifecycle::Job;
 const PING_EVERY: Duration = Duration::from_secs(2);
 /// Pauses while the engine is away: the first, and the longest.
 const ENGINE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Threads that resolve images and hash inputs.
+/// Threads that resolve images and hash inputs, and as many that pull.
 const SCHEDULERS: usize = 2;
 
 /// Something happened to an attempt under way.
@@ -49,10 +49,33 @@ enum Signal {
     Shutdown,
 }
 
+/// Why a job's workspace or output cannot be had.
+struct Fault {
+    /// One of the reasons of FAILED.
+    reason: &'static str,
+    /// For a person.
+    message: String,
+    /// It passes once there is space.
+    disk_is_full: bool,
+}
+
+impl Fault {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), disk_is_full: false }
+    }
+
+    fn io(reason: &'static str, what: &str, error: &io::Error) -> Self {
+        let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        Self { reason, message: format!("{what}: {error}"), disk_is_full }
+    }
+}
+
 /// The queues. They exist before the engine, which fills them, and the runner, which empties them.
 #[derive(Clone)]
 pub struct Queues {
     schedule: (Sender<Arc<str>>, Receiver<Arc<str>>),
+    /// Jobs whose image is not on the host. Apart, since a registry that does not answer must hold up nobody else.
+    pull: (Sender<Arc<str>>, Receiver<Arc<str>>),
     run: (Sender<Arc<str>>, Receiver<Arc<str>>),
     /// Containers whose end is durable.
     clean: (Sender<String>, Receiver<String>),
@@ -61,7 +84,7 @@ pub struct Queues {
 
 impl Default for Queues {
     fn default() -> Self {
-        Self { schedule: unbounded(), run: unbounded(), clean: unbounded(), active: Arc::default() }
+        Self { schedule: unbounded(), pull: unbounded(), run: unbounded(), clean: unbounded(), active: Arc::default() }
     }
 }
 
@@ -174,6 +197,7 @@ impl Runner {
         self.spawn("clean-up", |runner| runner.keep_clean())?;
         for _ in 0..SCHEDULERS {
             self.spawn("schedule", |runner| runner.take_from(&runner.queues.schedule.1, schedule::schedule))?;
+            self.spawn("pull", |runner| runner.take_from(&runner.queues.pull.1, schedule::pull_and_schedule))?;
         }
         for _ in 0..self.setup.workers {
             self.spawn("worker", |runner| runner.take_from(&runner.queues.run.1, attempt::run))?;
@@ -362,6 +386,26 @@ impl Runner {
             }
             self.pause(pause, give_up);
             pause = (pause * 2).min(ENGINE_BACKOFF.1);
+        }
+    }
+
+    /// Repeats `work` until it does not fail for want of disk space: a full disk is nobody's fault. `None`: the agent stops.
+    fn until_there_is_space<T>(
+        &self,
+        job_id: &Arc<str>,
+        mut work: impl FnMut() -> Result<T, Fault>,
+    ) -> Option<Result<T, Fault>> {
+        loop {
+            match work() {
+                Err(fault) if fault.disk_is_full => {
+                    self.note_waiting(job_id, &format!("disk space: {}", fault.message))
+                }
+                outcome => return Some(outcome),
+            }
+            self.pause(ENGINE_BACKOFF.1, &|| false);
+            if self.is_stopping() {
+                return None;
+            }
         }
     }
 

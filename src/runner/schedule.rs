@@ -9,12 +9,33 @@ use crate::config::Pull;
 use crate::ledger::event::Scheduled;
 use crate::ledger::lifecycle::{Command, Job};
 
-/// Takes a received job on; what cannot run is refused with the reason, and a stopping agent leaves it as it is.
+/// Takes a received job on; what cannot run is refused with the reason, and a stopping agent leaves it as it is. A job whose
+/// image must be pulled first goes to the threads that do that.
 pub(super) fn schedule(runner: &Arc<Runner>, job: &Arc<Job>) {
-    let command = match prepare(runner, job) {
-        Some(Ok(scheduled)) => Command::Schedule(job.job_id.clone(), scheduled),
-        Some(Err((reason, message))) => Command::Refuse(job.job_id.clone(), reason.into(), message),
-        None => return,
+    record(runner, job, prepare(runner, job, false));
+}
+
+/// The same, with the pull.
+pub(super) fn pull_and_schedule(runner: &Arc<Runner>, job: &Arc<Job>) {
+    record(runner, job, prepare(runner, job, true));
+}
+
+/// Why a job does not become SCHEDULED now.
+enum Hitch {
+    /// One of the reasons of FAILED, and a message.
+    Refused(&'static str, String),
+    /// Its image must be pulled.
+    Pull,
+    /// The agent stops, or the job has ended.
+    Over,
+}
+
+fn record(runner: &Arc<Runner>, job: &Arc<Job>, prepared: Result<Scheduled, Hitch>) {
+    let command = match prepared {
+        Ok(scheduled) => Command::Schedule(job.job_id.clone(), scheduled),
+        Err(Hitch::Refused(reason, message)) => Command::Refuse(job.job_id.clone(), reason.into(), message),
+        Err(Hitch::Pull) => return runner.queues.offer(&runner.queues.pull.0, job),
+        Err(Hitch::Over) => return,
     };
     if let Err(error) = runner.setup.engine.execute(command) {
         // Cancelled meanwhile, or the agent goes down.
@@ -22,35 +43,39 @@ pub(super) fn schedule(runner: &Arc<Runner>, job: &Arc<Job>) {
     }
 }
 
-type Refusal = (&'static str, String);
-
-fn prepare(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Result<Scheduled, Refusal>> {
-    let manifest = job.open.as_ref()?.manifest.clone();
-    let image_id = match image(runner, job, &manifest.image_hash)? {
-        Ok(image_id) => image_id,
-        Err(message) => return Some(Err(("image", message))),
-    };
-    Some(workspace::inputs(runner, job, &manifest, image_id))
+fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may_pull: bool) -> Result<Scheduled, Hitch> {
+    let manifest = job.open.as_ref().ok_or(Hitch::Over)?.manifest.clone();
+    let image_id = image(runner, job, &manifest.image_hash, may_pull)?;
+    runner
+        .until_there_is_space(&job.job_id, || workspace::inputs(runner, job, &manifest, &image_id))
+        .ok_or(Hitch::Over)?
+        .map_err(|fault| Hitch::Refused(fault.reason, fault.message))
 }
 
 /// The id that the manifest's image means now, pinned so that nobody prunes it before the job has ended.
-fn image(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str) -> Option<Result<String, String>> {
+fn image(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool) -> Result<String, Hitch> {
     let docker = &runner.setup.docker;
     let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
     let answer = runner.until_engine_answers(&job.job_id, &ended, || {
         let mut image_id = docker.resolve_image(reference)?;
-        if image_id.is_none() && runner.setup.pull == Pull::Missing {
-            log::info!("job {}: pulling {reference}", job.job_id);
+        if image_id.is_none() && may_pull {
+            runner.note_waiting(&job.job_id, &format!("pulling {reference}"));
             docker.pull(reference)?;
             image_id = docker.resolve_image(reference)?;
         }
-        let Some(image_id) = image_id else {
-            let message =
-                format!("there is no image {reference:?} on this host, and --pull never was given; load it first");
-            return Err(EngineError::Other(message));
-        };
-        docker.pin(&image_id)?;
+        if let Some(image_id) = &image_id {
+            docker.pin(image_id)?;
+        }
         Ok(image_id)
-    })?;
-    Some(answer.map_err(|error| error.to_string()))
+    });
+    match answer.ok_or(Hitch::Over)? {
+        Ok(Some(image_id)) => Ok(image_id),
+        Ok(None) if runner.setup.pull == Pull::Missing && !may_pull => Err(Hitch::Pull),
+        Ok(None) => {
+            let message =
+                format!("there is no image {reference:?} on this host, and the agent pulls none; load it first");
+            Err(Hitch::Refused("image", message))
+        }
+        Err(EngineError::Unavailable(words) | EngineError::Other(words)) => Err(Hitch::Refused("image", words)),
+    }
 }

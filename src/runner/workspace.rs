@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::Runner;
 use super::docker::Bind;
 use super::docker::argv::BASE_ENV;
 use super::mounts::{BoundMount, CheckedMount};
 use super::output::OutputPaths;
+use super::{Fault, Runner};
 use crate::ledger::event::{Detail, LogDigest, MountTotals, Scheduled, Sealed, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
 use crate::manifest::{Manifest, MountSource};
@@ -35,9 +35,6 @@ pub(super) struct Workspace {
     pub(super) user: (u32, u32),
 }
 
-/// Why a job cannot have its workspace: one of the reasons of FAILED, and a message.
-type Refusal = (&'static str, String);
-
 struct Place<'m> {
     container: &'m str,
     read_only: bool,
@@ -50,8 +47,8 @@ enum Source<'m> {
 }
 
 /// Checks and binds every mount for `container`.
-pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Workspace, String> {
-    let manifest = &job.open.as_ref().ok_or("the job has ended")?.manifest;
+pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Workspace, Fault> {
+    let manifest = &job.open.as_ref().ok_or_else(|| Fault::new("mount", "the job has ended"))?.manifest;
     let (bound, user) = bind_all(runner, &job.job_id, manifest, container)?;
     let places = places(manifest);
     let workdir = places.first().map_or(SCRATCH_CONTAINER, |place| place.container).to_owned();
@@ -68,17 +65,11 @@ pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Worksp
 }
 
 /// Hashes every mount, records the listing durably, and gives what SCHEDULED tells.
-pub(super) fn inputs(
-    runner: &Runner,
-    job: &Arc<Job>,
-    manifest: &Manifest,
-    image_id: String,
-) -> Result<Scheduled, Refusal> {
-    make_scratch(runner, &job.job_id).map_err(|error| ("mount", format!("the scratch directory: {error}")))?;
+pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image_id: &str) -> Result<Scheduled, Fault> {
+    make_scratch(runner, &job.job_id).map_err(|error| Fault::io("mount", "the scratch directory", &error))?;
     // Hashed through the binds, and so just as the payload will see it.
     let container = container_name(&job.job_id, 0);
     let hashed = bind_all(runner, &job.job_id, manifest, &container)
-        .map_err(|message| ("mount", message))
         .and_then(|(bound, _)| hash_all(runner, job, manifest, &bound));
     release(runner, &container);
     let mounts = hashed?;
@@ -90,14 +81,14 @@ pub(super) fn inputs(
         BASE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     env.extend(manifest.env.clone());
     let scheduled = Scheduled {
-        execution_hash: seal::execution_hash(&image_id, manifest, &env, &trees),
+        execution_hash: seal::execution_hash(image_id, manifest, &env, &trees),
         input_hash: seal::input_hash(&trees),
         mounts: mounts.iter().map(totals).collect(),
-        image_id,
+        image_id: image_id.to_owned(),
     };
     let inputs = Inputs { format: seal::FORMAT, job_id: job.job_id.to_string(), mounts };
     write_inputs(&runner.setup.data, &inputs)
-        .map_err(|error| ("inputs", format!("the listing of the inputs cannot be written: {error}")))?;
+        .map_err(|error| Fault::io("inputs", "the listing of the inputs cannot be written", &error))?;
     Ok(scheduled)
 }
 
@@ -203,14 +194,14 @@ fn bind_all(
     job_id: &str,
     manifest: &Manifest,
     container: &str,
-) -> Result<(Vec<BoundMount>, (u32, u32)), String> {
+) -> Result<(Vec<BoundMount>, (u32, u32)), Fault> {
     let policy = &runner.setup.mounts;
     let (mut bound, mut user) = (Vec::new(), None);
     for (index, place) in places(manifest).iter().enumerate() {
-        let checked = check(runner, job_id, place)?;
+        let checked = check(runner, job_id, place).map_err(|message| Fault::new("mount", message))?;
         user.get_or_insert(checked.owner());
         let mount = policy.bind(&checked, &policy.place(container, index), place.read_only);
-        bound.push(mount.map_err(|error| format!("{} cannot be bound: {error}", place.container))?);
+        bound.push(mount.map_err(|error| Fault::io("mount", &format!("{} cannot be bound", place.container), &error))?);
     }
     Ok((bound, user.unwrap_or(SCRATCH_OWNER)))
 }
@@ -237,7 +228,7 @@ fn hash_all(
     job: &Arc<Job>,
     manifest: &Manifest,
     bound: &[BoundMount],
-) -> Result<Vec<InputMount>, Refusal> {
+) -> Result<Vec<InputMount>, Fault> {
     let mut mounts = Vec::new();
     for (place, bound) in places(manifest).iter().zip(bound) {
         let tree = bound
@@ -257,7 +248,7 @@ fn hash_all(
                 };
                 hash_tree(&dir, &note).map_err(|error| error.to_string())
             })
-            .map_err(|message| ("inputs", format!("{}: {message}", place.container)))?;
+            .map_err(|message| Fault::new("inputs", format!("{}: {message}", place.container)))?;
         mounts.push(InputMount { container: place.container.to_owned(), read_only: place.read_only, tree });
     }
     Ok(mounts)

@@ -148,13 +148,11 @@ pub(super) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Sca
 }
 
 /// Makes what is visible durable, before anything of it is believed: after `kill -9` the page cache may show bytes that a
-/// power cut would still take away. Also removes what was being prepared and never got its name.
+/// power cut would still take away.
 pub fn settle(storage: &dyn Storage) -> Result<(), ScanError> {
     let names = storage.list().map_err(io_error("listing the log's directory"))?;
     for name in &names {
-        if name.ends_with(".tmp") {
-            storage.remove(name).map_err(io_error(format!("removing {}", storage.describe(name))))?;
-        } else if parse_segment_name(name).is_some() || name == WITNESS {
+        if parse_segment_name(name).is_some() || name == WITNESS {
             let sync = || storage.open(name)?.sync();
             sync().map_err(io_error(format!("syncing {}", storage.describe(name))))?;
         }
@@ -208,7 +206,14 @@ fn corrupt_name(storage: &dyn Storage, name: &str, expected_seq: u64, reason: St
 /// file is left as it is. Idempotent: a crash in here is met by the next call.
 pub fn recover(storage: &dyn Storage, segment_size: u64, visit: &mut Visit<'_>) -> Result<Scan, ScanError> {
     settle(storage)?;
-    match scan(storage, visit)? {
+    let found = scan(storage, visit)?;
+    // Only now, so that a damaged log stays just as it is found: what was being prepared and never got its name.
+    for name in storage.list().map_err(io_error("listing the log's directory"))? {
+        if name.ends_with(".tmp") {
+            storage.remove(&name).map_err(io_error(format!("removing {}", storage.describe(&name))))?;
+        }
+    }
+    match found {
         None => {
             let before = segments::position_of_new_log().map_err(io_error("creating the log"))?;
             let position = open_successor(storage, &before, segment_size)?;

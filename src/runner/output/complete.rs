@@ -134,8 +134,9 @@ pub fn settle(
     if !state.started {
         return Ok(Settled { dockers_words: paths.take_dockers_words()?, ..untouched });
     }
-    // The CLI passed the payload's exit code on, so it was attached to the end. 125 may also be its own failure.
-    let attached = cli == Some(CliEnd::Exited(state.exit_code)) && state.exit_code != 125;
+    // The CLI passed the payload's exit code on, so it was attached to the end. 125 may also be its own failure, and 1 is
+    // what it ends with when it cannot write the files, e.g. on a full disk.
+    let attached = cli == Some(CliEnd::Exited(state.exit_code)) && !matches!(state.exit_code, 1 | 125);
     if attached && leading_warnings(&File::open(&paths.stderr)?)?.is_empty() {
         return Ok(untouched);
     }
