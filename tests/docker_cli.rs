@@ -64,6 +64,7 @@ impl Case {
             gpus: 0,
             network: Network::None,
             cgroup_parent: None,
+            cidfile: None,
         }
     }
 

@@ -24,11 +24,14 @@ use crate::ledger::lifecycle::{Command, Job, Outcome, container_name};
 use crate::ledger::time::Time;
 use crate::manifest::Manifest;
 use crate::seal;
+use crate::sys::block::sync_dir;
 
 /// How often a CLI that this agent did not start is looked at.
 const ADOPTED_LOOK: Duration = Duration::from_millis(100);
 /// Pause before something that failed for an unknown reason is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often a log that the engine cannot give is asked for, before the output counts as incomplete.
+const SETTLE_TRIES_MAX: u32 = 5;
 /// How often a container that was created is asked to start before that counts as the engine's crash.
 const STARTS_MAX: u32 = 3;
 
@@ -59,7 +62,9 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
     let is_new = matches!(job.state, State::Scheduled | State::Crash);
     let job = if is_new {
         let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
-        runner.until_engine_answers(&job.job_id, &ended, || runner.setup.docker.ping())?.ok()?;
+        // Whatever it says instead of answering, it is not there: only its answer lets the attempt begin.
+        let ping = || runner.setup.docker.ping().map_err(|error| EngineError::Unavailable(error.to_string()));
+        runner.until_engine_answers(&job.job_id, &ended, ping)?.ok()?;
         // A refusal here means that the job was cancelled meanwhile, or that the ledger is shut.
         runner.setup.engine.execute(Command::Start(job.job_id.clone())).ok()?.job?
     } else {
@@ -90,6 +95,7 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
         signals,
         deadline,
         ended: Arc::new(AtomicBool::new(false)),
+        seen_started: AtomicBool::new(false),
     };
     log::info!("job {}: attempt {}: {}", job.job_id, job.attempt, if is_new { "starts" } else { "is taken up again" });
     let next = attempt.live(is_new);
@@ -112,6 +118,8 @@ struct Attempt<'r> {
     deadline: Option<Instant>,
     /// Tells helper threads that there is nothing left to do.
     ended: Arc<AtomicBool>,
+    /// An inspection has shown that the payload was started.
+    seen_started: AtomicBool,
 }
 
 /// What there is to wait for.
@@ -239,6 +247,7 @@ impl Attempt<'_> {
             gpus: 0,
             network: manifest.network,
             cgroup_parent: self.group.as_ref().map(AttemptGroup::parent_argument),
+            cidfile: Some(self.paths.cidfile.clone()),
         }
     }
 
@@ -270,6 +279,9 @@ impl Attempt<'_> {
                 );
                 return failed("not_started", message);
             }
+            if state.started {
+                self.seen_started.store(true, Ordering::Relaxed);
+            }
             if state.running {
                 return Next::Follow;
             }
@@ -278,10 +290,12 @@ impl Attempt<'_> {
                 // A created container cannot be started attached without passing on the agent's signals, so it makes way
                 // for one that is run. Nothing of the payload has run yet.
                 *starts += 1;
-                if self.ask(|docker| docker.remove(&self.container, false)).is_none() {
-                    return Next::LetGo;
+                match self.docker().remove(&self.container, false) {
+                    Ok(()) => return self.launch(),
+                    // Perhaps it is being started after all: look again, and never launch on an old look.
+                    Err(error) if self.try_again_later(&format!("the container engine says: {error}")) => continue,
+                    Err(_) => return Next::LetGo,
                 }
-                return self.launch();
             }
             return self.judge(&state, cli);
         }
@@ -289,36 +303,45 @@ impl Attempt<'_> {
 
     /// There is no container of this name.
     fn absent(&self, cli: Option<CliEnd>) -> Next {
-        let length = |path| std::fs::metadata(path).map_or(0, |meta| meta.len());
-        let printed = self.marks != [None; 2] || length(&self.paths.stdout) > 0;
         let asked = self.stop_reason();
-        if !printed && asked.is_some() {
+        let was_started = self.seen_started.load(Ordering::Relaxed)
+            || self.marks != [None; 2]
+            || self.paths.was_created()
+            || std::fs::metadata(&self.paths.stdout).is_ok_and(|meta| meta.len() > 0);
+        // There was one, and somebody removed it; or nothing was started, and nobody wants it any more.
+        if was_started || asked.is_some() {
             return end(verdict_gone(asked), &untouched(), Ending::default());
         }
-        match cli {
-            // It ended, and somebody removed it before we looked.
-            Some(CliEnd::Exited(code)) if code != 125 || printed => {}
-            // Docker refused, in its own words; nothing was created.
-            Some(CliEnd::Exited(_)) => {
-                let words = self.paths.take_dockers_words().unwrap_or_default();
-                if let EngineError::Unavailable(words) = EngineError::from_words(&words) {
-                    return if self.try_again_later(&words) { self.launch() } else { Next::LetGo };
+        // Nothing was created, so what is in stderr are Docker's own words.
+        let words = self.paths.take_dockers_words().unwrap_or_default();
+        match (EngineError::from_words(&words), cli) {
+            (EngineError::Unavailable(words), _) => {
+                if self.try_again_later(&words) {
+                    self.launch()
+                } else {
+                    Next::LetGo
                 }
-                return failed("not_started", words);
             }
-            // Nothing was started: the intent stands, so it is started now, in the same attempt.
-            _ if !printed && length(&self.paths.stderr) == 0 => return self.launch(),
-            _ => {}
+            // The CLI was killed before it could ask: the intent stands, so it is started now, in the same attempt.
+            (EngineError::Other(words), None | Some(CliEnd::Signalled(_))) if words.is_empty() => self.launch(),
+            (EngineError::Other(words), _) => failed("not_started", words),
         }
-        end(verdict_gone(asked), &untouched(), Ending::default())
     }
 
     fn judge(&self, state: &ContainerState, cli: Option<CliEnd>) -> Next {
+        let mut tries = 0;
         let settled = loop {
             match settle(self.docker(), &self.container, &self.paths, state, cli) {
                 Ok(settled) => break settled,
                 Err(SettleError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => break untouched(),
+                // The engine has lost its log, perhaps with the container: what was captured stays, and is called incomplete.
+                Err(SettleError::Engine(EngineError::Other(words))) if tries == SETTLE_TRIES_MAX => {
+                    log::warn!("job {}: its output may be incomplete: {words}", self.job.job_id);
+                    let differs = Completeness::Differs { at: 0 };
+                    break Settled { stdout: differs, stderr: differs, ..untouched() };
+                }
                 Err(error) => {
+                    tries += u32::from(matches!(error, SettleError::Engine(EngineError::Other(_))));
                     if !self.try_again_later(&format!("its output cannot be completed yet: {error}")) {
                         return Next::LetGo;
                     }
@@ -419,7 +442,11 @@ impl Attempt<'_> {
         let stopper = thread::Builder::new().name("stop".into()).stack_size(128 << 10).spawn(move || {
             while !ended.load(Ordering::Relaxed) && !runner.is_stopping() {
                 match runner.setup.docker.stop(&container, STOP_GRACE_S) {
-                    Ok(()) => return,
+                    // A stop of a container that was created and not started yet succeeds and does nothing.
+                    Ok(()) => match runner.setup.docker.inspect(&container) {
+                        Ok(Inspect::Present(state)) if state.started && !state.running => return,
+                        _ => {}
+                    },
                     // Not created yet, or the engine is away.
                     Err(error) => log::debug!("stopping {container}: {error}"),
                 }
@@ -485,6 +512,15 @@ impl Attempt<'_> {
             }
             Err(_) => None,
         };
+        // The ledger is about to vouch for these bytes.
+        for path in [&self.paths.stdout, &self.paths.stderr] {
+            if let Err(error) = std::fs::File::open(path).and_then(|file| file.sync_all()) {
+                log::warn!("{}: not synced: {error}", path.display());
+            }
+        }
+        if let Some(Err(error)) = self.paths.stdout.parent().map(sync_dir) {
+            log::warn!("job {}: its output's directory is not synced: {error}", self.job.job_id);
+        }
         ending.stdout = digest(&self.paths.stdout, ending.stdout);
         ending.stderr = digest(&self.paths.stderr, ending.stderr);
         ending

@@ -3,6 +3,7 @@
 //! The container's cgroup vanishes with its last process; this parent keeps CPU time and peaks until it is removed.
 //! Both versions are read; with the `systemd` driver a parent would have to be a slice, which is not done.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -240,6 +241,13 @@ pub fn remove_log_group(hierarchies: &Hierarchies, log: &str) -> io::Result<()> 
         }
     }
     Ok(())
+}
+
+/// The containers that have a group of this ledger, whether or not they still exist.
+pub fn attempts_of(hierarchies: &Hierarchies, log: &str) -> BTreeSet<String> {
+    let groups = hierarchies.all().into_iter().filter_map(|mount| fs::read_dir(mount.join(group_of(log))).ok());
+    let directories = groups.flat_map(|group| group.flatten()).filter(|entry| entry.path().is_dir());
+    directories.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 impl AttemptGroup {

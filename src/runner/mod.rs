@@ -15,26 +15,31 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
 use self::cgroup::{AttemptGroup, Hierarchies};
-use self::docker::{Docker, EngineError, EngineInfo};
+use self::docker::{Docker, EngineError, EngineInfo, Inspect};
 use self::mounts::MountPolicy;
 use crate::config::Pull;
 use crate::engine::{Engine, OnJob};
 use crate::host::Host;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
+use crate::seal::SealError;
 
 /// How often the engine is asked whether it is there, while nothing else asks it.
 const PING_EVERY: Duration = Duration::from_secs(2);
+/// How often a tree that changes while it is hashed is hashed again.
+const HOLD_STILL_TRIES: u32 = 5;
 /// Pauses while the engine is away: the first, and the longest.
 const ENGINE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How long the start of the agent waits for the engine's fingerprint.
+const FINGERPRINT_WAIT: Duration = Duration::from_secs(2);
 /// Threads that resolve images and hash inputs, and as many that pull.
 const SCHEDULERS: usize = 2;
 
@@ -57,16 +62,27 @@ struct Fault {
     message: String,
     /// It passes once there is space.
     disk_is_full: bool,
+    /// A file changed while it was hashed; somebody else may be writing there.
+    may_hold_still: bool,
 }
 
 impl Fault {
     fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), disk_is_full: false }
+        Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false }
+    }
+
+    fn of_seal(reason: &'static str, what: &str, error: &SealError) -> Self {
+        let disk_is_full = match error {
+            SealError::Io { source, .. } => Self::io(reason, what, source).disk_is_full,
+            _ => false,
+        };
+        let may_hold_still = matches!(error, SealError::Changed { .. });
+        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still }
     }
 
     fn io(reason: &'static str, what: &str, error: &io::Error) -> Self {
         let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        Self { reason, message: format!("{what}: {error}"), disk_is_full }
+        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false }
     }
 }
 
@@ -139,11 +155,23 @@ pub struct Setup {
     pub pull: Pull,
 }
 
+struct Slot(Arc<Runner>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *self.0.slots.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.slot_freed.notify_one();
+    }
+}
+
 /// Takes jobs from RECEIVED to their end.
 pub struct Runner {
     setup: Setup,
     queues: Queues,
     stopping: AtomicBool,
+    /// Attempts under way.
+    slots: Mutex<usize>,
+    slot_freed: Condvar,
     /// What is known of the engine; `None` until it answered once.
     info: Mutex<Option<EngineInfo>>,
     away: Mutex<Option<String>>,
@@ -158,15 +186,21 @@ impl Runner {
             setup,
             queues,
             stopping: AtomicBool::new(false),
+            slots: Mutex::default(),
+            slot_freed: Condvar::new(),
             info: Mutex::default(),
             away: Mutex::default(),
             waiting: Mutex::default(),
         })
     }
 
-    /// What the engine says of itself, for NODE_UP: its fingerprint, or why it does not answer.
-    pub fn fingerprint(&self) -> Value {
-        match self.learn() {
+    /// What the engine says of itself, for NODE_UP: its fingerprint, or why it does not answer. An engine that hangs must
+    /// not keep the agent from starting, so the question is asked in a thread of its own.
+    pub fn fingerprint(self: &Arc<Self>) -> Value {
+        let (sender, answer) = bounded(1);
+        let asked = self.spawn("engine-info", move |runner| drop(sender.send(runner.learn())));
+        let answer = asked.ok().and_then(|()| answer.recv_timeout(FINGERPRINT_WAIT).ok());
+        match answer.unwrap_or_else(|| Err(EngineError::Unavailable("it takes too long to answer".into()))) {
             Ok(info) => json!({
                 "available": true,
                 "version": info.version,
@@ -186,12 +220,21 @@ impl Runner {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(self: &Arc<Self>, unfinished: &[Arc<Job>]) -> io::Result<()> {
-        // An attempt under way goes first: its container runs already, and counts as one of the workers.
-        let (under_way, others): (Vec<_>, Vec<_>) =
-            unfinished.iter().partition(|job| !matches!(job.state, State::Received | State::Scheduled));
-        for job in under_way.into_iter().chain(others) {
-            let queue = if job.state == State::Received { &self.queues.schedule.0 } else { &self.queues.run.0 };
-            self.queues.offer(queue, job);
+        for job in unfinished {
+            match job.state {
+                State::Received => self.queues.offer(&self.queues.schedule.0, job),
+                State::Scheduled | State::Crash => self.queues.offer(&self.queues.run.0, job),
+                // Its container may run already, so it is looked after at once, however few the workers. It counts as one
+                // of them: what is launched has to wait until there is room again.
+                _ => {
+                    let slot = self.take_slot(false);
+                    let job = job.clone();
+                    self.spawn("adopt", move |runner| {
+                        let _slot = slot;
+                        attempt::run(runner, &job);
+                    })?;
+                }
+            }
         }
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
@@ -200,7 +243,14 @@ impl Runner {
             self.spawn("pull", |runner| runner.take_from(&runner.queues.pull.1, schedule::pull_and_schedule))?;
         }
         for _ in 0..self.setup.workers {
-            self.spawn("worker", |runner| runner.take_from(&runner.queues.run.1, attempt::run))?;
+            self.spawn("worker", |runner| {
+                runner.take_from(&runner.queues.run.1, |runner, job| {
+                    let _slot = runner.take_slot(true);
+                    if !runner.is_stopping() {
+                        attempt::run(runner, job);
+                    }
+                });
+            })?;
         }
         Ok(())
     }
@@ -225,6 +275,16 @@ impl Runner {
             "message": away,
             "version": info.as_ref().map(|info| info.version.clone()),
         })
+    }
+
+    /// One of `--workers` places for a container; waits for one if `patient`, else takes one too many.
+    fn take_slot(self: &Arc<Self>, patient: bool) -> Slot {
+        let mut taken = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        while patient && *taken >= self.setup.workers && !self.is_stopping() {
+            taken = self.slot_freed.wait_timeout(taken, PING_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *taken += 1;
+        Slot(self.clone())
     }
 
     fn spawn(self: &Arc<Self>, name: &str, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
@@ -320,6 +380,13 @@ impl Runner {
         if let Err(error) = self.setup.mounts.clean_stale(&|container| self.is_under_way(container)) {
             log::warn!("a mount that an earlier agent left is not released: {error}");
         }
+        if let Some(hierarchies) = self.hierarchies() {
+            for left in cgroup::attempts_of(&hierarchies, self.short_log_id()) {
+                if !self.is_under_way(&left) {
+                    self.remove_group(&left);
+                }
+            }
+        }
         while let Ok(container) = self.queues.clean.1.recv() {
             self.remove(&container);
         }
@@ -339,13 +406,23 @@ impl Runner {
 
     fn remove(&self, container: &str) {
         let nobody: Arc<str> = "clean-up".into();
-        let outcome = self.until_engine_answers(&nobody, &|| false, || self.setup.docker.remove(container, true));
+        // Only our own: the name alone may be somebody else's. By its id, in case the name changes hands meanwhile.
+        let outcome = self.until_engine_answers(&nobody, &|| false, || match self.setup.docker.inspect(container)? {
+            Inspect::Present(state) if state.labels.get("hackbrain.log") == Some(&self.setup.log_id) => {
+                self.setup.docker.remove(&state.id, true)
+            }
+            _ => Ok(()),
+        });
         if let Some(Err(error)) = outcome {
             log::warn!("container {container} is not removed: {error}");
         }
         if let Err(error) = self.setup.mounts.release(&self.setup.data.join("mnt").join(container)) {
             log::warn!("the mounts of {container} are not released: {error}");
         }
+        self.remove_group(container);
+    }
+
+    fn remove_group(&self, container: &str) {
         let group = self.hierarchies().and_then(|h| AttemptGroup::create(&h, self.short_log_id(), container).ok());
         if let Some(Err(error)) = group.map(|group| group.remove()) {
             log::warn!("the control group of {container} is not removed: {error}");
@@ -389,14 +466,20 @@ impl Runner {
         }
     }
 
-    /// Repeats `work` until it does not fail for want of disk space: a full disk is nobody's fault. `None`: the agent stops.
+    /// Repeats `work` until it does not fail for want of disk space: a full disk is nobody's fault. Inputs that change while
+    /// they are hashed get a few chances to hold still. `None`: the agent stops.
     fn until_there_is_space<T>(
         &self,
         job_id: &Arc<str>,
         mut work: impl FnMut() -> Result<T, Fault>,
     ) -> Option<Result<T, Fault>> {
+        let mut tries = 0;
         loop {
             match work() {
+                Err(fault) if fault.may_hold_still && tries < HOLD_STILL_TRIES => {
+                    tries += 1;
+                    self.note_waiting(job_id, &fault.message);
+                }
                 Err(fault) if fault.disk_is_full => {
                     self.note_waiting(job_id, &format!("disk space: {}", fault.message))
                 }

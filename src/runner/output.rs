@@ -12,6 +12,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::lock;
 
@@ -24,19 +26,53 @@ const FILE_MODE: u32 = 0o640;
 /// Most bytes of Docker's own words that are kept.
 const WORDS_BYTES_MAX: u64 = 4096;
 
-/// Where one attempt's output lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where one attempt's output lies. Clones share what is known of cuts.
+#[derive(Debug, Clone)]
 pub struct OutputPaths {
     /// Standard output.
     pub stdout: PathBuf,
     /// Standard error.
     pub stderr: PathBuf,
+    /// Where the CLI writes the container's id once there is one, before it is started.
+    pub cidfile: PathBuf,
+    /// How often the files were cut short.
+    pub cuts: Cuts,
+}
+
+/// Counts how often Docker's words were cut off an attempt's files: whoever follows them must then go back to what it
+/// knows for certain. Odd while a cut is under way.
+#[derive(Debug, Clone, Default)]
+pub struct Cuts(Arc<AtomicU64>);
+
+impl Cuts {
+    /// How often so far, counting beginnings and ends.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Cuts `file` to `length` bytes.
+    fn cut(&self, file: &File, length: u64) -> io::Result<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let outcome = file.set_len(length);
+        self.0.fetch_add(1, Ordering::SeqCst);
+        outcome
+    }
 }
 
 impl OutputPaths {
     /// `<dir>/<attempt>.stdout` and `.stderr`; `dir` is the job's, `DATA/logs/<job>`.
     pub fn new(dir: &Path, attempt: u32) -> Self {
-        Self { stdout: dir.join(format!("{attempt}.stdout")), stderr: dir.join(format!("{attempt}.stderr")) }
+        Self {
+            stdout: dir.join(format!("{attempt}.stdout")),
+            stderr: dir.join(format!("{attempt}.stderr")),
+            cidfile: dir.join(format!("{attempt}.cid")),
+            cuts: Cuts::default(),
+        }
+    }
+
+    /// Whether the engine ever made this attempt's container: then its absence means that somebody removed it.
+    pub fn was_created(&self) -> bool {
+        fs::metadata(&self.cidfile).is_ok_and(|meta| meta.len() > 0)
     }
 
     /// Whether the CLI that writes these files still lives. Files that were never made have no writer.
@@ -64,7 +100,7 @@ impl OutputPaths {
         let mut words = Vec::new();
         let file = OpenOptions::new().read(true).write(true).open(&self.stderr)?;
         (&file).take(WORDS_BYTES_MAX).read_to_end(&mut words)?;
-        file.set_len(0)?;
+        self.cuts.cut(&file, 0)?;
         Ok(String::from_utf8_lossy(&words).trim().to_owned())
     }
 }
@@ -88,17 +124,21 @@ impl OutputFiles {
         if let Some(dir) = paths.stdout.parent() {
             fs::create_dir_all(dir)?;
         }
-        Ok(Self { stdout: open_locked(&paths.stdout)?, stderr: open_locked(&paths.stderr)? })
+        let files = Self { stdout: open_locked(paths, &paths.stdout)?, stderr: open_locked(paths, &paths.stderr)? };
+        match fs::remove_file(&paths.cidfile) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(files),
+        }
     }
 }
 
-fn open_locked(path: &Path) -> io::Result<File> {
+fn open_locked(paths: &OutputPaths, path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(path)?;
     if !lock::try_lock_exclusive(&file)? {
         let message = format!("{} is still being written by another process", path.display());
         return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
     }
-    file.set_len(0)?;
+    paths.cuts.cut(&file, 0)?;
     Ok(file)
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::output::{CountedMarker, MarkerLimiter, MarkerScanner, OutputPaths, Stream, Tail};
+use super::output::{CountedMarker, Cuts, MarkerLimiter, MarkerScanner, OutputPaths, Stream, Tail};
 use crate::engine::Engine;
 use crate::ledger::event::D1Stable;
 use crate::ledger::lifecycle::{Command, Job};
@@ -30,8 +30,8 @@ impl OutputWatch {
         let (their_order, job_id, attempt) = (order.clone(), job.job_id.clone(), job.attempt);
         let spawned = thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || {
             let mut streams = [
-                Watched::new(Stream::Stdout, &paths.stdout, marks[0]),
-                Watched::new(Stream::Stderr, &paths.stderr, marks[1]),
+                Watched::new(Stream::Stdout, &paths.stdout, marks[0], paths.cuts.clone()),
+                Watched::new(Stream::Stderr, &paths.stderr, marks[1], paths.cuts.clone()),
             ];
             let record = |out: CountedMarker| {
                 let mark = D1Stable {
@@ -95,55 +95,87 @@ impl Drop for OutputWatch {
 }
 
 struct Watched {
+    stream: Stream,
     path: std::path::PathBuf,
-    from: u64,
-    /// Recorded by an earlier agent.
+    /// Offset of the last recorded marker.
     known: Option<u64>,
+    cuts: Cuts,
+    /// Their number when reading began at `known`.
+    cuts_seen: u64,
     tail: Option<Tail>,
     scanner: MarkerScanner,
     limiter: MarkerLimiter,
 }
 
 impl Watched {
-    fn new(stream: Stream, path: &std::path::Path, known: Option<u64>) -> Self {
-        let from = known.unwrap_or(0);
+    fn new(stream: Stream, path: &std::path::Path, known: Option<u64>, cuts: Cuts) -> Self {
         Self {
+            stream,
             path: path.to_owned(),
-            from,
             known,
+            cuts_seen: cuts.count(),
+            cuts,
             tail: None,
-            scanner: MarkerScanner::new(stream, from),
+            scanner: MarkerScanner::new(stream, known.unwrap_or(0)),
             limiter: MarkerLimiter::new(),
         }
     }
 
+    /// Reads again from the last recorded marker: what was read since may have been cut off and replaced.
+    fn start_over(&mut self) {
+        self.cuts_seen = self.cuts.count();
+        self.tail = None;
+        self.scanner = MarkerScanner::new(self.stream, self.known.unwrap_or(0));
+        self.limiter = MarkerLimiter::new();
+    }
+
     /// Takes in what is there. `false`: the ledger takes no more markers of this attempt.
     fn look(&mut self, began: Instant, record: &dyn Fn(CountedMarker) -> bool) -> bool {
+        if self.cuts.count() != self.cuts_seen {
+            self.start_over();
+        }
+        if self.cuts_seen % 2 == 1 {
+            // A cut is under way; what is read now may be neither the old nor the new.
+            return true;
+        }
         if self.tail.is_none() {
             // Not there before the CLI is started.
-            self.tail = Tail::open(&self.path, self.from).ok();
+            self.tail = Tail::open(&self.path, self.known.unwrap_or(0)).ok();
         }
-        let mut goes_on = true;
+        let mut out = Vec::new();
         if let Some(tail) = &mut self.tail {
             let (scanner, limiter, known) = (&mut self.scanner, &mut self.limiter, self.known);
+            let (cuts, cuts_seen) = (&self.cuts, self.cuts_seen);
             let polled = tail.poll(&mut |_, chunk| {
+                // Asked after reading and before believing.
+                if cuts.count() != cuts_seen {
+                    return Err(std::io::ErrorKind::Interrupted.into());
+                }
                 scanner.push(chunk, &mut |marker| {
-                    if Some(marker.offset) != known
-                        && let Some(out) = limiter.offer(marker, began.elapsed())
-                    {
-                        goes_on &= record(out);
+                    if Some(marker.offset) != known {
+                        out.extend(limiter.offer(marker, began.elapsed()));
                     }
                 });
                 Ok(())
             });
-            if let Err(error) = polled {
-                log::warn!("{}: cannot be read: {error}", self.path.display());
+            match polled {
+                Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
+                    log::warn!("{}: cannot be read: {error}", self.path.display());
+                }
+                _ => {}
             }
         }
-        if let Some(out) = self.limiter.due(began.elapsed()) {
-            goes_on &= record(out);
+        out.extend(self.limiter.due(began.elapsed()));
+        out.into_iter().all(|out| self.record(out, record))
+    }
+
+    fn record(&mut self, out: CountedMarker, record: &dyn Fn(CountedMarker) -> bool) -> bool {
+        let offset = out.marker.offset;
+        let recorded = record(out);
+        if recorded {
+            self.known = Some(offset);
         }
-        goes_on
+        recorded
     }
 
     fn pause(&self) -> Duration {
@@ -154,13 +186,15 @@ impl Watched {
     }
 
     fn finish(mut self, record: &dyn Fn(CountedMarker) -> bool) -> bool {
-        let (limiter, known) = (&mut self.limiter, self.known);
         let mut last = Vec::new();
-        self.scanner.finish(&mut |marker| last.push(marker));
-        for marker in last.into_iter().filter(|marker| Some(marker.offset) != known) {
+        let scanner = std::mem::replace(&mut self.scanner, MarkerScanner::new(self.stream, 0));
+        scanner.finish(&mut |marker| last.push(marker));
+        for marker in last.into_iter().filter(|marker| Some(marker.offset) != self.known) {
             // Time does not matter any more: what is held back goes out together with the last one.
-            let _ = limiter.offer(marker, Duration::ZERO).is_some_and(record);
+            if let Some(out) = self.limiter.offer(marker, Duration::ZERO) {
+                record(out);
+            }
         }
-        limiter.flush().is_none_or(record)
+        self.limiter.flush().is_none_or(record)
     }
 }

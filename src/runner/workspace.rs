@@ -7,19 +7,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::docker::Bind;
 use super::docker::argv::BASE_ENV;
 use super::mounts::{BoundMount, CheckedMount};
-use super::output::OutputPaths;
 use super::{Fault, Runner};
-use crate::ledger::event::{Detail, LogDigest, MountTotals, Scheduled, Sealed, Stored};
+use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
 use crate::manifest::{Manifest, MountSource};
 use crate::seal::{
-    self, AttemptLogs, InputMount, Inputs, MountTree, SealError, SealRequest, digest_file, hash_tree, write_inputs,
-    write_seal,
+    self, AttemptLogs, InputMount, Inputs, MountTree, SealError, SealRequest, hash_tree, write_inputs, write_seal,
 };
 use crate::sys::dir::Dir;
 
@@ -95,21 +93,13 @@ pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image
 /// COMPLETED → SEALED. `None` where the agent stops before that.
 pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
     let container = container_name(&job.job_id, job.attempt);
-    let command = loop {
-        match try_seal(runner, job, &container) {
-            Ok(sealed) => break Command::Seal(job.job_id.clone(), sealed),
-            // The artifacts are not to blame for a full disk.
-            Err(SealError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
-                runner.note_waiting(&job.job_id, &format!("space to write the seal: {source}"));
-                runner.pause(super::ENGINE_BACKOFF.1, &|| false);
-                if runner.is_stopping() {
-                    return None;
-                }
-            }
-            Err(error) => {
-                break Command::SealFailed(job.job_id.clone(), format!("the artifacts cannot be sealed: {error}"));
-            }
-        }
+    let outcome = runner.until_there_is_space(&job.job_id, || {
+        try_seal(runner, job, &container)
+            .map_err(|error| Fault::of_seal("seal", "the artifacts cannot be sealed", &error))
+    });
+    let command = match outcome? {
+        Ok(sealed) => Command::Seal(job.job_id.clone(), sealed),
+        Err(fault) => Command::SealFailed(job.job_id.clone(), fault.message),
     };
     match runner.setup.engine.execute(command) {
         Ok(accepted) => {
@@ -140,7 +130,8 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
         writable.push((place.container, bound.open().map_err(|error| fault(place.container, error))?));
     }
     let writable: Vec<(&str, &Dir)> = writable.iter().map(|(container, dir)| (*container, dir)).collect();
-    let usage = usage(runner, job).map_err(|error| fault("ledger", error))?;
+    let endings = endings(runner, job).map_err(|error| fault("ledger", error))?;
+    let usage = endings.get(&job.attempt).map_or(Value::Null, |ending| json!(ending.usage));
     let summary = write_seal(
         &runner.setup.data,
         &SealRequest {
@@ -149,7 +140,7 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
             execution_hash: job.execution_hash.unwrap_or(crate::hash::Hash::ZERO),
             image_id: job.image_id.as_deref().unwrap_or_default(),
             writable: &writable,
-            logs: &logs(&runner.setup.data, job),
+            logs: &logs(&endings),
             usage: &usage,
         },
         &|_| {},
@@ -233,7 +224,7 @@ fn hash_all(
     for (place, bound) in places(manifest).iter().zip(bound) {
         let tree = bound
             .open()
-            .map_err(|error| error.to_string())
+            .map_err(|source| SealError::Io { path: Vec::new(), source })
             .and_then(|dir| {
                 let note = |done: seal::Progress| {
                     if done.bytes > PROGRESS_BYTES || done.files > PROGRESS_FILES {
@@ -246,9 +237,9 @@ fn hash_all(
                         runner.note_progress(&job.job_id, why);
                     }
                 };
-                hash_tree(&dir, &note).map_err(|error| error.to_string())
+                hash_tree(&dir, &note)
             })
-            .map_err(|message| Fault::new("inputs", format!("{}: {message}", place.container)))?;
+            .map_err(|error| Fault::of_seal("inputs", place.container, &error))?;
         mounts.push(InputMount { container: place.container.to_owned(), read_only: place.read_only, tree });
     }
     Ok(mounts)
@@ -287,26 +278,35 @@ fn release(runner: &Runner, container: &str) {
     }
 }
 
-/// From the COMPLETED event, which is the job's last.
-fn usage(runner: &Runner, job: &Job) -> io::Result<Value> {
-    let mut usage = Value::Null;
-    runner.setup.engine.view().ledger(job.seq, job.seq, &mut |_, bytes| {
-        if let Ok(Detail::Completed(ending)) = Stored::parse(bytes).map(|stored| stored.event.detail) {
-            usage = serde_json::to_value(ending.usage).unwrap_or_default();
+/// How each attempt ended, as its events tell: the seal repeats what the ledger vouched for.
+fn endings(runner: &Runner, job: &Job) -> io::Result<BTreeMap<u32, Ending>> {
+    let mut endings = BTreeMap::new();
+    runner.setup.engine.view().trace(&job.job_id, &mut |bytes| {
+        // Markers may be many; only what ends an attempt is worth reading.
+        let is_end = [&b",\"state\":\"CRASH\","[..], b",\"state\":\"COMPLETED\","].iter().any(|state| {
+            bytes.get(..HEAD_BYTES.min(bytes.len())).is_some_and(|h| h.windows(state.len()).any(|w| w == *state))
+        });
+        if let Some(Ok(stored)) = is_end.then(|| Stored::parse(bytes)) {
+            let attempt = stored.event.subject.map_or(0, |subject| subject.attempt);
+            match stored.event.detail {
+                Detail::Completed(ending) => drop(endings.insert(attempt, ending)),
+                Detail::Crash(crash) => drop(endings.insert(attempt, crash.ending)),
+                _ => {}
+            }
         }
-        false
+        true
     })?;
-    Ok(usage)
+    Ok(endings)
 }
 
-fn logs(data: &Path, job: &Job) -> Vec<AttemptLogs> {
-    let digest = |path: &Path| {
-        let (bytes, sha256) = digest_file(path).ok()?;
-        Some(LogDigest { bytes, sha256, complete: true })
+/// An event's state stands within this many bytes: seq, prev, time, the longest job id, attempt.
+const HEAD_BYTES: usize = 400;
+
+fn logs(endings: &BTreeMap<u32, Ending>) -> Vec<AttemptLogs> {
+    let of_attempt = |(attempt, ending): (&u32, &Ending)| AttemptLogs {
+        attempt: *attempt,
+        stdout: ending.stdout.clone(),
+        stderr: ending.stderr.clone(),
     };
-    let of_attempt = |attempt| {
-        let paths = OutputPaths::new(&data.join("logs").join(&*job.job_id), attempt);
-        AttemptLogs { attempt, stdout: digest(&paths.stdout), stderr: digest(&paths.stderr) }
-    };
-    (1..=job.attempt).map(of_attempt).collect()
+    endings.iter().map(of_attempt).collect()
 }

@@ -58,6 +58,8 @@ pub struct RunSpec {
     pub network: Network,
     /// Absolute cgroup path below which the engine puts the container, e.g. `/hackbrain-1f2e/hb-x-1`.
     pub cgroup_parent: Option<String>,
+    /// Where the CLI writes the container's id, after it was created and before it is started. Must not exist.
+    pub cidfile: Option<PathBuf>,
 }
 
 /// One bind mount.
@@ -128,6 +130,9 @@ pub fn run_argv(spec: &RunSpec) -> Vec<OsString> {
     push(&format!("--ulimit=nofile={NOFILE_MAX}:{NOFILE_MAX}"));
     push(&format!("--hostname={HOSTNAME}"));
     push(&format!("--workdir={}", spec.workdir));
+    if let Some(path) = &spec.cidfile {
+        push(&format!("--cidfile={}", path.display()));
+    }
     if let Some(parent) = &spec.cgroup_parent {
         push(&format!("--cgroup-parent={parent}"));
     }
@@ -193,6 +198,7 @@ mod tests {
             gpus: 0,
             network: Network::None,
             cgroup_parent: None,
+            cidfile: None,
         }
     }
 

@@ -31,6 +31,8 @@ impl EngineError {
             "connection refused",
             "connection reset by peer",
             "broken pipe",
+            "context deadline exceeded",
+            "i/o timeout",
         ];
         if unavailable.iter().any(|sign| lower.contains(sign)) || lower.ends_with(": eof") {
             Self::Unavailable(words.to_owned())

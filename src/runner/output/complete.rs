@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{OutputPaths, WORDS_BYTES_MAX};
+use super::{Cuts, OutputPaths, WORDS_BYTES_MAX};
 use crate::runner::docker::{CliEnd, ContainerState, Docker, EngineError};
 
 /// How well a file holds what the payload wrote to one stream.
@@ -164,8 +164,8 @@ fn complete(
     follow: bool,
     give_up: &AtomicBool,
 ) -> Result<Settled, SettleError> {
-    let mut stdout = Merge::open(&paths.stdout, false)?;
-    let mut stderr = Merge::open(&paths.stderr, true)?;
+    let mut stdout = Merge::open(&paths.stdout, false, paths.cuts.clone())?;
+    let mut stderr = Merge::open(&paths.stderr, true, paths.cuts.clone())?;
     let mut child = docker.spawn_logs(container, follow)?;
     let (stdout_pipe, stderr_pipe) = child.pipes();
     let progress = AtomicU64::new(0);
@@ -255,6 +255,7 @@ impl Aligner {
 #[derive(Debug)]
 struct Merge {
     file: File,
+    cuts: Cuts,
     /// Bytes the file had at the beginning; lowered where Docker's words are cut off.
     captured: u64,
     /// Captured bytes compared so far.
@@ -274,12 +275,13 @@ struct Merge {
 }
 
 impl Merge {
-    fn open(path: &Path, is_stderr: bool) -> io::Result<Self> {
+    fn open(path: &Path, is_stderr: bool, cuts: Cuts) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).append(true).open(path)?;
         let warnings = if is_stderr { leading_warnings(&file)? } else { Vec::new() };
         Ok(Self {
             captured: file.metadata()?.len(),
             file,
+            cuts,
             position: 0,
             undecided: (!warnings.is_empty()).then(Vec::new),
             is_stderr,
@@ -368,7 +370,7 @@ impl Merge {
         let overlap = (self.position - from) as usize;
         let Some(at) = find_words(&rest).filter(|at| *at <= overlap) else { return Ok(false) };
         self.words.extend_from_slice(&rest[at..]);
-        self.file.set_len(self.position)?;
+        self.cuts.cut(&self.file, self.position)?;
         self.captured = self.position;
         Ok(true)
     }
@@ -403,7 +405,7 @@ impl Merge {
         let mut tail = vec![0; (length - from) as usize];
         self.file.read_exact_at(&mut tail, from)?;
         let Some(at) = find_words(&tail) else { return Ok("ended early".into()) };
-        self.file.set_len(from + at as u64)?;
+        self.cuts.cut(&self.file, from + at as u64)?;
         Ok(String::from_utf8_lossy(&tail[at..]).trim().to_owned())
     }
 }
@@ -438,7 +440,7 @@ mod tests {
         let name = format!("hb-merge-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::write(&path, captured).unwrap();
-        let mut merge = Merge::open(&path, is_stderr).unwrap();
+        let mut merge = Merge::open(&path, is_stderr, Cuts::default()).unwrap();
         for part in logged.chunks(chunk) {
             merge.push(part).unwrap();
         }
