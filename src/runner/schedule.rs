@@ -73,7 +73,7 @@ fn image(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool) 
         Ok(None) if runner.setup.pull == Pull::Missing && !may_pull => Err(Hitch::Pull),
         Ok(None) => {
             let message =
-                format!("there is no image {reference:?} on this host, and the agent pulls none; load it first");
+                format!("there is no image {reference:?} on this host, and --pull never was given; load it first");
             Err(Hitch::Refused("image", message))
         }
         Err(EngineError::Unavailable(words) | EngineError::Other(words)) => Err(Hitch::Refused("image", words)),
