@@ -131,8 +131,9 @@ fn a_cancel_is_recorded_first_takes_effect_and_can_be_repeated() {
     let (id, waiting) = (job_id("cancel"), job_id("cancel-waiting"));
     let (job, dir) = shell(&site, &id, "trap 'exit 0' TERM; while :; do sleep 0.1; done");
     agent.accepted(&job);
-    agent.accepted(&manifest(&waiting, &["true"]));
     running(&agent, &id, &dir);
+    // The only worker is taken.
+    agent.accepted(&manifest(&waiting, &["true"]));
     for (id, first) in [(&waiting, true), (&id, true), (&id, false)] {
         let answer = agent.post(&format!("/api/jobs/{id}/cancel"), b"{}");
         assert_eq!(answer.status, 200, "{}", answer.text());

@@ -147,6 +147,45 @@ class KillTest(unittest.TestCase):
             time.sleep(0.2)
         self.assertEqual(left, "", "a container was left behind")
 
+    def test_an_event_is_the_same_bytes_on_disk_in_the_stream_in_a_trace_and_in_a_dump(self):
+        job_id = f"{self.prefix}-bytes"
+        self.agent.submit(job_id, COMMAND, self.agent.payload(job_id))
+        json.loads(self.agent.get(f"/api/jobs/{job_id}?wait=SEALED&timeout_s=60"))
+        head = json.loads(self.agent.get("/api/ledger/head"))
+
+        def stream(after, header):
+            request = urllib.request.Request(f"{self.agent.url}/api/events?after={after}", headers=header)
+            events = {}
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                number = None
+                for line in answer:
+                    if line.startswith(b"id: "):
+                        number = int(line[4:])
+                    elif line.startswith(b"data: "):
+                        self.assertEqual(number, after_of(events, header, after) + 1, "a gap or a repeat")
+                        events[number] = line[6:].rstrip(b"\n")
+                        if number == head["seq"]:
+                            return events
+            raise AssertionError("the stream ended early")
+
+        def after_of(events, header, after):
+            return max(events, default=int(header.get("Last-Event-ID", after)))
+
+        streamed = stream(0, {})
+        # Where both are given, the header tells what has been seen since the address was.
+        self.assertEqual(list(stream(0, {"Last-Event-ID": "5"})), list(range(6, head["seq"] + 1)))
+        self.assertEqual(list(stream(7, {})), list(range(8, head["seq"] + 1)))
+        dumped = self.agent.run_tool("dump").stdout.splitlines()
+        self.assertEqual(list(streamed.values()), dumped)
+        self.assertEqual(self.agent.get("/api/ledger?from=1&limit=100000").splitlines(), dumped)
+        trace = self.agent.get(f"/api/jobs/{job_id}/trace").splitlines()
+        self.assertEqual(trace, [line for line in dumped if json.loads(line).get("job_id") == job_id])
+        on_disk = b"".join(path.read_bytes() for path in sorted((self.agent.data / "wal").glob("*.log")))
+        # Every sector of 512 bytes ends with 8 bytes of mark and checksum; what is left are the stored bytes.
+        stored = b"".join(on_disk[at:at + 504] for at in range(0, len(on_disk), 512))
+        for line in dumped:
+            self.assertIn(line, stored)
+
     def test_a_killed_container_crashes_recovers_and_resumes_where_its_own_log_ended(self):
         job_id = f"{self.prefix}-crash"
         payload = self.agent.payload(job_id)
