@@ -69,7 +69,7 @@ impl Admission {
 }
 
 fn unsupported(field: &str, instead: &str) -> Rejection {
-    Rejection::new(400, "not_supported", format!("this version does not support {field} of this kind; {instead}"))
+    Rejection::new(400, "not_supported", format!("this version cannot do this yet; {instead}"))
         .field(field)
 }
 
