@@ -69,8 +69,7 @@ impl Admission {
 }
 
 fn unsupported(field: &str, instead: &str) -> Rejection {
-    Rejection::new(400, "not_supported", format!("this version cannot do this yet; {instead}"))
-        .field(field)
+    Rejection::new(400, "not_supported", format!("this version cannot do this yet; {instead}")).field(field)
 }
 
 /// `*` matches any characters, everything else itself.
