@@ -3,15 +3,19 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::Expectation;
 use crate::engine::fold;
 use crate::hash::Hash;
 use crate::ledger::lifecycle::Ledger;
-use crate::wal::recovery::{Ending, Record, ScanError, scan};
+use crate::wal::recovery::{Ending, Record, Scan, ScanError, Visit, scan};
 use crate::wal::storage::Directory;
 
+/// How often a ledger that looks damaged is read again, and after which pause: an agent may be writing to it.
+const SECOND_LOOKS: u32 = 2;
+const SECOND_LOOK_AFTER: Duration = Duration::from_millis(50);
 /// How often progress is shown.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
@@ -60,7 +64,7 @@ pub fn verify(
         }
         Ok(())
     };
-    let outcome = scan(&storage, &mut visit);
+    let outcome = scan_live(&storage, &mut visit);
     if let Some(to) = progress {
         let _ = write!(to, "\r\x1b[K").and_then(|()| to.flush());
     }
@@ -87,7 +91,10 @@ pub fn verify(
         writeln!(out, "note: {note}; its copy is sound")?;
     }
     if let Ending::Torn { file, offset } = &scan.ending {
-        writeln!(out, "note: {file}: a commit that was never acknowledged is torn at byte offset {offset}")?;
+        writeln!(
+            out,
+            "note: {file}: a commit that was never acknowledged is torn, or being written, at byte offset {offset}"
+        )?;
     }
     writeln!(
         out,
@@ -121,12 +128,35 @@ pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> R
         }
         if failed.is_some() { Err("the output is closed".to_owned()) } else { Ok(()) }
     };
-    let outcome = scan(&storage, &mut visit);
+    let outcome = scan_live(&storage, &mut visit);
     match failed {
         // `hackbrain dump | head` is a fine thing to do.
         Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Some(error) => Err(error.into()),
         None => outcome.map(drop).map_err(VerifyError::from),
+    }
+}
+
+/// Scans a ledger that an agent may be writing to. A frame that was in flight when it was read, and had a successor when the
+/// blocks behind it were read, looks damaged; read again, it does not. Damage does.
+fn scan_live(storage: &Directory, visit: &mut Visit<'_>) -> Result<Option<Scan>, ScanError> {
+    let mut refused = false;
+    let first = scan(storage, &mut |record| {
+        let outcome = visit(record);
+        refused = outcome.is_err();
+        outcome
+    });
+    match first {
+        Err(ScanError::Corrupt(damage)) if !refused => {
+            for _ in 0..SECOND_LOOKS {
+                thread::sleep(SECOND_LOOK_AFTER);
+                if let Ok(scan) = scan(storage, &mut |_| Ok(())) {
+                    return Ok(scan);
+                }
+            }
+            Err(ScanError::Corrupt(damage))
+        }
+        other => other,
     }
 }
 

@@ -15,7 +15,9 @@ use hackbrain::ledger::event::{Genesis, State};
 use hackbrain::ledger::lifecycle::{Command, Job, Limits};
 use hackbrain::manifest;
 use hackbrain::rejection::Rejection;
-use hackbrain::wal::storage::{BlockFile, Storage};
+use hackbrain::sys::block::Caching;
+use hackbrain::verify::{Verdict, verify, wal_dir};
+use hackbrain::wal::storage::{BlockFile, Directory, Storage};
 use hackbrain::wal::writer::Options;
 use sim::{Fault, SimDisk};
 
@@ -258,4 +260,42 @@ fn a_subscriber_gets_every_event_once_and_in_order_from_disk_and_from_memory() {
     assert_eq!(events.len(), 2);
     assert_eq!(reached, engine.view().head().0);
     engine.close(thread, None);
+}
+
+#[test]
+fn a_ledger_that_is_being_written_is_never_called_damaged() {
+    let data = std::env::temp_dir().join(format!("hb-live-{}", std::process::id()));
+    let storage = Directory::open(&wal_dir(&data), Caching::Direct).unwrap();
+    let (engine, thread, ..) = start(Arc::new(storage));
+    genesis(&engine);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let (engine, stop) = (engine.clone(), stop.clone());
+            thread::spawn(move || {
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    let id = format!("w{writer}-{n}");
+                    submit(&engine, &id).unwrap();
+                    engine.execute(Command::Refuse(id.as_str().into(), "image".into(), "none".into())).unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut seen = 0;
+    for _ in 0..60 {
+        let mut out = Vec::new();
+        let verdict = verify(&data, &[], &AtomicBool::new(false), &mut out, None).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(matches!(verdict, Verdict::Sound), "{text}");
+        let head: u64 = text.lines().last().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        assert!(head >= seen, "the ledger never gets shorter: {head} after {seen}");
+        seen = head;
+    }
+    stop.store(true, Ordering::Relaxed);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    engine.close(thread, None);
+    std::fs::remove_dir_all(&data).unwrap();
+    assert!(seen > 100, "the ledger grew meanwhile: {seen}");
 }

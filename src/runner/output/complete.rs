@@ -94,8 +94,10 @@ const LONG_LINE_BYTES: u64 = 16 << 10;
 /// The first line of a CLI that warns before it runs the payload.
 const WARNING: &[u8] = b"WARNING: ";
 /// With these a CLI's own words begin.
-const WORDS: [&[u8]; 8] = [
+const WORDS: [&[u8]; 9] = [
     b"docker: ",
+    // CLI 20.10; later ones begin with the daemon's.
+    b"Error: No such container",
     b"error waiting for container",
     b"error during connect",
     b"Error response from daemon",
