@@ -3,6 +3,7 @@
 //! The intent is durable before the engine is asked. After that the container's name is the only witness of what was
 //! started, and its inspection the only source of a verdict: never the CLI's exit code.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -137,9 +138,17 @@ enum Next {
     /// The CLI is dead, the container is not: go on from the engine's log, then look again.
     Follow,
     /// It is over.
-    End(Outcome, Ending),
+    End(Over),
     /// The agent stops.
     LetGo,
+}
+
+/// How an attempt ended.
+struct Over {
+    outcome: Outcome,
+    ending: Ending,
+    /// Whether stdout and stderr hold all that the payload printed.
+    complete: [bool; 2],
 }
 
 impl Attempt<'_> {
@@ -161,9 +170,9 @@ impl Attempt<'_> {
                     output.abandon();
                     return None;
                 }
-                Next::End(outcome, ending) => {
+                Next::End(over) => {
                     output.finish();
-                    break (outcome, self.with_digests(ending));
+                    break (over.outcome, self.with_digests(over.ending, over.complete));
                 }
                 Next::Wait(writer) => {
                     cli_end = match self.wait(writer) {
@@ -309,7 +318,10 @@ impl Attempt<'_> {
             || self.paths.was_created()
             || std::fs::metadata(&self.paths.stdout).is_ok_and(|meta| meta.len() > 0);
         // There was one, and somebody removed it; or nothing was started, and nobody wants it any more.
-        if was_started || asked.is_some() {
+        if was_started {
+            return gone(asked, cli);
+        }
+        if asked.is_some() {
             return end(verdict_gone(asked), &untouched(), Ending::default());
         }
         // Nothing was created, so what is in stderr are Docker's own words.
@@ -337,8 +349,7 @@ impl Attempt<'_> {
                 // The engine has lost its log, perhaps with the container: what was captured stays, and is called incomplete.
                 Err(SettleError::Engine(EngineError::Other(words))) if tries == SETTLE_TRIES_MAX => {
                     log::warn!("job {}: its output may be incomplete: {words}", self.job.job_id);
-                    let differs = Completeness::Differs { at: 0 };
-                    break Settled { stdout: differs, stderr: differs, ..untouched() };
+                    break incomplete();
                 }
                 Err(error) => {
                     tries += u32::from(matches!(error, SettleError::Engine(EngineError::Other(_))));
@@ -505,33 +516,30 @@ impl Attempt<'_> {
         job.stop().map(|stop| if stop.asked == "timeout" { StopReason::Timeout } else { StopReason::Cancel })
     }
 
-    fn with_digests(&self, mut ending: Ending) -> Ending {
-        let digest = |path, known: Option<LogDigest>| match seal::digest_file(path) {
-            Ok((bytes, sha256)) => {
-                Some(LogDigest { bytes, sha256, complete: known.is_none_or(|digest| digest.complete) })
+    /// Syncs the output, since the ledger is about to vouch for it, and adds its digests.
+    fn with_digests(&self, mut ending: Ending, complete: [bool; 2]) -> Ending {
+        let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
+        let named = self.paths.stdout.parent().map_or(Ok(()), sync_dir);
+        let digest = |path: &Path, complete| {
+            let synced = sync(path).is_ok() && named.is_ok();
+            if !synced {
+                log::warn!("{}: it cannot be synced, and may be lost with the host", path.display());
             }
-            Err(_) => None,
+            let (bytes, sha256) = seal::digest_file(path).ok()?;
+            Some(LogDigest { bytes, sha256, complete: complete && synced })
         };
-        // The ledger is about to vouch for these bytes.
-        for path in [&self.paths.stdout, &self.paths.stderr] {
-            if let Err(error) = std::fs::File::open(path).and_then(|file| file.sync_all()) {
-                log::warn!("{}: not synced: {error}", path.display());
-            }
-        }
-        if let Some(Err(error)) = self.paths.stdout.parent().map(sync_dir) {
-            log::warn!("job {}: its output's directory is not synced: {error}", self.job.job_id);
-        }
-        ending.stdout = digest(&self.paths.stdout, ending.stdout);
-        ending.stderr = digest(&self.paths.stderr, ending.stderr);
+        ending.stdout = digest(&self.paths.stdout, complete[0]);
+        ending.stderr = digest(&self.paths.stderr, complete[1]);
         ending
     }
 }
 
 fn failed(reason: &str, message: String) -> Next {
-    Next::End(Outcome::Failed { reason: reason.into(), message }, Ending::default())
+    let outcome = Outcome::Failed { reason: reason.into(), message };
+    Next::End(Over { outcome, ending: Ending::default(), complete: [true; 2] })
 }
 
-fn end(verdict: Verdict, settled: &Settled, mut ending: Ending) -> Next {
+fn end(verdict: Verdict, settled: &Settled, ending: Ending) -> Next {
     let outcome = match verdict {
         Verdict::Completed { .. } => Outcome::Completed,
         // A stop was asked for, and what was asked decides; the ledger knows it.
@@ -548,15 +556,23 @@ fn end(verdict: Verdict, settled: &Settled, mut ending: Ending) -> Next {
             }
         },
     };
-    // Carried in the digests' place until those are known.
-    let placeholder = |completeness| LogDigest {
-        bytes: 0,
-        sha256: crate::hash::Hash::ZERO,
-        complete: matches!(completeness, Completeness::Complete { .. }),
+    let complete =
+        [settled.stdout, settled.stderr].map(|completeness| matches!(completeness, Completeness::Complete { .. }));
+    Next::End(Over { outcome, ending, complete })
+}
+
+/// The end of an attempt whose container is gone. Only a CLI that ended by itself is known to have written everything.
+fn gone(asked: Option<StopReason>, cli: Option<CliEnd>) -> Next {
+    let settled = match cli {
+        Some(CliEnd::Exited(_)) => untouched(),
+        _ => incomplete(),
     };
-    ending.stdout = Some(placeholder(settled.stdout));
-    ending.stderr = Some(placeholder(settled.stderr));
-    Next::End(outcome, ending)
+    end(verdict_gone(asked), &settled, Ending::default())
+}
+
+fn incomplete() -> Settled {
+    let differs = Completeness::Differs { at: 0 };
+    Settled { stdout: differs, stderr: differs, ..untouched() }
 }
 
 fn untouched() -> Settled {
