@@ -200,7 +200,9 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     let outcome = match end {
         End::Asked(reason) => {
             log::info!("stopping on {reason}; containers go on");
+            let deadline = Instant::now() + DRAIN;
             server.drain(DRAIN);
+            runner.finish_cleaning(deadline);
             let last = Command::NodeDown(NodeDown { reason: reason.into() });
             engine.close(engine_thread, Some(last));
             match engine.view().latched() {

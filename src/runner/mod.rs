@@ -14,10 +14,10 @@ mod workspace;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
@@ -172,6 +172,8 @@ pub struct Runner {
     /// Attempts under way.
     slots: Mutex<usize>,
     slot_freed: Condvar,
+    /// Containers whose clean-up is not done yet.
+    cleaning: AtomicUsize,
     /// What is known of the engine; `None` until it answered once.
     info: Mutex<Option<EngineInfo>>,
     away: Mutex<Option<String>>,
@@ -188,6 +190,7 @@ impl Runner {
             stopping: AtomicBool::new(false),
             slots: Mutex::default(),
             slot_freed: Condvar::new(),
+            cleaning: AtomicUsize::new(0),
             info: Mutex::default(),
             away: Mutex::default(),
             waiting: Mutex::default(),
@@ -259,6 +262,13 @@ impl Runner {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.queues.signal_all(Signal::Shutdown);
+    }
+
+    /// Gives the clean-up of attempts that have ended until `deadline`.
+    pub fn finish_cleaning(&self, deadline: Instant) {
+        while self.cleaning.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Why a job does not go on.
@@ -363,6 +373,7 @@ impl Runner {
     /// Lets go of an attempt whose end is durable: container, mounts, control group. In a thread of its own, since nothing
     /// waits for it.
     fn clean_up(&self, container: String) {
+        self.cleaning.fetch_add(1, Ordering::SeqCst);
         let _ = self.queues.clean.0.send(container);
     }
 
@@ -389,6 +400,7 @@ impl Runner {
         }
         while let Ok(container) = self.queues.clean.1.recv() {
             self.remove(&container);
+            self.cleaning.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
@@ -407,12 +419,14 @@ impl Runner {
     fn remove(&self, container: &str) {
         let nobody: Arc<str> = "clean-up".into();
         // Only our own: the name alone may be somebody else's. By its id, in case the name changes hands meanwhile.
-        let outcome = self.until_engine_answers(&nobody, &|| false, || match self.setup.docker.inspect(container)? {
+        let ask = || match self.setup.docker.inspect(container)? {
             Inspect::Present(state) if state.labels.get("hackbrain.log") == Some(&self.setup.log_id) => {
                 self.setup.docker.remove(&state.id, true)
             }
             _ => Ok(()),
-        });
+        };
+        // An agent that stops tries once; what it leaves the next one removes.
+        let outcome = if self.is_stopping() { Some(ask()) } else { self.until_engine_answers(&nobody, &|| false, ask) };
         if let Some(Err(error)) = outcome {
             log::warn!("container {container} is not removed: {error}");
         }
