@@ -5,8 +5,8 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,10 @@ impl From<ScanError> for Fault {
 
 /// How often a start that waits for the ledger looks for signals.
 const START_LOOK: Duration = Duration::from_secs(1);
+
+/// How long, and how often, a taken data directory is asked for: one that an agent has just been killed in gets free.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 
 enum End {
     Asked(&'static str),
@@ -145,19 +149,9 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     };
     let runner = Runner::new(setup, queues);
     let node_name = config.node_name.clone().unwrap_or_else(|| host.name.clone());
-    let up = NodeUp {
-        node_name: node_name.clone(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        boot_id: host.boot_id.clone(),
-        last_run,
-        host: host.fingerprint(),
-        engine: runner.fingerprint(),
-        mount_protection: mounts.protection().to_string(),
-    };
-    record(&engine, &ended, Command::NodeUp(up))?;
-    runner.start(&unfinished).map_err(|error| Fault::Io(format!("starting the runner: {error}")))?;
-
+    let fingerprint = host.fingerprint();
     let stopping = Arc::new(AtomicBool::new(false));
+    let ready = Arc::new(OnceLock::new());
     let addresses: Vec<String> =
         listeners.iter().filter_map(|l| l.local_addr().ok()).map(|address| format!("http://{address}")).collect();
     let app = App {
@@ -172,10 +166,10 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         access,
         data,
         node: json!({
-            "name": node_name,
+            "name": &node_name,
             "version": env!("CARGO_PKG_VERSION"),
             "log_id": log_id,
-            "host": host.fingerprint(),
+            "host": &fingerprint,
             "limits": {
                 "workers": workers,
                 "max_queue": config.max_queue,
@@ -188,11 +182,26 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
             "mount_protection": mounts.protection().to_string(),
         }),
         started,
+        ready: ready.clone(),
         stopping: stopping.clone(),
     };
     let server = Server::start(listeners, Arc::new(app), HttpLimits::default())
         .map_err(|error| Fault::Io(format!("starting the HTTP front: {error}")))?;
+    // An engine that is slow to tell of itself holds up submissions, which wait for NODE_UP, and nothing else.
     log::info!("listening on {} after {} ms", addresses.join(", "), started.elapsed().as_millis());
+
+    let up = NodeUp {
+        node_name,
+        version: env!("CARGO_PKG_VERSION").into(),
+        boot_id: host.boot_id.clone(),
+        last_run,
+        host: fingerprint,
+        engine: runner.fingerprint(),
+        mount_protection: mounts.protection().to_string(),
+    };
+    record(&engine, &ended, Command::NodeUp(up))?;
+    runner.start(&unfinished).map_err(|error| Fault::Io(format!("starting the runner: {error}")))?;
+    let _ = ready.set(());
 
     let end = wait_for_end(&ended);
     stopping.store(true, Ordering::SeqCst);
@@ -245,20 +254,27 @@ fn take_data_dir(data: &Path) -> Result<File, Fault> {
         sync_dir(&parent).map_err(|error| io_fault("syncing", &parent, &error))?;
     }
     let path = data.join("LOCK");
-    let lock = OpenOptions::new()
+    let file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .mode(0o640)
         .open(&path)
-        .and_then(|file| Ok((try_lock_exclusive(&file)?, file)));
-    match lock {
-        Ok((true, file)) => Ok(file),
-        Ok((false, _)) => Err(Fault::InUse(format!(
-            "{} is in use by another agent; stop it, or give this one a --data of its own",
-            data.display()
-        ))),
-        Err(error) => Err(io_fault("locking", &path, &error)),
+        .map_err(|error| io_fault("opening", &path, &error))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match try_lock_exclusive(&file) {
+            Ok(true) => return Ok(file),
+            // A process that a killed agent was just starting holds its descriptors until it has become another program.
+            Ok(false) if Instant::now() < deadline => thread::sleep(LOCK_LOOK),
+            Ok(false) => {
+                return Err(Fault::InUse(format!(
+                    "{} is in use by another agent; stop it, or give this one a --data of its own",
+                    data.display()
+                )));
+            }
+            Err(error) => return Err(io_fault("locking", &path, &error)),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -53,6 +53,8 @@ pub struct App {
     pub node: Value,
     /// When the agent started.
     pub started: Instant,
+    /// Set once NODE_UP is durable and work is taken.
+    pub ready: Arc<OnceLock<()>>,
     /// Set once the agent stops.
     pub stopping: Arc<AtomicBool>,
 }
@@ -110,6 +112,8 @@ impl App {
         self.access.check_token(request)?;
         if allowed == WRITE {
             require_json(request)?;
+            // A run's first event is its NODE_UP.
+            self.ready.wait();
         }
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match segments[1..] {
@@ -134,6 +138,9 @@ impl App {
         }
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Rejection::new(503, "stopping", "the agent is stopping"));
+        }
+        if self.ready.get().is_none() {
+            return Err(Rejection::new(503, "starting", "the agent is starting"));
         }
         Ok(Reply::json(200, b"{\"ready\":true}".to_vec()))
     }
