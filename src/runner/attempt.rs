@@ -561,10 +561,11 @@ fn end(verdict: Verdict, settled: &Settled, ending: Ending) -> Next {
     Next::End(Over { outcome, ending, complete })
 }
 
-/// The end of an attempt whose container is gone. Only a CLI that ended by itself is known to have written everything.
+/// The end of an attempt whose container is gone. Only a CLI that passed an exit code on is known to have written all of
+/// the output, and no words of its own; 125 is its own, too.
 fn gone(asked: Option<StopReason>, cli: Option<CliEnd>) -> Next {
     let settled = match cli {
-        Some(CliEnd::Exited(_)) => untouched(),
+        Some(CliEnd::Exited(code)) if code != 125 => untouched(),
         _ => incomplete(),
     };
     end(verdict_gone(asked), &settled, Ending::default())

@@ -264,10 +264,14 @@ impl Runner {
         self.queues.signal_all(Signal::Shutdown);
     }
 
-    /// Gives the clean-up of attempts that have ended until `deadline`.
+    /// Gives the clean-up of attempts that have ended until `deadline`, then removes the ledger's own control group.
     pub fn finish_cleaning(&self, deadline: Instant) {
         while self.cleaning.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
+        }
+        if let Some(hierarchies) = self.hierarchies() {
+            // Where attempts go on it is not empty, and stays.
+            let _ = cgroup::remove_log_group(&hierarchies, self.short_log_id());
         }
     }
 
