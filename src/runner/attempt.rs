@@ -345,14 +345,18 @@ impl Attempt<'_> {
         let settled = loop {
             match settle(self.docker(), &self.container, &self.paths, state, cli) {
                 Ok(settled) => break settled,
-                Err(SettleError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => break untouched(),
+                Err(SettleError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                    break if state.started { incomplete() } else { untouched() };
+                }
                 // The engine has lost its log, perhaps with the container: what was captured stays, and is called incomplete.
-                Err(SettleError::Engine(EngineError::Other(words))) if tries == SETTLE_TRIES_MAX => {
-                    log::warn!("job {}: its output may be incomplete: {words}", self.job.job_id);
+                Err(SettleError::Engine(error)) if tries == SETTLE_TRIES_MAX => {
+                    log::warn!("job {}: its output may be incomplete: {error}", self.job.job_id);
                     break incomplete();
                 }
                 Err(error) => {
-                    tries += u32::from(matches!(error, SettleError::Engine(EngineError::Other(_))));
+                    // An engine that answers and cannot give the log is not away, whatever words it has for that.
+                    let is_there = || self.docker().ping().is_ok();
+                    tries += u32::from(matches!(error, SettleError::Engine(_)) && is_there());
                     if !self.try_again_later(&format!("its output cannot be completed yet: {error}")) {
                         return Next::LetGo;
                     }
