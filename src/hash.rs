@@ -24,11 +24,6 @@ impl Hash {
     }
 }
 
-/// `Hash::of(bytes)` as text.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    Hash::of(bytes).to_string()
-}
-
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -105,8 +100,8 @@ mod tests {
 
     #[test]
     fn known_digests() {
-        assert_eq!(sha256_hex(b""), EMPTY);
-        assert_eq!(sha256_hex(b"abc"), ABC);
+        assert_eq!(Hash::of(b"").to_string(), EMPTY);
+        assert_eq!(Hash::of(b"abc").to_string(), ABC);
         let mut hasher = Sha256::new();
         hasher.update(b"a");
         hasher.update(b"bc");

@@ -408,7 +408,7 @@ fn check(result: c_int) -> io::Result<()> {
 }
 
 /// Repeats a call that a signal interrupted.
-fn retry(mut call: impl FnMut() -> c_int) -> io::Result<c_int> {
+pub(super) fn retry(mut call: impl FnMut() -> c_int) -> io::Result<c_int> {
     loop {
         let result = call();
         if result != -1 {

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use super::dir::retry;
+
 /// Takes the exclusive lock of `file`'s open file description without waiting.
 ///
 /// `Ok(false)`: another open file description holds it.
@@ -30,16 +32,8 @@ pub fn unlock(file: &File) -> io::Result<()> {
 }
 
 fn flock(file: &File, operation: libc::c_int) -> io::Result<()> {
-    loop {
-        // SAFETY: flock takes no pointers, and `file` keeps the descriptor open for the length of the call.
-        if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    // SAFETY: flock takes no pointers, and `file` keeps the descriptor open for the length of the call.
+    retry(|| unsafe { libc::flock(file.as_raw_fd(), operation) }).map(drop)
 }
 
 #[cfg(test)]

@@ -98,7 +98,6 @@ struct Shared {
     waiters: Mutex<Vec<(u64, Thread)>>,
     next_segment: Mutex<NextSegment>,
     next_segment_changed: Condvar,
-    commits: AtomicU64,
     /// The commit thread waits for space: nothing becomes durable until there is some.
     stuck: AtomicBool,
 }
@@ -168,7 +167,6 @@ impl Wal {
             waiters: Mutex::default(),
             next_segment: Mutex::new(NextSegment::Idle),
             next_segment_changed: Condvar::new(),
-            commits: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
         });
         let witness = storage_witness(&*shared.storage)?;
@@ -294,11 +292,6 @@ impl Wal {
     /// For look-ups.
     pub fn reader(&self) -> Arc<Reader> {
         self.shared.reader.clone()
-    }
-
-    /// Frames written since the log was opened.
-    pub fn commits(&self) -> u64 {
-        self.shared.commits.load(Ordering::Relaxed)
     }
 
     /// Commits what is staged and ends the threads. On a full disk what does not fit is given up; nobody was told of it.
@@ -537,7 +530,6 @@ impl Committer {
         self.position.next_commit += 1;
         self.position.next_seq += u64::from(frame.records);
         self.position.head_hash = frame.head_hash;
-        self.shared.commits.fetch_add(1, Ordering::Relaxed);
         if self.position.offset >= self.position.size / PREPARE_AT_FRACTION {
             self.want_next();
         }
