@@ -301,6 +301,7 @@ fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, even
         },
         |seq, hash| hashes.push((seq, Hash(hash))),
     )?;
+    wal.flush();
     for ((event, (prev, bytes)), (seq, hash)) in events.into_iter().zip(written).zip(hashes) {
         // What `decide` proposes, `apply` accepts; otherwise the two rules have come apart, and no event may follow.
         let job = ledger.apply(&Stored { seq, prev, event }, hash).expect("a decided event is legal");

@@ -3,7 +3,9 @@
 //! **Architecture Invariant**: a block that holds acknowledged bytes is never written again, and recovery never writes into
 //! an old segment. docs/wal-format.md has the format and the argument for each case of recovery.
 
+mod commit;
 pub mod frame;
+mod prepare;
 pub mod reader;
 pub mod recovery;
 pub mod segments;

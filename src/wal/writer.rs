@@ -1,29 +1,28 @@
-//! Group commit: callers stage records, one thread writes frame after frame, and tells when they are durable.
+//! Group commit: callers stage records; whoever waits first writes for all who staged, and tells them when it is durable.
 //!
-//! While one frame is being synced the next one gathers. The first I/O error latches: every waiter and every later append
-//! gets it, nothing is retried, and the agent ends (a failed `fdatasync` may have dropped the pages it could not write).
-//! A full disk cannot fail a commit, since segments are allocated ahead; it only holds up the preparation of the next one.
+//! While one frame is being synced the next one gathers. A lone caller writes its frame itself, with no thread to wake;
+//! under load the commit thread takes over. The first I/O error latches: every waiter and every later append gets it,
+//! nothing is retried, and the agent ends (a failed `fdatasync` may have dropped the pages it could not write). A full disk
+//! cannot fail a commit, since segments are allocated ahead; it only holds up the preparation of the next one.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
 use super::AbortOnPanic;
-use super::frame::{
-    BLOCK, Digest, FRAME_BLOCKS_MAX, FrameHeader, RECORD_HEADER, SEGMENT_DATA_START, body_capacity, encode_frame,
-    frame_blocks, push_record, segment_name,
-};
+use super::commit::{Committer, StagedFrame, frame_body_max};
+use super::frame::{BLOCK, Digest, RECORD_HEADER, push_record, segment_name};
+use super::prepare::Preparation;
 use super::reader::Reader;
-use super::recovery::{Scan, ScanError, Visit, recover};
-use super::segments::{self, Position, WITNESS, Witness};
-use super::storage::{BlockFile, Storage};
-use crate::sys::block::{AlignedBuf, is_shortage};
+use super::recovery::{Scan, ScanError, Visit, io_error, recover};
+use super::segments::WITNESS;
+use super::storage::Storage;
+use crate::sys::block::AlignedBuf;
 
 /// The longest record, in bytes; it fits into the smallest segment that [`Options`] allows.
 pub const RECORD_BYTES_MAX: usize = 2 << 20;
@@ -31,26 +30,29 @@ pub const RECORD_BYTES_MAX: usize = 2 << 20;
 pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
 /// The first segment of a log, in bytes: small, because zeros take time and an agent should listen at once.
 pub const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
-/// Each segment is this many times its predecessor, until the full size is reached.
-const SEGMENT_GROWTH: u64 = 4;
-/// The next segment is prepared once this part of the current one is used.
-const PREPARE_AT_FRACTION: u64 = 16;
-/// How long to wait before trying again to prepare a segment on a full disk.
-const FULL_RETRY: Duration = Duration::from_secs(1);
+/// A log that was idle for so long marks its end.
+const MARK_AFTER: Duration = Duration::from_millis(100);
+/// Before a frame is written, those who were just told of the last one have this part of its I/O time to stage again …
+const GATHER_FRACTION: u32 = 4;
+/// … and no more than this, however slow the disk.
+const GATHER_MAX: Duration = Duration::from_micros(200);
 
-/// Sizes.
+/// Sizes and times.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Bytes of a full-grown segment, a multiple of the block size.
     pub segment_size: u64,
     /// Bytes of a log's first segment, and of one that recovery opens.
     pub first_segment_size: u64,
+    /// After so much idleness, and when it is closed, the log writes a frame without records, a *mark*: damage to the frame
+    /// before it is then corruption, and cannot be taken for a torn tail. `None`: never.
+    pub mark_after: Option<Duration>,
 }
 
 impl Options {
     /// `segment_size` bytes, beginning small.
     pub fn new(segment_size: u64) -> Self {
-        Self { segment_size, first_segment_size: FIRST_SEGMENT_BYTES.min(segment_size) }
+        Self { segment_size, first_segment_size: FIRST_SEGMENT_BYTES.min(segment_size), mark_after: Some(MARK_AFTER) }
     }
 }
 
@@ -66,7 +68,7 @@ impl fmt::Display for Latched {
 
 impl std::error::Error for Latched {}
 
-/// What the commit thread tells after each frame.
+/// What is told after each frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Every record below this seq is durable.
@@ -75,30 +77,37 @@ pub enum Outcome {
     Failed(Latched),
 }
 
-/// Called by the commit thread, in order.
+/// Called in order, by whichever thread wrote.
 pub type OnOutcome = Box<dyn FnMut(Outcome) + Send>;
 
 /// An open log.
 pub struct Wal {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    commit_thread: Option<JoinHandle<()>>,
+    prepare_thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
-    storage: Arc<dyn Storage>,
     options: Options,
     reader: Arc<Reader>,
     staging: Mutex<Staging>,
-    staged: Condvar,
-    /// Every record below this seq is durable. Written by the commit thread only.
+    /// Where the commit thread sleeps.
+    work: Condvar,
+    /// The right to write. Whoever gives it up looks at the staging afterwards: others may have staged, found it taken, and
+    /// gone to sleep.
+    tail: Mutex<Tail>,
+    /// Records that are staged and in no frame on its way to the disk.
+    staged_records: AtomicU64,
+    /// Every record below this seq is durable.
     durable_below: AtomicU64,
     failed: AtomicBool,
-    /// Threads in [`Wal::wait`], each with the seq it waits for. They are unparked one by one: a broadcast on a condition
-    /// variable would send all of them through one mutex.
+    /// Threads in [`Wal::wait`], each with the seq it waits for.
     waiters: Mutex<Vec<(u64, Thread)>>,
-    next_segment: Mutex<NextSegment>,
-    next_segment_changed: Condvar,
-    /// The commit thread waits for space: nothing becomes durable until there is some.
+    /// Those of them whose records are durable and who are still asleep. Each that wakes up wakes two more, so that the
+    /// next frame need not wait until the writer has woken all of them.
+    to_wake: Mutex<Vec<Thread>>,
+    preparation: Preparation,
+    /// The writer waits for space: nothing becomes durable until there is some.
     stuck: AtomicBool,
 }
 
@@ -108,31 +117,17 @@ struct Staging {
     head_hash: Digest,
     latched: Option<Latched>,
     stopping: bool,
+    /// The commit thread has something to do.
+    called: bool,
+    /// It sleeps, and with no time set.
+    asleep: bool,
     /// Emptied bodies, kept for their capacity.
     spare: Vec<Vec<u8>>,
 }
 
-struct StagedFrame {
-    first_seq: u64,
-    prev_hash: Digest,
-    head_hash: Digest,
-    records: u32,
-    body: Vec<u8>,
-}
-
-enum NextSegment {
-    /// Not needed yet.
-    Idle,
-    /// The preparing thread is, or should be, at it.
-    Wanted { segno: u64, size: u64 },
-    /// The disk is full; it will be tried again.
-    Full { segno: u64, size: u64, reason: String },
-    /// Zeroed and synced, under its temporary name.
-    Ready { size: u64, file: Arc<dyn BlockFile> },
-    /// It failed for another reason.
-    Failed(String),
-    /// The log is being closed.
-    Closed,
+struct Tail {
+    committer: Committer,
+    on_outcome: OnOutcome,
 }
 
 impl Wal {
@@ -145,44 +140,58 @@ impl Wal {
     ) -> Result<(Self, Scan), ScanError> {
         let scan = recover(&*storage, options.first_segment_size, visit)?;
         let position = scan.position.clone();
-        let name = segment_name(position.segno);
-        let file =
-            storage.open(&name).map_err(super::recovery::io_error(format!("opening {}", storage.describe(&name))))?;
+        let open = |name: &str| storage.open(name).map_err(io_error(format!("opening {}", storage.describe(name))));
+        let file = open(&segment_name(position.segno))?;
+        let witness = open(WITNESS)?;
         let reader = Arc::new(Reader::new(storage.clone(), scan.index.clone()));
+        let staging = Staging {
+            frames: VecDeque::new(),
+            next_seq: position.next_seq,
+            head_hash: position.head_hash,
+            latched: None,
+            stopping: false,
+            called: false,
+            asleep: false,
+            spare: Vec::new(),
+        };
+        let durable_below = AtomicU64::new(position.next_seq);
+        let committer = Committer {
+            storage: storage.clone(),
+            reader: reader.clone(),
+            segment_size: options.segment_size,
+            position,
+            file,
+            witness,
+            buf: AlignedBuf::new(BLOCK),
+            unmarked: false,
+        };
         let shared = Arc::new(Shared {
-            storage,
             options,
             reader,
-            staging: Mutex::new(Staging {
-                frames: VecDeque::new(),
-                next_seq: position.next_seq,
-                head_hash: position.head_hash,
-                latched: None,
-                stopping: false,
-                spare: Vec::new(),
-            }),
-            staged: Condvar::new(),
-            durable_below: AtomicU64::new(position.next_seq),
+            staging: Mutex::new(staging),
+            work: Condvar::new(),
+            tail: Mutex::new(Tail { committer, on_outcome }),
+            staged_records: AtomicU64::new(0),
+            durable_below,
             failed: AtomicBool::new(false),
             waiters: Mutex::default(),
-            next_segment: Mutex::new(NextSegment::Idle),
-            next_segment_changed: Condvar::new(),
+            to_wake: Mutex::default(),
+            preparation: Preparation::default(),
             stuck: AtomicBool::new(false),
         });
-        let witness = storage_witness(&*shared.storage)?;
-        let committer =
-            Committer { shared: shared.clone(), position, file, witness, buf: AlignedBuf::new(BLOCK), on_outcome };
-        let preparing = shared.clone();
-        let spawn_error = |error| ScanError::Io { what: "starting the log's threads".into(), error };
-        let threads = vec![
-            thread::Builder::new().name("wal-commit".into()).spawn(move || committer.run()).map_err(spawn_error)?,
+        let mut wal = Self { shared, commit_thread: None, prepare_thread: None };
+        let start = |name: &str, work: Box<dyn FnOnce(&Shared) + Send>| {
+            let shared = wal.shared.clone();
             thread::Builder::new()
-                .name("wal-prepare".into())
-                .stack_size(128 << 10)
-                .spawn(move || preparing.prepare_segments())
-                .map_err(spawn_error)?,
-        ];
-        Ok((Self { shared, threads }, scan))
+                .name(name.into())
+                .stack_size(256 << 10)
+                .spawn(move || work(&shared))
+                .map_err(io_error("starting the log's threads"))
+        };
+        let commit_thread = start("wal-commit", Box::new(Shared::run_commit_thread))?;
+        wal.prepare_thread = start("wal-prepare", Box::new(move |shared| shared.preparation.run(&*storage))).ok();
+        wal.commit_thread = Some(commit_thread);
+        Ok((wal, scan))
     }
 
     /// Stages one record; see [`Wal::append_all`].
@@ -201,9 +210,10 @@ impl Wal {
         Ok(staged)
     }
 
-    /// Stages `count` records that become durable together or not at all (they share a frame). `write` gets each one's
-    /// index, its seq and the hash of the record before it, and adds its bytes: at least one, all of them together at most
-    /// [`RECORD_BYTES_MAX`]. `staged` is told each one's seq and SHA-256. Nothing may be told of them before they are durable.
+    /// Stages `count` records that become durable together or not at all (they share a frame), once somebody waits for them
+    /// or calls [`Wal::flush`]. `write` gets each one's index, its seq and the hash of the record before it, and adds its
+    /// bytes: at least one, all of them together at most [`RECORD_BYTES_MAX`]. `staged` is told each one's seq and SHA-256.
+    /// Nothing may be told of them before they are durable.
     pub fn append_all(
         &self,
         count: usize,
@@ -234,7 +244,7 @@ impl Wal {
         }
         let added = frame.body.len() - before.0;
         assert!(added <= RECORD_BYTES_MAX + count * RECORD_HEADER, "{added} bytes at once; the caller bounds them");
-        if frame.body.len() > self.shared.frame_body_max() && before.0 > 0 {
+        if frame.body.len() > frame_body_max(&self.shared.options) && before.0 > 0 {
             // It was too much for this frame: the next one starts with these records.
             let body = frame.body.split_off(before.0);
             let records = frame.records - before.1;
@@ -242,32 +252,49 @@ impl Wal {
             (frame.records, frame.head_hash) = (before.1, before.2);
             staging.frames.push_back(StagedFrame { first_seq, prev_hash, head_hash, records, body });
         }
-        self.shared.staged.notify_one();
+        self.shared.staged_records.fetch_add(count as u64, Ordering::Release);
         Ok(())
     }
 
-    /// Blocks until the record with this seq is durable, or never will be.
+    /// Has what is staged committed by the commit thread, for those who do not wait.
+    pub fn flush(&self) {
+        self.shared.call_commit_thread(&mut self.shared.staging());
+    }
+
+    /// Blocks until the record with this seq is durable, or never will be. Where nobody else writes, this thread does.
     pub fn wait(&self, seq: u64) -> Result<(), Latched> {
         let shared = &*self.shared;
         let mut registered = false;
-        loop {
+        let outcome = loop {
             if shared.durable_below.load(Ordering::Acquire) > seq {
-                return Ok(());
+                break Ok(());
             }
             if shared.failed.load(Ordering::Acquire) {
                 // What became durable before the failure still counts.
                 if shared.durable_below.load(Ordering::Acquire) > seq {
-                    return Ok(());
+                    break Ok(());
                 }
-                return Err(shared.staging().latched.clone().expect("set before `failed`"));
+                break Err(shared.staging().latched.clone().expect("set before `failed`"));
             }
-            if registered {
-                thread::park();
-            } else {
-                shared.waiters().push((seq, thread::current()));
-                registered = true;
+            match shared.tail.try_lock() {
+                Ok(mut tail) => {
+                    let _guard = AbortOnPanic;
+                    shared.commit_staged(&mut tail, Some(seq));
+                    drop(tail);
+                    shared.after_writing();
+                }
+                Err(TryLockError::Poisoned(_)) => unreachable!("a panic while writing aborts"),
+                Err(TryLockError::WouldBlock) if registered => thread::park(),
+                Err(TryLockError::WouldBlock) => {
+                    shared.waiters().push((seq, thread::current()));
+                    registered = true;
+                }
             }
+        };
+        if registered {
+            shared.wake_two();
         }
+        outcome
     }
 
     /// Seq of the next record and hash of the last staged one.
@@ -278,10 +305,7 @@ impl Wal {
 
     /// `Some(reason)` while the disk is too full to prepare the next segment: take no new work. It heals by itself.
     pub fn out_of_space(&self) -> Option<String> {
-        match &*self.shared.next_segment() {
-            NextSegment::Full { reason, .. } => Some(reason.clone()),
-            _ => None,
-        }
+        self.shared.preparation.out_of_space()
     }
 
     /// Whether nothing at all becomes durable until the disk has space again.
@@ -301,14 +325,12 @@ impl Wal {
 
     fn shut_down(&mut self) {
         self.shared.staging().stopping = true;
-        self.shared.staged.notify_all();
-        let mut threads = std::mem::take(&mut self.threads).into_iter();
-        if let Some(committer) = threads.next() {
-            let _ = committer.join();
+        self.shared.work.notify_all();
+        if let Some(thread) = self.commit_thread.take() {
+            let _ = thread.join();
         }
-        *self.shared.next_segment() = NextSegment::Closed;
-        self.shared.next_segment_changed.notify_all();
-        for thread in threads {
+        self.shared.preparation.close();
+        if let Some(thread) = self.prepare_thread.take() {
             let _ = thread.join();
         }
     }
@@ -320,25 +342,164 @@ impl Drop for Wal {
     }
 }
 
+/// What the commit thread was woken for.
+enum Task {
+    Commit,
+    Mark,
+    Stop,
+}
+
 impl Shared {
-    fn staging(&self) -> MutexGuard<'_, Staging> {
-        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    fn run_commit_thread(&self) {
+        let _guard = AbortOnPanic;
+        loop {
+            let task = self.next_task();
+            let mut tail = self.tail();
+            match task {
+                Task::Commit => self.commit_staged(&mut tail, None),
+                Task::Mark => self.mark(&mut tail),
+                Task::Stop => {
+                    self.commit_staged(&mut tail, None);
+                    if self.options.mark_after.is_some() {
+                        self.mark(&mut tail);
+                    }
+                    return;
+                }
+            }
+            drop(tail);
+            self.after_writing();
+        }
     }
 
-    fn waiters(&self) -> MutexGuard<'_, Vec<(u64, Thread)>> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    fn next_task(&self) -> Task {
+        let mut staging = self.staging();
+        let mut idle_since = None;
+        loop {
+            if std::mem::take(&mut staging.called) {
+                return Task::Commit;
+            }
+            if staging.stopping {
+                return Task::Stop;
+            }
+            let seen = self.durable_below.load(Ordering::Relaxed);
+            let pause = self.options.mark_after.filter(|_| staging.latched.is_none() && self.is_unmarked());
+            staging = match pause {
+                Some(_) if idle_since == Some(seen) => return Task::Mark,
+                Some(pause) => {
+                    let (staging, waited) =
+                        self.work.wait_timeout(staging, pause).unwrap_or_else(PoisonError::into_inner);
+                    idle_since = waited.timed_out().then_some(seen);
+                    staging
+                }
+                None => {
+                    staging.asleep = true;
+                    let mut staging = self.work.wait(staging).unwrap_or_else(PoisonError::into_inner);
+                    staging.asleep = false;
+                    staging
+                }
+            };
+        }
     }
 
-    fn next_segment(&self) -> MutexGuard<'_, NextSegment> {
-        self.next_segment.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a mark is due. Somebody who is writing just now will leave one due.
+    fn is_unmarked(&self) -> bool {
+        self.tail.try_lock().map_or(true, |tail| tail.committer.unmarked)
     }
 
-    fn frame_body_max(&self) -> usize {
-        let smallest = self.options.first_segment_size.min(self.options.segment_size) - SEGMENT_DATA_START;
-        body_capacity(FRAME_BLOCKS_MAX.min(smallest as usize / BLOCK))
+    /// Commits what is staged, until there is nothing more or `upto` is durable.
+    fn commit_staged(&self, tail: &mut Tail, upto: Option<u64>) {
+        let mut told = 0;
+        let mut io_time = Duration::ZERO;
+        loop {
+            self.gather(told, io_time);
+            let Some(mut frame) = self.take_frame() else { return };
+            let began = Instant::now();
+            let stopping = || self.staging().stopping;
+            if let Err(reason) = tail.committer.commit(&frame, &self.preparation, &self.stuck, stopping) {
+                self.latch(tail, &reason);
+                return;
+            }
+            io_time = began.elapsed();
+            told = frame.records;
+            self.announce(tail);
+            frame.body.clear();
+            let mut staging = self.staging();
+            if staging.spare.len() < 4 {
+                staging.spare.push(frame.body);
+            }
+            drop(staging);
+            if upto.is_some_and(|seq| self.durable_below.load(Ordering::Relaxed) > seq) {
+                return;
+            }
+        }
     }
 
-    fn latch(&self, reason: &str) -> Latched {
+    /// Those who were just told may have something to stage again: one sync for all of them is cheaper than two.
+    fn gather(&self, told: u32, io_time: Duration) {
+        if told <= 1 {
+            return;
+        }
+        let expected = u64::from(told) + self.staged_records.load(Ordering::Acquire);
+        let began = Instant::now();
+        let limit = (io_time / GATHER_FRACTION).min(GATHER_MAX);
+        while self.staged_records.load(Ordering::Acquire) < expected && began.elapsed() < limit {
+            thread::yield_now();
+        }
+    }
+
+    fn take_frame(&self) -> Option<StagedFrame> {
+        let frame = self.staging().frames.pop_front()?;
+        self.staged_records.fetch_sub(u64::from(frame.records), Ordering::Release);
+        Some(frame)
+    }
+
+    fn mark(&self, tail: &mut Tail) {
+        if !self.failed.load(Ordering::Acquire)
+            && let Err(reason) = tail.committer.mark()
+        {
+            self.latch(tail, &reason);
+        }
+    }
+
+    /// To be called by whoever gave up the right to write.
+    fn after_writing(&self) {
+        let mut staging = self.staging();
+        // The second: it sleeps without a time set, and now there is a mark due.
+        if !staging.frames.is_empty() {
+            self.call_commit_thread(&mut staging);
+        } else if staging.asleep && self.options.mark_after.is_some() {
+            staging.asleep = false;
+            self.work.notify_one();
+        }
+    }
+
+    fn call_commit_thread(&self, staging: &mut Staging) {
+        if !staging.called {
+            staging.called = true;
+            self.work.notify_one();
+        }
+    }
+
+    fn announce(&self, tail: &mut Tail) {
+        let below = tail.committer.position.next_seq;
+        self.durable_below.store(below, Ordering::Release);
+        (tail.on_outcome)(Outcome::DurableBelow(below));
+        let mut waiters = self.waiters();
+        let durable = waiters.extract_if(.., |(seq, _)| *seq < below).map(|(_, thread)| thread);
+        self.to_wake().extend(durable);
+        drop(waiters);
+        self.wake_two();
+    }
+
+    fn wake_two(&self) {
+        for _ in 0..2 {
+            let next = self.to_wake().pop();
+            let Some(thread) = next else { return };
+            thread.unpark();
+        }
+    }
+
+    fn latch(&self, tail: &mut Tail, reason: &str) {
         let latched = Latched(reason.into());
         let mut staging = self.staging();
         staging.latched = Some(latched.clone());
@@ -348,232 +509,25 @@ impl Shared {
         for (_, thread) in self.waiters().drain(..) {
             thread.unpark();
         }
-        latched
+        (tail.on_outcome)(Outcome::Failed(latched));
     }
 
-    fn want_segment(&self, segno: u64, size: u64) {
-        let mut next = self.next_segment();
-        if matches!(*next, NextSegment::Idle) {
-            *next = NextSegment::Wanted { segno, size };
-            self.next_segment_changed.notify_all();
-        }
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The preparing thread.
-    fn prepare_segments(&self) {
-        let _guard = AbortOnPanic;
-        let mut next = self.next_segment();
-        loop {
-            next = match &*next {
-                NextSegment::Closed => return,
-                NextSegment::Wanted { segno, size } | NextSegment::Full { segno, size, .. } => {
-                    let (segno, size) = (*segno, *size);
-                    let was_full = matches!(*next, NextSegment::Full { .. });
-                    drop(next);
-                    let outcome = segments::prepare_zeroed(&*self.storage, &segment_name(segno), size);
-                    next = self.next_segment();
-                    if matches!(*next, NextSegment::Closed) {
-                        return;
-                    }
-                    let full = self.prepared(outcome, segno, size, was_full, &mut next);
-                    self.next_segment_changed.notify_all();
-                    if full { self.wait_for(next, FULL_RETRY) } else { next }
-                }
-                _ => self.next_segment_changed.wait(next).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn prepared(
-        &self,
-        outcome: io::Result<Arc<dyn BlockFile>>,
-        segno: u64,
-        size: u64,
-        was_full: bool,
-        next: &mut NextSegment,
-    ) -> bool {
-        *next = match outcome {
-            Ok(file) => {
-                if was_full {
-                    log::warn!("ledger: there is space again; segment {segno} is ready");
-                }
-                NextSegment::Ready { size, file }
-            }
-            Err(error) if disk_is_full(&error) => {
-                let reason = format!("no space for the next ledger segment of {size} bytes: {error}");
-                if !was_full {
-                    log::error!("ledger: {reason}; new submissions are refused until there is space");
-                }
-                NextSegment::Full { segno, size, reason }
-            }
-            Err(error) => {
-                log::error!("ledger: preparing segment {segno}: {error}; the ledger ends when the present one is full");
-                NextSegment::Failed(format!("preparing segment {segno}: {error}"))
-            }
-        };
-        matches!(next, NextSegment::Full { .. })
+    fn waiters(&self) -> MutexGuard<'_, Vec<(u64, Thread)>> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for<'g>(&self, next: MutexGuard<'g, NextSegment>, time: Duration) -> MutexGuard<'g, NextSegment> {
-        self.next_segment_changed.wait_timeout(next, time).unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// Waits for the prepared segment. An error ends the log; while the disk is full it waits, unless the log is closing.
-    fn take_segment(&self) -> Result<(u64, Arc<dyn BlockFile>), String> {
-        let mut next = self.next_segment();
-        loop {
-            match std::mem::replace(&mut *next, NextSegment::Idle) {
-                NextSegment::Ready { size, file } => return Ok((size, file)),
-                NextSegment::Failed(reason) => return Err(reason),
-                other => *next = other,
-            }
-            if let NextSegment::Full { reason, .. } = &*next {
-                let reason = reason.clone();
-                drop(next);
-                if self.staging().stopping {
-                    return Err(reason);
-                }
-                next = self.next_segment();
-            }
-            next = self.wait_for(next, FULL_RETRY);
-        }
-    }
-}
-
-/// A file system that fills up in the middle of a write may also say so by a short one. A shortage of descriptors or memory
-/// passes, too, and nothing was lost by it.
-fn disk_is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero)
-        || is_shortage(error)
-}
-
-fn storage_witness(storage: &dyn Storage) -> Result<Arc<dyn BlockFile>, ScanError> {
-    storage.open(WITNESS).map_err(super::recovery::io_error(format!("opening {}", storage.describe(WITNESS))))
-}
-
-/// The thread that owns the tail of the log.
-struct Committer {
-    shared: Arc<Shared>,
-    position: Position,
-    file: Arc<dyn BlockFile>,
-    /// Held open: changing segments must not fail for want of a descriptor.
-    witness: Arc<dyn BlockFile>,
-    buf: AlignedBuf,
-    on_outcome: OnOutcome,
-}
-
-impl Committer {
-    fn run(mut self) {
-        let _guard = AbortOnPanic;
-        while let Some(mut frame) = self.next_frame() {
-            match self.commit(&frame) {
-                Ok(()) => self.announce(),
-                Err(reason) => {
-                    let latched = self.shared.latch(&reason);
-                    (self.on_outcome)(Outcome::Failed(latched));
-                    return;
-                }
-            }
-            frame.body.clear();
-            let mut staging = self.shared.staging();
-            if staging.spare.len() < 4 {
-                staging.spare.push(frame.body);
-            }
-        }
-    }
-
-    fn next_frame(&self) -> Option<StagedFrame> {
-        let mut staging = self.shared.staging();
-        loop {
-            if let Some(frame) = staging.frames.pop_front() {
-                return Some(frame);
-            }
-            if staging.stopping {
-                return None;
-            }
-            staging = self.shared.staged.wait(staging).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn commit(&mut self, frame: &StagedFrame) -> Result<(), String> {
-        let blocks = frame_blocks(frame.body.len());
-        let len = blocks * BLOCK;
-        if self.position.offset + len as u64 > self.position.size {
-            self.change_segment()?;
-            assert!(
-                self.position.offset + len as u64 <= self.position.size,
-                "a frame of {len} bytes fits into an empty segment of {} bytes",
-                self.position.size
-            );
-        }
-        assert_eq!(frame.first_seq, self.position.next_seq, "frames are written in the order they were staged");
-        let header = FrameHeader {
-            blocks: blocks as u32,
-            body_len: frame.body.len() as u32,
-            records: frame.records,
-            salt: self.position.salt,
-            commit: self.position.next_commit,
-            first_seq: frame.first_seq,
-            offset: self.position.offset,
-            prev_hash: frame.prev_hash,
-            head_hash: frame.head_hash,
-        };
-        self.buf.reserve(len);
-        encode_frame(&header, &frame.body, &mut self.buf);
-        let at = self.position.offset;
-        let name = segment_name(self.position.segno);
-        let fault = |what: &str, error: io::Error| format!("{what} {name} at {at}: {error}");
-        self.file.write_at(&self.buf[..len], at).map_err(|e| fault("writing", e))?;
-        self.file.sync().map_err(|e| fault("syncing", e))?;
-        self.shared.reader.committed(self.position.segno, at, frame.first_seq);
-        self.position.offset += len as u64;
-        self.position.next_commit += 1;
-        self.position.next_seq += u64::from(frame.records);
-        self.position.head_hash = frame.head_hash;
-        if self.position.offset >= self.position.size / PREPARE_AT_FRACTION {
-            self.want_next();
-        }
-        Ok(())
-    }
-
-    fn want_next(&self) {
-        // At least so much that every record fits, however small a segment recovery had to make do with.
-        let size = (self.position.size * SEGMENT_GROWTH).max(SEGMENT_BYTES_MIN).min(self.shared.options.segment_size);
-        self.shared.want_segment(self.position.segno + 1, size);
-    }
-
-    fn change_segment(&mut self) -> Result<(), String> {
-        self.want_next();
-        self.shared.stuck.store(true, Ordering::Relaxed);
-        let taken = self.shared.take_segment();
-        self.shared.stuck.store(false, Ordering::Relaxed);
-        let (size, file) = taken?;
-        let storage = &*self.shared.storage;
-        let activate = || -> io::Result<Position> {
-            let header = segments::successor_header(&self.position, size)?;
-            segments::activate(storage, &*file, &header)?;
-            Witness { log_id: header.log_id, last: header.segno }.update(&*self.witness)?;
-            Ok(segments::position_at_start(&header))
-        };
-        self.position = activate().map_err(|e| format!("opening segment {}: {e}", self.position.segno + 1))?;
-        self.file = file;
-        Ok(())
-    }
-
-    fn announce(&mut self) {
-        let below = self.position.next_seq;
-        self.shared.durable_below.store(below, Ordering::Release);
-        (self.on_outcome)(Outcome::DurableBelow(below));
-        let mut waiters = self.shared.waiters();
-        waiters.retain(|(seq, thread)| {
-            let durable = *seq < below;
-            if durable {
-                thread.unpark();
-            }
-            !durable
-        });
+    fn to_wake(&self) -> MutexGuard<'_, Vec<Thread>> {
+        self.to_wake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 const _: () =
-    assert!(SEGMENT_BYTES_MIN as usize > RECORD_BYTES_MAX + RECORD_BYTES_MAX / 32 + 4 * BLOCK + RECORD_HEADER);
+    assert!(SEGMENT_BYTES_MIN as usize > RECORD_BYTES_MAX + RECORD_BYTES_MAX / 32 + 5 * BLOCK + RECORD_HEADER);
