@@ -14,10 +14,9 @@ use crate::ledger::event::{Event, Stored};
 use crate::ledger::lifecycle::{Command, Job, Ledger, Limits};
 use crate::ledger::time::Time;
 use crate::rejection::Rejection;
-use crate::view::{Published, View};
+use crate::view::{Published, Seqs, View};
 use crate::wal::AbortOnPanic;
-use crate::wal::reader::Reader;
-use crate::wal::recovery::{Record, Scan, ScanError};
+use crate::wal::recovery::{Reading, Record, Scan, ScanError};
 use crate::wal::storage::Storage;
 use crate::wal::writer::{Latched, Options, Outcome, Wal};
 
@@ -72,20 +71,29 @@ impl Recovered {
     pub fn open(storage: Arc<dyn Storage>, options: Options) -> Result<Self, ScanError> {
         let (outcome_sender, outcomes) = unbounded();
         let mut ledger = Ledger::default();
-        let mut view = View::new(Arc::new(Reader::new(storage.clone(), Vec::new())));
-        let mut prev = Hash([0; 32]);
-        let mut visit = |record: &Record<'_>| {
-            let job = fold(&mut ledger, record, &prev)?;
+        let mut seqs: Vec<Seqs> = Vec::new();
+        let mut prev = Hash::ZERO;
+        let mut visit = |record: &Record<'_>, stored| {
+            let job = fold(&mut ledger, record, &prev, stored)?;
             prev = Hash(record.hash);
-            view.restore(record.seq, prev, job.as_ref());
+            if let Some(job) = job {
+                let number = job.number as usize;
+                if number == seqs.len() {
+                    seqs.push(Seqs::default());
+                }
+                seqs[number].push(record.seq);
+            }
             Ok(())
         };
         let on_outcome = Box::new(move |outcome| {
             // The engine outlives the log; should it not, there is nobody left to tell.
             let _ = outcome_sender.send(outcome);
         });
-        let (wal, scan) = Wal::open(storage, options, &mut visit, on_outcome)?;
-        view.set_reader(wal.reader());
+        let reading = Reading { parse: &Stored::parse, visit: &mut visit };
+        let (wal, scan) = Wal::open_parsed(storage, options, reading, on_outcome)?;
+        ledger.check_unfinished().map_err(ScanError::Unreadable)?;
+        let head = (scan.position.next_seq - 1, prev);
+        let view = View::new(wal.reader(), head, ledger.jobs().into_iter().zip(seqs));
         Ok(Self { wal, outcomes, view: Arc::new(view), ledger, scan })
     }
 
@@ -119,10 +127,18 @@ impl Recovered {
 }
 
 /// Checks an event's place in the chain and takes it into `ledger`; the same for recovery and offline verification.
-pub fn fold(ledger: &mut Ledger, record: &Record<'_>, prev: &Hash) -> Result<Option<Arc<Job>>, String> {
-    crate::ledger::event::check_link(record.bytes, record.seq, prev)?;
-    let stored = Stored::parse(record.bytes)?;
-    ledger.apply(&stored, Hash(record.hash))
+/// `stored` is what [`Stored::parse`] made of the record.
+pub fn fold(
+    ledger: &mut Ledger,
+    record: &Record<'_>,
+    prev: &Hash,
+    stored: Result<Stored, String>,
+) -> Result<Option<Arc<Job>>, String> {
+    let stored = stored?;
+    if stored.seq != record.seq || stored.prev != *prev {
+        crate::ledger::event::check_link(record.bytes, record.seq, prev)?;
+    }
+    ledger.apply(&stored)
 }
 
 impl Engine {
@@ -304,7 +320,7 @@ fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, even
     wal.flush();
     for ((event, (prev, bytes)), (seq, hash)) in events.into_iter().zip(written).zip(hashes) {
         // What `decide` proposes, `apply` accepts; otherwise the two rules have come apart, and no event may follow.
-        let job = ledger.apply(&Stored { seq, prev, event }, hash).expect("a decided event is legal");
+        let job = ledger.apply(&Stored { seq, prev, event }).expect("a decided event is legal");
         staged.push_back(Published { seq, hash, bytes, job });
     }
     Ok(())

@@ -78,7 +78,9 @@ fn run_dump(options: &Dump) -> ExitCode {
 fn failed(error: &VerifyError) -> ExitCode {
     complain(&error.to_string());
     match error {
-        VerifyError::Scan(ScanError::Corrupt(_) | ScanError::Version { .. }) => ExitCode::from(CORRUPT),
+        VerifyError::Scan(ScanError::Corrupt(_) | ScanError::Version { .. } | ScanError::Unreadable(_)) => {
+            ExitCode::from(CORRUPT)
+        }
         VerifyError::Io(error) if error.kind() == io::ErrorKind::NotFound => ExitCode::from(USAGE),
         VerifyError::Scan(ScanError::Io { .. }) | VerifyError::Io(_) => ExitCode::from(IO),
     }

@@ -68,6 +68,7 @@ impl From<ScanError> for Fault {
             ScanError::Io { error: source, .. } if source.kind() == io::ErrorKind::Unsupported => {
                 Self::Usage(format!("{source} (or use --wal-buffered)"))
             }
+            ScanError::Unreadable(reason) => Self::Corrupt(format!("the ledger is sound and cannot be used: {reason}")),
             ScanError::Io { .. } => Self::Io(format!("the ledger cannot be opened: {error}")),
         }
     }

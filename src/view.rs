@@ -55,9 +55,9 @@ pub struct View {
 }
 
 struct Inner {
-    jobs: HashMap<Arc<str>, Entry>,
-    /// In the order they were received.
-    order: Vec<Arc<str>>,
+    /// In the order they were received: a job's number is its index.
+    jobs: Vec<Entry>,
+    numbers: HashMap<Arc<str>, u32>,
     head: (u64, Hash),
     recent: VecDeque<Published>,
     recent_bytes: usize,
@@ -66,20 +66,58 @@ struct Inner {
 
 struct Entry {
     job: Arc<Job>,
-    seqs: Vec<u64>,
+    seqs: Seqs,
+}
+
+/// Seqs that only grow, as their differences, seven bits to a byte, the last byte of each without the high bit: a ledger
+/// holds millions.
+#[derive(Debug, Default)]
+pub struct Seqs {
+    bytes: Vec<u8>,
+    last: u64,
+}
+
+impl Seqs {
+    /// Adds one; it must be greater than those before.
+    pub fn push(&mut self, seq: u64) {
+        assert!(seq > self.last, "seqs grow: {seq} after {}", self.last);
+        let mut rest = seq - self.last;
+        self.last = seq;
+        while rest > 0x7F {
+            self.bytes.push(rest as u8 | 0x80);
+            rest >>= 7;
+        }
+        self.bytes.push(rest as u8);
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u64> {
+        let (mut seq, mut difference, mut shift) = (0, 0, 0);
+        self.bytes.iter().filter_map(move |byte| {
+            difference |= u64::from(byte & 0x7F) << shift;
+            shift += 7;
+            if byte & 0x80 != 0 {
+                return None;
+            }
+            seq += difference;
+            (difference, shift) = (0, 0);
+            Some(seq)
+        })
+    }
 }
 
 impl View {
-    /// An empty view over what `reader` can look up.
-    pub fn new(reader: Arc<Reader>) -> Self {
-        let inner = Inner {
-            jobs: HashMap::new(),
-            order: Vec::new(),
-            head: (0, Hash([0; 32])),
-            recent: VecDeque::new(),
-            recent_bytes: 0,
-            by_state: [0; State::ALL.len()],
-        };
+    /// The world as recovery found it: the head, and the jobs in the order they were received, each with the seqs of its
+    /// events. `reader` looks up those events.
+    pub fn new(reader: Arc<Reader>, head: (u64, Hash), jobs: impl IntoIterator<Item = (Arc<Job>, Seqs)>) -> Self {
+        let jobs: Vec<Entry> = jobs.into_iter().map(|(job, seqs)| Entry { job, seqs }).collect();
+        let mut by_state = [0; State::ALL.len()];
+        let mut numbers = HashMap::with_capacity(jobs.len());
+        for (number, entry) in (0..).zip(&jobs) {
+            by_state[entry.job.state as usize] += 1;
+            numbers.insert(entry.job.job_id.clone(), number);
+        }
+        let inner = Inner { jobs, numbers, head, recent: VecDeque::new(), recent_bytes: 0, by_state };
         Self { inner: RwLock::new(inner), reader, waiting: Mutex::default(), latched: OnceLock::new() }
     }
 
@@ -93,20 +131,20 @@ impl View {
         self.wake_all();
     }
 
-    /// Takes in one event during recovery, when there is nobody to wake and the bytes need not be kept.
-    pub fn restore(&mut self, seq: u64, hash: Hash, job: Option<&Arc<Job>>) {
-        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
-        inner.note(seq, hash, job);
-    }
-
-    /// The reader can only be made after the log was scanned.
-    pub fn set_reader(&mut self, reader: Arc<Reader>) {
-        self.reader = reader;
-    }
-
     /// A job by its id.
     pub fn job(&self, job_id: &str) -> Option<Arc<Job>> {
-        self.read().jobs.get(job_id).map(|entry| entry.job.clone())
+        self.read().entry(job_id).map(|entry| entry.job.clone())
+    }
+
+    /// Hash of a durable event.
+    pub fn hash_of(&self, seq: u64) -> io::Result<Hash> {
+        let inner = self.read();
+        let recent = inner.recent.front().and_then(|oldest| inner.recent.get(seq.checked_sub(oldest.seq)? as usize));
+        if let Some(event) = recent {
+            return Ok(event.hash);
+        }
+        drop(inner);
+        self.reader.get(seq).map(|bytes| Hash::of(&bytes))
     }
 
     /// Seq and hash of the last durable event; 0 and zeros where there is none.
@@ -124,12 +162,11 @@ impl View {
     pub fn page(&self, filter: &Filter, before: Option<u64>, limit: usize) -> (Vec<Arc<Job>>, Option<u64>) {
         let inner = self.read();
         let end = match before {
-            Some(seq) => inner.order.partition_point(|id| inner.jobs[id].job.received_seq < seq),
-            None => inner.order.len(),
+            Some(seq) => inner.jobs.partition_point(|entry| entry.job.received_seq < seq),
+            None => inner.jobs.len(),
         };
         let mut jobs = Vec::new();
-        for (looked_at, id) in inner.order[..end].iter().rev().enumerate() {
-            let job = &inner.jobs[id].job;
+        for (looked_at, Entry { job, .. }) in inner.jobs[..end].iter().rev().enumerate() {
             let fits = filter.phase.is_none_or(|phase| job.phase() == phase)
                 && filter.state.is_none_or(|state| job.state == state)
                 && filter.execution_hash.is_none_or(|hash| job.execution_hash == Some(hash));
@@ -145,8 +182,8 @@ impl View {
 
     /// Calls `each` with the stored bytes of the events of a job, in order, until it returns `false`.
     pub fn trace(&self, job_id: &str, each: &mut dyn FnMut(&[u8]) -> bool) -> io::Result<()> {
-        let seqs = match self.read().jobs.get(job_id) {
-            Some(entry) => entry.seqs.clone(),
+        let seqs: Vec<u64> = match self.read().entry(job_id) {
+            Some(entry) => entry.seqs.iter().collect(),
             None => return Ok(()),
         };
         let (mut at, mut wanted, last) = (0, true, seqs.last().copied().unwrap_or(0));
@@ -199,9 +236,13 @@ impl View {
                 Ok((events, reached))
             }
             Some(id) => {
-                let seqs = inner.jobs.get(id).map_or(&[][..], |entry| &entry.seqs);
-                let wanted: Vec<u64> =
-                    seqs[seqs.partition_point(|seq| *seq <= after)..].iter().take(limit).copied().collect();
+                let entry = inner.entry(id);
+                let wanted: Vec<u64> = entry
+                    .iter()
+                    .flat_map(|entry| entry.seqs.iter())
+                    .skip_while(|seq| *seq <= after)
+                    .take(limit)
+                    .collect();
                 drop(inner);
                 let reached = if wanted.len() < limit { head } else { wanted[wanted.len() - 1] };
                 for seq in wanted {
@@ -256,6 +297,10 @@ impl View {
 pub type EventBytes = (u64, Arc<[u8]>);
 
 impl Inner {
+    fn entry(&self, job_id: &str) -> Option<&Entry> {
+        self.numbers.get(job_id).map(|number| &self.jobs[*number as usize])
+    }
+
     fn admit(&mut self, event: Published) {
         self.note(event.seq, event.hash, event.job.as_ref());
         self.recent_bytes += event.bytes.len();
@@ -271,13 +316,14 @@ impl Inner {
         self.head = (seq, hash);
         let Some(job) = job else { return };
         self.by_state[job.state as usize] += 1;
-        if let Some(entry) = self.jobs.get_mut(&job.job_id) {
+        if job.number as usize == self.jobs.len() {
+            self.numbers.insert(job.job_id.clone(), job.number);
+            self.jobs.push(Entry { job: job.clone(), seqs: Seqs::default() });
+        } else {
+            let entry = &mut self.jobs[job.number as usize];
             self.by_state[entry.job.state as usize] -= 1;
             entry.job = job.clone();
-            entry.seqs.push(seq);
-        } else {
-            self.order.push(job.job_id.clone());
-            self.jobs.insert(job.job_id.clone(), Entry { job: job.clone(), seqs: vec![seq] });
         }
+        self.jobs[job.number as usize].seqs.push(seq);
     }
 }

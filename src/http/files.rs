@@ -126,7 +126,8 @@ fn gone() -> Rejection {
     Rejection::new(404, "no_such_file", "there is no such file; it may not have been written yet, or was pruned")
 }
 
-fn unreadable(error: &io::Error) -> Rejection {
+/// What is said where data that should be there cannot be read.
+pub(super) fn unreadable(error: &io::Error) -> Rejection {
     log::error!("http: reading a file of the data directory: {error}");
     Rejection::new(500, "unreadable", "the file cannot be read; the agent's log says why")
 }

@@ -164,7 +164,7 @@ impl App {
             "job_id": id,
             "state": state.as_str(),
             "seq": job.received_seq,
-            "hash": job.received_hash,
+            "hash": self.engine.view().hash_of(job.received_seq).map_err(|error| files::unreadable(&error))?,
             "duplicate": !accepted.changed,
         });
         Ok(Reply::json(200, body.to_string().into_bytes()))

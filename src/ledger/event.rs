@@ -441,35 +441,60 @@ pub struct Stored {
     pub event: Event,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line<'a> {
+impl Stored {
+    /// Reads an event's bytes, which must be just what [`Event::write`] writes around the detail. The error says what is
+    /// wrong with them.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|error| format!("not an event: {error}"))?;
+        let head = Head::parse(text).ok_or_else(|| {
+            let shown: String = text.chars().take(200).collect();
+            format!("not an event: it does not have the fields of one in their order: {shown}")
+        })?;
+        let state = State::parse(head.state).ok_or_else(|| format!("unknown state {:?}", head.state))?;
+        let subject = match head.subject {
+            Some((job_id, attempt)) if !state.is_of_node() => Some(Subject { job_id: job_id.into(), attempt }),
+            None if state.is_of_node() => None,
+            _ => return Err(format!("{state}: job_id and attempt do not fit the state")),
+        };
+        let detail = Detail::parse(state, head.detail).map_err(|error| format!("{state}: detail: {error}"))?;
+        Ok(Self { seq: head.seq, prev: head.prev, event: Event { time: head.time, subject, detail } })
+    }
+}
+
+/// What stands before an event's detail. There is one way to write it, so it is read as text, and not as any JSON.
+struct Head<'a> {
     seq: u64,
     prev: Hash,
     time: Time,
-    #[serde(default, borrow)]
-    job_id: Option<&'a str>,
-    #[serde(default)]
-    attempt: Option<u32>,
-    #[serde(borrow)]
+    subject: Option<(&'a str, u32)>,
     state: &'a str,
-    #[serde(borrow)]
-    detail: &'a RawValue,
+    detail: &'a str,
 }
 
-impl Stored {
-    /// Reads an event's bytes. The error says what is wrong with them.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let line: Line<'_> = serde_json::from_slice(bytes).map_err(|error| format!("not an event: {error}"))?;
-        let state = State::parse(line.state).ok_or_else(|| format!("unknown state {:?}", line.state))?;
-        let subject = match (line.job_id, line.attempt) {
-            (Some(job_id), Some(attempt)) if !state.is_of_node() => Some(Subject { job_id: job_id.into(), attempt }),
-            (None, None) if state.is_of_node() => None,
-            _ => return Err(format!("{state}: job_id and attempt do not fit the state")),
-        };
-        let detail = Detail::parse(state, line.detail.get()).map_err(|error| format!("{state}: detail: {error}"))?;
-        Ok(Self { seq: line.seq, prev: line.prev, event: Event { time: line.time, subject, detail } })
+impl<'a> Head<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (seq, rest) = text.strip_prefix("{\"seq\":")?.split_once(',')?;
+        let (prev, rest) = rest.strip_prefix("\"prev\":\"")?.split_once('"')?;
+        let (time, mut rest) = rest.strip_prefix(",\"time\":\"")?.split_once('"')?;
+        let mut subject = None;
+        if let Some(behind) = rest.strip_prefix(",\"job_id\":\"") {
+            let (job_id, behind) = behind.split_once('"')?;
+            let (attempt, behind) = behind.strip_prefix(",\"attempt\":")?.split_once(',')?;
+            subject = Some((job_id, u32::try_from(number(attempt)?).ok()?));
+            rest = behind.strip_prefix("\"state\":\"")?;
+        } else {
+            rest = rest.strip_prefix(",\"state\":\"")?;
+        }
+        let (state, rest) = rest.split_once('"')?;
+        let detail = rest.strip_prefix(",\"detail\":")?.strip_suffix('}')?;
+        Some(Self { seq: number(seq)?, prev: prev.parse().ok()?, time: Time::parse(time)?, subject, state, detail })
     }
+}
+
+/// A number in its one spelling.
+fn number(text: &str) -> Option<u64> {
+    let is_plain = text.bytes().all(|c| c.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    text.parse().ok().filter(|_| is_plain)
 }
 
 /// Checks the chain link of stored bytes without reading them as JSON: they must begin with just this seq and prev.

@@ -1,19 +1,21 @@
 //! A job as its events made it, and what may follow. Pure.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
 use super::event::{Scheduled, State, Stopping};
 use super::time::Time;
 use crate::hash::Hash;
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 
 /// A job as its events made it. Small, since a ledger may hold millions; what only an unfinished job needs is in [`Open`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// Its id.
     pub job_id: Arc<str>,
+    /// Counts the ledger's jobs in the order they were received, from 0.
+    pub number: u32,
     /// State of its last event.
     pub state: State,
     /// 0 before the first attempt.
@@ -22,8 +24,6 @@ pub struct Job {
     pub seq: u64,
     /// Seq of its RECEIVED event.
     pub received_seq: u64,
-    /// SHA-256 of its RECEIVED event.
-    pub received_hash: Hash,
     /// When it was received.
     pub received: Time,
     /// When its first attempt was recorded.
@@ -47,16 +47,14 @@ pub struct Job {
     /// Bit `n` is set once an event of the state with discriminant `n` was written.
     pub seen: u16,
     /// `None` once it ended.
-    pub open: Option<Open>,
+    pub open: Option<Box<Open>>,
 }
 
 /// What only an unfinished job needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Open {
     /// The manifest.
-    pub manifest: Arc<Manifest>,
-    /// Bytes of its canonical form.
-    pub manifest_bytes: usize,
+    pub manifest: StoredManifest,
     /// What scheduling found.
     pub scheduled: Option<Arc<Scheduled>>,
     /// When the current attempt was recorded.
@@ -67,6 +65,45 @@ pub struct Open {
     pub marks: [Option<u64>; 2],
     /// A stop that was asked for and has not taken effect.
     pub stop: Option<Arc<Stopping>>,
+}
+
+/// A manifest as its RECEIVED event holds it, read when somebody asks: most of the jobs that a restart meets have ended.
+#[derive(Debug, Clone)]
+pub struct StoredManifest {
+    text: Arc<str>,
+    parsed: OnceLock<Arc<Manifest>>,
+}
+
+impl StoredManifest {
+    /// From the canonical JSON.
+    pub fn new(text: &str) -> Self {
+        Self { text: text.into(), parsed: OnceLock::new() }
+    }
+
+    /// Bytes of its canonical form.
+    pub fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// The manifest; the error says which of today's rules it breaks.
+    pub fn read(&self) -> Result<&Arc<Manifest>, String> {
+        if self.parsed.get().is_none() {
+            let parsed = manifest::parse(self.text.as_bytes()).map_err(|error| error.to_string())?;
+            let _ = self.parsed.set(Arc::new(parsed.manifest));
+        }
+        self.parsed.get().ok_or_else(|| "it was not kept".to_owned())
+    }
+
+    /// The manifest of a job that was checked when it was submitted, or when the agent started.
+    pub fn get(&self) -> &Arc<Manifest> {
+        self.read().expect("checked before the job became visible")
+    }
+}
+
+impl PartialEq for StoredManifest {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
 }
 
 /// Where a job stands, coarsely.

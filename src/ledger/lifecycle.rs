@@ -2,8 +2,11 @@
 //!
 //! **Architecture Invariant**: `apply` is the same function live and in recovery, and the only one that changes a job.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+use serde::Deserialize;
 
 use super::event::{
     Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received, Scheduled,
@@ -11,9 +14,9 @@ use super::event::{
 };
 use super::time::Time;
 
-pub use super::job::{Job, Open, Phase, Summary, container_name};
+pub use super::job::{Job, Open, Phase, StoredManifest, Summary, container_name};
 use crate::hash::Hash;
-use crate::manifest::{self, Parsed};
+use crate::manifest::Parsed;
 use crate::rejection::Rejection;
 
 /// How an attempt ended, as the runner saw it.
@@ -77,6 +80,8 @@ pub struct Limits {
 #[derive(Debug, Default)]
 pub struct Ledger {
     jobs: HashMap<Arc<str>, Arc<Job>>,
+    /// Texts that many jobs share: images, reasons.
+    texts: HashSet<Arc<str>>,
     open: usize,
     open_bytes: usize,
     log_id: Option<String>,
@@ -111,6 +116,23 @@ impl Ledger {
     /// Whether the last NODE_UP has no NODE_DOWN behind it.
     pub fn node_is_up(&self) -> bool {
         self.node_is_up
+    }
+
+    /// All jobs, in the order they were received.
+    pub fn jobs(&self) -> Vec<Arc<Job>> {
+        let mut jobs: Vec<_> = self.jobs.values().cloned().collect();
+        jobs.sort_unstable_by_key(|job| job.number);
+        jobs
+    }
+
+    /// Whether the manifests of all unfinished jobs can be read; the error names the first that cannot.
+    pub fn check_unfinished(&self) -> Result<(), String> {
+        for job in self.unfinished() {
+            if let Some(Err(error)) = job.open.as_ref().map(|open| open.manifest.read()) {
+                return Err(format!("job {:?} has not ended, and its manifest cannot be read: {error}", job.job_id));
+            }
+        }
+        Ok(())
     }
 
     /// The jobs that have not ended, in the order they were received.
@@ -245,7 +267,7 @@ impl Ledger {
     }
 
     /// Takes in the next event. The error says which rule it breaks; then nothing has changed.
-    pub fn apply(&mut self, stored: &Stored, hash: Hash) -> Result<Option<Arc<Job>>, String> {
+    pub fn apply(&mut self, stored: &Stored) -> Result<Option<Arc<Job>>, String> {
         let Stored { seq, event, .. } = stored;
         if *seq != self.last_seq + 1 {
             return Err(format!("seq {seq} follows seq {}", self.last_seq));
@@ -261,7 +283,7 @@ impl Ledger {
                 self.apply_to_node(*seq, &event.detail)?;
                 None
             }
-            Some(subject) => Some(self.apply_to_job(*seq, subject, event, hash)?),
+            Some(subject) => Some(self.apply_to_job(*seq, subject, event)?),
         };
         self.last_seq = *seq;
         self.last_time = event.time;
@@ -282,87 +304,105 @@ impl Ledger {
         Ok(())
     }
 
-    fn apply_to_job(&mut self, seq: u64, subject: &Subject, event: &Event, hash: Hash) -> Result<Arc<Job>, String> {
+    fn apply_to_job(&mut self, seq: u64, subject: &Subject, event: &Event) -> Result<Arc<Job>, String> {
         let state = event.detail.state();
-        let job = match (self.jobs.get(&subject.job_id), &event.detail) {
-            (None, Detail::Received(received)) => {
-                self.open += 1;
-                self.open_bytes += received.manifest.get().len();
-                new_job(seq, subject, event.time, received, hash)?
-            }
-            (None, _) => return Err(format!("{state} of an unknown job {:?}", subject.job_id)),
-            (Some(old), _) => {
-                if !old.allows(state) {
-                    return Err(format!("job {:?}: {state} does not follow {}", subject.job_id, old.state));
-                }
-                let starts = matches!(state, State::Running | State::Recovery);
-                if subject.attempt != old.attempt + u32::from(starts) {
-                    let (found, at) = (subject.attempt, old.attempt);
-                    return Err(format!("job {:?}: {state} of attempt {found} at attempt {at}", subject.job_id));
-                }
-                let freed = old.open.as_ref().map_or(0, |open| open.manifest_bytes);
-                let mut job = Job::clone(old);
-                job.state = state;
-                job.seq = seq;
-                job.attempt = subject.attempt;
-                job.seen |= 1 << state as u16;
-                change(&mut job, event, self.boot_id.as_ref());
-                if job.open.is_none() {
-                    self.open_bytes -= freed;
-                }
-                job
-            }
+        let Some(known) = self.jobs.get_mut(&subject.job_id) else {
+            let Detail::Received(received) = &event.detail else {
+                return Err(format!("{state} of an unknown job {:?}", subject.job_id));
+            };
+            return self.receive(seq, subject, event.time, received);
         };
-        if state.is_end() {
-            self.open -= 1;
+        if !known.allows(state) {
+            return Err(format!("job {:?}: {state} does not follow {}", subject.job_id, known.state));
         }
-        let job = Arc::new(job);
+        let starts = matches!(state, State::Running | State::Recovery);
+        if subject.attempt != known.attempt + u32::from(starts) {
+            let (found, at) = (subject.attempt, known.attempt);
+            return Err(format!("job {:?}: {state} of attempt {found} at attempt {at}", subject.job_id));
+        }
+        // In place where nobody else looks at it, as in recovery; otherwise a copy, and readers keep what they have.
+        let job = Arc::make_mut(known);
+        job.state = state;
+        job.seq = seq;
+        job.attempt = subject.attempt;
+        job.seen |= 1 << state as u16;
+        let texts = &mut self.texts;
+        change(job, event, self.boot_id.as_ref(), &mut |text| share(texts, text));
+        if state.is_end() {
+            job.ended = Some(event.time);
+            self.open -= 1;
+            self.open_bytes -= job.open.take().map_or(0, |open| open.manifest.bytes());
+        }
+        Ok(known.clone())
+    }
+
+    fn receive(&mut self, seq: u64, subject: &Subject, time: Time, received: &Received) -> Result<Arc<Job>, String> {
+        let text = received.manifest.get();
+        let brief: Brief<'_> = serde_json::from_str(text).map_err(|error| format!("the manifest: {error}"))?;
+        if Hash::of(text.as_bytes()) != received.manifest_hash || *brief.job_id != *subject.job_id {
+            return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
+        }
+        let number = u32::try_from(self.jobs.len()).map_err(|_| "there are more jobs than a ledger can hold")?;
+        let job = Arc::new(Job {
+            job_id: subject.job_id.clone(),
+            number,
+            state: State::Received,
+            attempt: 0,
+            seq,
+            received_seq: seq,
+            received: time,
+            started: None,
+            ended: None,
+            image_hash: share(&mut self.texts, &brief.image_hash),
+            manifest_hash: received.manifest_hash,
+            image_id: None,
+            execution_hash: None,
+            exit_code: None,
+            reason: None,
+            last_d1_stable: None,
+            seen: 1 << State::Received as u16,
+            open: Some(Box::new(Open {
+                manifest: StoredManifest::new(text),
+                scheduled: None,
+                attempt_began: time,
+                boot_id: "".into(),
+                marks: [None; 2],
+                stop: None,
+            })),
+        });
+        self.open += 1;
+        self.open_bytes += text.len();
         self.jobs.insert(job.job_id.clone(), job.clone());
         Ok(job)
     }
 }
 
-fn new_job(seq: u64, subject: &Subject, time: Time, received: &Received, hash: Hash) -> Result<Job, String> {
-    let parsed =
-        manifest::parse(received.manifest.get().as_bytes()).map_err(|error| format!("the manifest: {error}"))?;
-    if parsed.hash != received.manifest_hash || *parsed.manifest.job_id != *subject.job_id {
-        return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
-    }
-    Ok(Job {
-        job_id: subject.job_id.clone(),
-        state: State::Received,
-        attempt: 0,
-        seq,
-        received_seq: seq,
-        received_hash: hash,
-        received: time,
-        started: None,
-        ended: None,
-        image_hash: parsed.manifest.image_hash.as_str().into(),
-        manifest_hash: parsed.hash,
-        image_id: None,
-        execution_hash: None,
-        exit_code: None,
-        reason: None,
-        last_d1_stable: None,
-        seen: 1 << State::Received as u16,
-        open: Some(Open {
-            manifest: Arc::new(parsed.manifest),
-            manifest_bytes: parsed.canonical.len(),
-            scheduled: None,
-            attempt_began: time,
-            boot_id: "".into(),
-            marks: [None; 2],
-            stop: None,
-        }),
-    })
+/// What of a manifest every job keeps.
+#[derive(Deserialize)]
+struct Brief<'a> {
+    #[serde(borrow)]
+    job_id: Cow<'a, str>,
+    #[serde(borrow)]
+    image_hash: Cow<'a, str>,
 }
 
-fn change(job: &mut Job, event: &Event, boot_id: Option<&Arc<str>>) {
+/// The one copy of a text.
+fn share(texts: &mut HashSet<Arc<str>>, text: &str) -> Arc<str> {
+    match texts.get(text) {
+        Some(known) => known.clone(),
+        None => {
+            let text: Arc<str> = text.into();
+            texts.insert(text.clone());
+            text
+        }
+    }
+}
+
+fn change(job: &mut Job, event: &Event, boot_id: Option<&Arc<str>>, share: &mut dyn FnMut(&str) -> Arc<str>) {
     let open = job.open.as_mut().expect("an ended job allows no event");
     match &event.detail {
         Detail::Scheduled(scheduled) => {
-            job.image_id = Some(scheduled.image_id.as_str().into());
+            job.image_id = Some(share(&scheduled.image_id));
             job.execution_hash = Some(scheduled.execution_hash);
             open.scheduled = Some(Arc::new(scheduled.clone()));
         }
@@ -379,7 +419,7 @@ fn change(job: &mut Job, event: &Event, boot_id: Option<&Arc<str>>) {
         Detail::Stopping(stopping) => open.stop = Some(Arc::new(stopping.clone())),
         Detail::Crash(crash) => {
             job.exit_code = crash.ending.exit_code;
-            job.reason = Some(crash.cause.as_str().into());
+            job.reason = Some(share(&crash.cause));
         }
         Detail::Completed(ending) => {
             job.exit_code = ending.exit_code;
@@ -387,23 +427,19 @@ fn change(job: &mut Job, event: &Event, boot_id: Option<&Arc<str>>) {
         }
         Detail::Failed(failed) => {
             job.exit_code = failed.ending.exit_code.or(job.exit_code);
-            job.reason = Some(failed.reason.as_str().into());
+            job.reason = Some(share(&failed.reason));
         }
         Detail::Cancelled(cancelled) => {
             job.exit_code = cancelled.ending.exit_code;
-            job.reason = Some("cancelled".into());
+            job.reason = Some(share("cancelled"));
         }
         Detail::Genesis(_) | Detail::NodeUp(_) | Detail::NodeDown(_) | Detail::Received(_) | Detail::Sealed(_) => {}
-    }
-    if job.state.is_end() {
-        job.ended = Some(event.time);
-        job.open = None;
     }
 }
 
 /// Why a crashed job gets no further attempt, if so.
 fn give_up(job: &Job) -> Option<Failed> {
-    let attempts_max = job.open.as_ref().map_or(1, |open| open.manifest.max_attempts);
+    let attempts_max = job.open.as_ref().map_or(1, |open| open.manifest.get().max_attempts);
     let cause = job.reason.as_deref().unwrap_or_default();
     let (reason, message) = if cause == "oom" {
         ("oom", "the attempt ran out of memory; raise resources.memory_mib".to_owned())

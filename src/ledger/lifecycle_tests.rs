@@ -33,9 +33,8 @@ impl Bench {
             let stored = Stored::parse(&bytes).unwrap();
             assert_eq!(stored.event, event, "what is written is what is read");
             states.push(event.detail.state());
-            let hash = Hash::of(&bytes);
-            self.ledger.apply(&stored, hash).unwrap();
-            self.prev = Some(hash);
+            self.ledger.apply(&stored).unwrap();
+            self.prev = Some(Hash::of(&bytes));
             self.bytes.push(bytes);
         }
         Ok(states)
@@ -43,7 +42,7 @@ impl Bench {
 
     fn submit(&mut self, id: &str, more: &str) -> Result<Vec<State>, Rejection> {
         let body = format!(r#"{{"job_id":"{id}","image_hash":"busybox","command":["true"]{more}}}"#);
-        self.run(Command::Submit(Box::new(manifest::parse(body.as_bytes()).unwrap())))
+        self.run(Command::Submit(Box::new(crate::manifest::parse(body.as_bytes()).unwrap())))
     }
 
     fn job(&self) -> &Job {
@@ -168,7 +167,7 @@ fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() 
                     }
                     let mut recovered = Ledger::default();
                     for bytes in &bench.bytes {
-                        recovered.apply(&Stored::parse(bytes).unwrap(), Hash::of(bytes)).unwrap();
+                        recovered.apply(&Stored::parse(bytes).unwrap()).unwrap();
                     }
                     assert_eq!(recovered.job("j"), bench.ledger.job("j"), "recovery sees what was decided live");
                     assert_eq!((recovered.open, recovered.open_bytes), (bench.ledger.open, bench.ledger.open_bytes));
@@ -192,7 +191,7 @@ fn a_crash_without_its_failure_gets_no_further_attempt() {
         let subject = Some(Subject { job_id: id.clone(), attempt: 1 });
         let seq = bench.bytes.len() as u64 + 1;
         let event = Event { time: Time(bench.clock), subject, detail: Detail::Crash(crash) };
-        bench.ledger.apply(&Stored { seq, prev: Hash::ZERO, event }, Hash::ZERO).unwrap();
+        bench.ledger.apply(&Stored { seq, prev: Hash::ZERO, event }).unwrap();
         let events = bench.ledger.decide(Command::Start(id), Time(bench.clock), LIMITS).unwrap();
         assert!(
             matches!(&events[..], [Event { detail: Detail::Failed(failed), .. }] if failed.reason == reason),
@@ -240,7 +239,7 @@ fn events_that_do_not_follow_are_refused_and_change_nothing() {
         (3, time, Some(Subject { job_id: "unknown".into(), attempt: 0 }), Detail::Scheduled(scheduled())),
     ] {
         let stored = Stored { seq, prev: Hash::ZERO, event: Event { time, subject, detail } };
-        assert!(bench.ledger.apply(&stored, Hash::ZERO).is_err(), "{stored:?}");
+        assert!(bench.ledger.apply(&stored).is_err(), "{stored:?}");
     }
     assert_eq!(bench.job().state, State::Received);
 }

@@ -27,14 +27,15 @@ impl Time {
         if !shape {
             return None;
         }
-        let number = |range: std::ops::Range<usize>| text[range].parse::<u64>().ok();
-        let days = days_from_civil(number(0..4)?, number(5..7)?, number(8..10)?)?;
-        let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+        let number =
+            |range: std::ops::Range<usize>| b[range].iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+        let days = days_from_civil(number(0..4), number(5..7), number(8..10))?;
+        let (hour, minute, second) = (number(11..13), number(14..16), number(17..19));
         if hour > 23 || minute > 59 || second > 59 {
             return None;
         }
         let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
-        Some(Self(seconds * 1_000_000 + number(20..26)?))
+        Some(Self(seconds * 1_000_000 + number(20..26)))
     }
 }
 

@@ -73,7 +73,7 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
     };
     let open = job.open.as_ref()?;
     let container = container_name(&job.job_id, job.attempt);
-    let deadline = open.manifest.timeout_s.map(|timeout_s| {
+    let deadline = open.manifest.get().timeout_s.map(|timeout_s| {
         let spent = Duration::from_micros(Time::now().0.saturating_sub(open.attempt_began.0));
         Instant::now() + Duration::from_secs(timeout_s).saturating_sub(spent)
     });
@@ -86,7 +86,7 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
                 None
             }
         }),
-        manifest: open.manifest.clone(),
+        manifest: open.manifest.get().clone(),
         boot_id: open.boot_id.clone(),
         marks: open.marks,
         runner,

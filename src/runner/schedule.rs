@@ -44,7 +44,7 @@ fn record(runner: &Arc<Runner>, job: &Arc<Job>, prepared: Result<Scheduled, Hitc
 }
 
 fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may_pull: bool) -> Result<Scheduled, Hitch> {
-    let manifest = job.open.as_ref().ok_or(Hitch::Over)?.manifest.clone();
+    let manifest = job.open.as_ref().ok_or(Hitch::Over)?.manifest.get().clone();
     let image_id = image(runner, job, &manifest.image_hash, may_pull)?;
     runner
         .until_there_is_space(&job.job_id, || workspace::inputs(runner, job, &manifest, &image_id))

@@ -46,7 +46,7 @@ enum Source<'m> {
 
 /// Checks and binds every mount for `container`.
 pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Workspace, Fault> {
-    let manifest = &job.open.as_ref().ok_or_else(|| Fault::new("mount", "the job has ended"))?.manifest;
+    let manifest = &job.open.as_ref().ok_or_else(|| Fault::new("mount", "the job has ended"))?.manifest.get();
     let (bound, user) = bind_all(runner, &job.job_id, manifest, container)?;
     let places = places(manifest);
     let workdir = places.first().map_or(SCRATCH_CONTAINER, |place| place.container).to_owned();
@@ -122,8 +122,8 @@ pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
 fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealError> {
     let fault = |what: &str, source: io::Error| SealError::Io { path: what.as_bytes().to_vec(), source };
     let open = job.open.as_ref().ok_or_else(|| fault("job", io::Error::other("it has ended")))?;
-    let places = places(&open.manifest);
-    let bound = bound_still(runner, &job.job_id, &open.manifest, container)
+    let places = places(open.manifest.get());
+    let bound = bound_still(runner, &job.job_id, open.manifest.get(), container)
         .map_err(|e| fault("mounts", io::Error::other(e)))?;
     let mut writable = Vec::new();
     for (place, bound) in places.iter().zip(&bound).filter(|(place, _)| !place.read_only) {

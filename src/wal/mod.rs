@@ -3,6 +3,7 @@
 //! **Architecture Invariant**: a block that holds acknowledged bytes is never written again, and recovery never writes into
 //! an old segment. docs/wal-format.md has the format and the argument for each case of recovery.
 
+mod ahead;
 mod commit;
 pub mod frame;
 mod prepare;

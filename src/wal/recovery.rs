@@ -7,9 +7,11 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
+use super::ahead::{Ahead, Checked};
 use super::frame::{
     BLOCK, BadHeader, Digest, FORMAT_VERSION, FrameHeader, SECTOR, SEGMENT_DATA_START, Sector, SegmentHeader,
     classify_sector, commit_tag, decode_header, decode_segment_header, frame_is_sound, parse_segment_name, records,
@@ -36,6 +38,15 @@ pub struct Record<'a> {
 
 /// Called for each record in order; an error makes the record's frame corrupt, with that reason.
 pub type Visit<'v> = dyn FnMut(&Record<'_>) -> Result<(), String> + 'v;
+
+/// A reader in two parts: `parse` is given each record's bytes, on any thread and out of order; `visit` sees the records in
+/// order, each with what was made of it. An error makes the record's frame corrupt, with that reason.
+pub struct Reading<'r, T> {
+    /// May be called more than once for a record.
+    pub parse: &'r (dyn Fn(&[u8]) -> T + Sync),
+    /// See [`Visit`].
+    pub visit: &'r mut (dyn FnMut(&Record<'_>, T) -> Result<(), String> + 'r),
+}
 
 /// How a log ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +130,8 @@ pub enum ScanError {
         /// The version found.
         version: u32,
     },
+    /// Its records are sound, and what they hold cannot be used: why.
+    Unreadable(String),
     /// The medium did not answer.
     Io {
         /// What was being done, and to which file.
@@ -135,6 +148,7 @@ impl fmt::Display for ScanError {
             Self::Version { file, version } => {
                 write!(f, "{file}: format version {version}; this program reads version {FORMAT_VERSION}")
             }
+            Self::Unreadable(reason) => f.write_str(reason),
             Self::Io { what, error } => write!(f, "{what}: {error}"),
         }
     }
@@ -162,6 +176,11 @@ pub fn settle(storage: &dyn Storage) -> Result<(), ScanError> {
 
 /// Reads a whole log, checking everything; changes nothing. `Ok(None)`: there is no log, or its creation never ended.
 pub fn scan(storage: &dyn Storage, visit: &mut Visit<'_>) -> Result<Option<Scan>, ScanError> {
+    scan_parsed(storage, Reading { parse: &|_| (), visit: &mut |record, ()| visit(record) })
+}
+
+/// The same, parsing on all cores.
+pub fn scan_parsed<T: Send>(storage: &dyn Storage, reading: Reading<'_, T>) -> Result<Option<Scan>, ScanError> {
     let names = storage.list().map_err(io_error("listing the log's directory"))?;
     let last_seen = names.iter().filter_map(|name| parse_segment_name(name)).max().unwrap_or(0);
     let witness = match Witness::read(storage) {
@@ -174,11 +193,15 @@ pub fn scan(storage: &dyn Storage, visit: &mut Visit<'_>) -> Result<Option<Scan>
     if last == 0 {
         return Ok(None);
     }
-    let mut scanner = Scanner::new(storage, witness.map(|w| w.log_id));
-    for segno in 1..=last {
-        scanner.segment(segno, segno == last, visit)?;
-    }
-    let scan = scanner.scan;
+    let Reading { parse, visit } = reading;
+    let scan = thread::scope(|scope| {
+        let ahead = Ahead::start(scope, storage, last, parse);
+        let mut scanner = Scanner::new(storage, witness.map(|w| w.log_id), ahead, Reading { parse, visit });
+        for segno in 1..=last {
+            scanner.segment(segno, segno == last)?;
+        }
+        Ok(scanner.scan)
+    })?;
     match witness {
         // Created, but not yet witnessed: no frame can have been acknowledged.
         None if last == 1 && scan.frames == 0 => {}
@@ -205,8 +228,17 @@ fn corrupt_name(storage: &dyn Storage, name: &str, expected_seq: u64, reason: St
 /// Reads a log and makes it ready for writing. `None` in, a new log out. A torn tail is sealed by a new segment; the old
 /// file is left as it is. Idempotent: a crash in here is met by the next call.
 pub fn recover(storage: &dyn Storage, segment_size: u64, visit: &mut Visit<'_>) -> Result<Scan, ScanError> {
+    recover_parsed(storage, segment_size, Reading { parse: &|_| (), visit: &mut |record, ()| visit(record) })
+}
+
+/// The same, parsing on all cores.
+pub fn recover_parsed<T: Send>(
+    storage: &dyn Storage,
+    segment_size: u64,
+    reading: Reading<'_, T>,
+) -> Result<Scan, ScanError> {
     settle(storage)?;
-    let found = scan(storage, visit)?;
+    let found = scan_parsed(storage, reading)?;
     // Only now, so that a damaged log stays just as it is found: what was being prepared and never got its name.
     for name in storage.list().map_err(io_error("listing the log's directory"))? {
         if name.ends_with(".tmp") {
@@ -257,15 +289,16 @@ fn witness(storage: &dyn Storage, position: &Position) -> Result<(), ScanError> 
     bring_up_to_date().map_err(io_error(format!("writing {}", storage.describe(WITNESS))))
 }
 
-struct Scanner<'s> {
+struct Scanner<'s, T> {
     storage: &'s dyn Storage,
     log_id: Option<[u8; 16]>,
     scan: Scan,
-    body: Vec<u8>,
+    ahead: Ahead<T>,
+    reading: Reading<'s, T>,
 }
 
-impl<'s> Scanner<'s> {
-    fn new(storage: &'s dyn Storage, log_id: Option<[u8; 16]>) -> Self {
+impl<'s, T: Send> Scanner<'s, T> {
+    fn new(storage: &'s dyn Storage, log_id: Option<[u8; 16]>, ahead: Ahead<T>, reading: Reading<'s, T>) -> Self {
         let position = Position {
             log_id: log_id.unwrap_or_default(),
             segno: 0,
@@ -278,22 +311,32 @@ impl<'s> Scanner<'s> {
         };
         let scan =
             Scan { position, ending: Ending::Clean, index: Vec::new(), frames: 0, bytes: 0, repaired: Vec::new() };
-        Self { storage, log_id, scan, body: Vec::new() }
+        Self { storage, log_id, scan, ahead, reading }
     }
 
-    fn segment(&mut self, segno: u64, is_last: bool, visit: &mut Visit<'_>) -> Result<(), ScanError> {
+    fn segment(&mut self, segno: u64, is_last: bool) -> Result<(), ScanError> {
         let (file, header) = self.open(segno)?;
         self.check_header(&*file, &header)?;
-        let declared_end = if is_last { None } else { Some(self.open(segno + 1)?.1.prev_end) };
+        let declared_end = if is_last { None } else { Some(self.declared_end(segno + 1, &header)?) };
         self.scan.position = segments::position_at_start(&header);
         self.log_id = Some(header.log_id);
         let mut window = Window::new(file, header.size);
         while declared_end != Some(self.scan.position.offset) {
-            if !self.frame(&mut window, visit)? {
+            if !self.frame(&mut window)? {
                 return self.ended(&mut window, declared_end);
             }
         }
         Ok(())
+    }
+
+    /// Where the next segment says that this one, with `header`, ends.
+    fn declared_end(&mut self, next: u64, header: &SegmentHeader) -> Result<u64, ScanError> {
+        let successor = self.open(next)?.1;
+        // Looked at before it is believed: else the sound segment would be blamed for what the next one says of it.
+        if successor.segno != next || successor.log_id != header.log_id {
+            return Err(self.corrupt(&segment_name(next), 0, "the header is of another segment or log"));
+        }
+        Ok(successor.prev_end)
     }
 
     /// Opens a segment and reads its header, from the second copy where the first is damaged.
@@ -337,7 +380,7 @@ impl<'s> Scanner<'s> {
             "the segment belongs to another log"
         } else if header.segno != end.segno + 1 {
             "the header is of another segment"
-        } else if len != header.size {
+        } else if len != header.size || !len.is_multiple_of(BLOCK as u64) {
             "the file does not have the length that its header tells"
         } else if header.prev_end != end.offset || header.first_commit != end.next_commit {
             "it does not continue where the segment before it ends"
@@ -350,9 +393,15 @@ impl<'s> Scanner<'s> {
     }
 
     /// Reads the frame at the current offset; `false` where there is no sound one.
-    fn frame(&mut self, window: &mut Window, visit: &mut Visit<'_>) -> Result<bool, ScanError> {
-        let at = self.scan.position.offset;
-        let name = segment_name(self.scan.position.segno);
+    fn frame(&mut self, window: &mut Window) -> Result<bool, ScanError> {
+        let Position { segno, offset: at, .. } = self.scan.position;
+        if let Some(checked) = self.ahead.take(segno, at).filter(|checked| self.expects(&checked.header)) {
+            let Checked { header, body, records, .. } = checked;
+            let records = records.into_iter().map(|(range, hash, parsed)| Some((&body[range], hash, parsed)));
+            self.take_in(&header, records)?;
+            return Ok(true);
+        }
+        let name = segment_name(segno);
         let read_error = || io_error(format!("reading {} at {at}", self.storage.describe(&name)));
         if at + BLOCK as u64 > window.size {
             return Ok(false);
@@ -365,31 +414,52 @@ impl<'s> Scanner<'s> {
         if !frame_is_sound(frame, header.salt, at, header.commit) {
             return Ok(false);
         }
-        unpack_body(&header, frame, &mut self.body);
-        let mut hash = header.prev_hash;
+        let mut body = Vec::new();
+        unpack_body(&header, frame, &mut body);
+        let parse = self.reading.parse;
+        self.take_in(
+            &header,
+            records(&body).map(|record| record.map(|bytes| (bytes, Sha256::digest(bytes).into(), parse(bytes)))),
+        )?;
+        Ok(true)
+    }
+
+    /// Visits the records of the frame at the current offset and goes on behind it. An item that is `None` stands for record
+    /// lengths that do not add up.
+    fn take_in<'b>(
+        &mut self,
+        header: &FrameHeader,
+        records: impl Iterator<Item = Option<(&'b [u8], Digest, T)>>,
+    ) -> Result<(), ScanError> {
+        let Position { segno, offset: at, .. } = self.scan.position;
+        let name = segment_name(segno);
+        let mut head_hash = header.prev_hash;
         let mut count = 0;
-        for record in records(&self.body) {
-            let Some(bytes) = record else { return Err(self.corrupt(&name, at, "record lengths do not add up")) };
-            hash = Sha256::digest(bytes).into();
-            visit(&Record { seq: header.first_seq + count, bytes, hash }).map_err(|reason| {
+        for record in records {
+            let Some((bytes, hash, parsed)) = record else {
+                return Err(self.corrupt(&name, at, "record lengths do not add up"));
+            };
+            head_hash = hash;
+            let record = Record { seq: header.first_seq + count, bytes, hash };
+            (self.reading.visit)(&record, parsed).map_err(|reason| {
                 let position = Position { next_seq: header.first_seq + count, ..self.scan.position.clone() };
                 corrupt_at(self.storage, &position, &name, at, &reason)
             })?;
             count += 1;
         }
-        if count != u64::from(header.records) || hash != header.head_hash {
+        if count != u64::from(header.records) || head_hash != header.head_hash {
             return Err(self.corrupt(&name, at, "the frame's records do not match its header"));
         }
         let scan = &mut self.scan;
-        IndexEntry::extend(&mut scan.index, scan.position.segno, at, header.first_seq);
+        IndexEntry::extend(&mut scan.index, segno, at, header.first_seq);
         scan.frames += 1;
         scan.bytes += u64::from(header.blocks) * BLOCK as u64;
         let position = &mut scan.position;
         position.offset += u64::from(header.blocks) * BLOCK as u64;
         position.next_commit += 1;
         position.next_seq += count;
-        position.head_hash = hash;
-        Ok(true)
+        position.head_hash = head_hash;
+        Ok(())
     }
 
     fn expects(&self, header: &FrameHeader) -> bool {
