@@ -1,14 +1,18 @@
-//! A disk that remembers every write and sync, can fail any of them, and can be cut at any point.
+//! A disk that remembers every write and sync, can fail any of them, can be full, and can be cut at any point.
 //!
 //! It models what the log may assume and no more: a write is durable after the sync of its file, a name after the sync of
-//! the directory; before that each 512-byte sector is old, new or garbage, and of the pending changes of names any first
-//! part has happened.
+//! the directory; `medium` has what may be left of everything else.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+pub mod content;
+pub mod log;
+pub mod medium;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use content::Content;
 use hackbrain::wal::frame::{BLOCK, SECTOR};
 use hackbrain::wal::storage::{BlockFile, Storage};
 
@@ -45,21 +49,39 @@ pub enum Fault {
     ShortWrite,
 }
 
+/// The named files of a disk.
+pub type Image = BTreeMap<String, Content>;
+
 #[derive(Default)]
 struct State {
     names: BTreeMap<String, usize>,
-    contents: Vec<Vec<u8>>,
-    ops: Vec<Op>,
+    contents: Vec<Content>,
+    /// `None`: nobody wants to know.
+    ops: Option<Vec<Recorded>>,
     /// Writes, syncs, creations and renames so far.
     calls: usize,
     fault: Option<(usize, Fault)>,
     failed: bool,
     /// So many creations find the disk full.
     full_for: usize,
+    /// Bytes that all files together may have.
+    capacity: Option<usize>,
 }
 
-#[derive(Clone, Default)]
+struct Recorded {
+    op: Op,
+    /// By the thread that prepares segments, which runs beside everything else.
+    by_preparer: bool,
+}
+
+#[derive(Clone)]
 pub struct SimDisk(Arc<Mutex<State>>);
+
+impl Default for SimDisk {
+    fn default() -> Self {
+        Self::recording(&Image::new())
+    }
+}
 
 struct SimFile {
     disk: SimDisk,
@@ -68,18 +90,53 @@ struct SimFile {
 
 impl SimDisk {
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Self {
-        let disk = Self::default();
+        Self::recording(&files.iter().map(|(name, bytes)| (name.clone(), Content::from(&bytes[..]))).collect())
+    }
+
+    /// A disk that remembers what is done to it.
+    pub fn recording(image: &Image) -> Self {
+        let disk = Self::forgetful(image);
+        disk.0.lock().unwrap().ops = Some(Vec::new());
+        disk
+    }
+
+    /// A disk that remembers, to which `ops` were done since it held `image`.
+    pub fn replayed(image: &Image, ops: &[Op]) -> Self {
+        let disk = Self::recording(image);
         let mut state = disk.0.lock().unwrap();
-        for (name, content) in files {
-            let file = state.contents.len();
-            state.contents.push(content.clone());
-            state.names.insert(name.clone(), file);
+        for op in ops {
+            match op {
+                Op::Create { name, file } => {
+                    assert_eq!(*file, state.contents.len(), "files are numbered as they are created");
+                    state.contents.push(Content::default());
+                    state.names.insert(name.clone(), *file);
+                }
+                Op::Write { file, offset, bytes } => state.contents[*file].write(*offset, bytes),
+                Op::Rename { from, to } => {
+                    let file = state.names.remove(from).unwrap();
+                    state.names.insert(to.clone(), file);
+                }
+                Op::Remove { name } => drop(state.names.remove(name).unwrap()),
+                Op::Sync { .. } | Op::SyncDir | Op::Acknowledged(_) => {}
+            }
+            state.ops.as_mut().unwrap().push(Recorded { op: op.clone(), by_preparer: false });
         }
         drop(state);
         disk
     }
 
+    /// A disk that only holds files. Their numbers are their places in `image`.
+    pub fn forgetful(image: &Image) -> Self {
+        let names = image.keys().cloned().zip(0..).collect();
+        let contents = image.values().cloned().collect();
+        Self(Arc::new(Mutex::new(State { names, contents, ..State::default() })))
+    }
+
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        self.image().into_iter().map(|(name, content)| (name, content.to_vec())).collect()
+    }
+
+    pub fn image(&self) -> Image {
         let state = self.0.lock().unwrap();
         state.names.iter().map(|(name, file)| (name.clone(), state.contents[*file].clone())).collect()
     }
@@ -91,6 +148,11 @@ impl SimDisk {
     /// The next `creations` find the disk full; what is allocated already can still be written.
     pub fn fill_up(&self, creations: usize) {
         self.0.lock().unwrap().full_for = creations;
+    }
+
+    /// All files together may have so many bytes.
+    pub fn limit(&self, capacity: Option<usize>) {
+        self.0.lock().unwrap().capacity = capacity;
     }
 
     pub fn is_full(&self) -> bool {
@@ -108,24 +170,92 @@ impl SimDisk {
     }
 
     pub fn note_acknowledged(&self, below: u64) {
-        self.0.lock().unwrap().ops.push(Op::Acknowledged(below));
+        self.0.lock().unwrap().record(|| Op::Acknowledged(below));
     }
 
     pub fn ops(&self) -> Vec<Op> {
-        self.0.lock().unwrap().ops.clone()
+        self.0.lock().unwrap().ops.iter().flatten().map(|recorded| recorded.op.clone()).collect()
+    }
+
+    /// Whether the preparing thread has made a file of this name ready.
+    pub fn has_prepared(&self, name: &str) -> bool {
+        let state = self.0.lock().unwrap();
+        let last = state.ops.iter().flatten().rfind(|recorded| recorded.by_preparer);
+        match (last.map(|recorded| &recorded.op), state.names.get(name)) {
+            (Some(Op::Sync { file }), Some(named)) => file == named,
+            _ => false,
+        }
+    }
+
+    /// What was done, with the operations of the preparing thread moved to other places that they could have had: from
+    /// where they were wanted (they were recorded there, if the scenario waited for them) up to where their file is used.
+    pub fn ops_interleaved(&self, random: &mut Random) -> Vec<Op> {
+        let state = self.0.lock().unwrap();
+        let (mut main, mut moved) = (Vec::new(), Vec::<(usize, Op)>::new());
+        for Recorded { op, by_preparer } in state.ops.iter().flatten() {
+            if *by_preparer {
+                // Whether it came before or after a word of what is durable, which is no operation, is chance.
+                let last = main.iter().rposition(|op| !matches!(op, Op::Acknowledged(_)));
+                moved.push((last.map_or(0, |last| last + 1), op.clone()));
+            } else {
+                main.push(op.clone());
+            }
+        }
+        let (mut earliest, mut preparing) = (0, (String::new(), usize::MAX));
+        for (place, op) in &mut moved {
+            if let Op::Create { name, file } = op {
+                preparing = (name.clone(), *file);
+            }
+            let ends = |other: &Op| match other {
+                Op::Write { file, .. } => *file == preparing.1,
+                Op::Remove { name } => *name == preparing.0,
+                _ => false,
+            };
+            let latest = main[*place..].iter().position(ends).map_or(main.len(), |at| *place + at);
+            earliest = earliest.max(*place);
+            assert!(earliest <= latest, "a segment is prepared before it is used");
+            // Leaning to early places: with late ones the creation is cut only together with the end of a segment.
+            let room = (latest - earliest) as u64 + 1;
+            earliest += random.below(room).min(random.below(room)) as usize;
+            *place = earliest;
+        }
+        let mut ops = Vec::with_capacity(main.len() + moved.len());
+        let mut moved = moved.into_iter().peekable();
+        for (at, op) in main.into_iter().enumerate() {
+            while let Some((_, early)) = moved.next_if(|(place, _)| *place <= at) {
+                ops.push(early);
+            }
+            ops.push(op);
+        }
+        ops.extend(moved.map(|(_, op)| op));
+        ops
+    }
+}
+
+impl State {
+    fn record(&mut self, op: impl FnOnce() -> Op) {
+        if let Some(ops) = &mut self.ops {
+            let by_preparer = std::thread::current().name() == Some("wal-prepare");
+            ops.push(Recorded { op: op(), by_preparer });
+        }
     }
 
     /// Counts a call and fails it if its turn has come. A device that failed once goes on failing.
-    fn call(state: &mut State) -> io::Result<()> {
-        let number = state.calls;
-        state.calls += 1;
-        match state.fault {
-            Some((at, Fault::Error(kind))) if number == at || state.failed => {
-                state.failed = true;
+    fn call(&mut self) -> io::Result<()> {
+        let number = self.calls;
+        self.calls += 1;
+        match self.fault {
+            Some((at, Fault::Error(kind))) if number == at || self.failed => {
+                self.failed = true;
                 Err(kind.into())
             }
             _ => Ok(()),
         }
+    }
+
+    fn has_room_for(&self, more: usize) -> bool {
+        let used = || self.names.values().map(|file| self.contents[*file].len()).sum::<usize>();
+        self.capacity.is_none_or(|capacity| more == 0 || used() + more <= capacity)
     }
 }
 
@@ -135,35 +265,27 @@ impl BlockFile for SimFile {
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let state = self.disk.0.lock().unwrap();
-        let content = &state.contents[self.file];
-        let from = offset as usize;
-        match content.get(from..from + buf.len()) {
-            Some(bytes) => {
-                buf.copy_from_slice(bytes);
-                Ok(())
-            }
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
+        let whole = state.contents[self.file].read(buf, offset as usize);
+        if whole { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         assert_eq!(buf.as_ptr() as usize % BLOCK, 0, "O_DIRECT wants aligned memory");
         assert!(buf.len().is_multiple_of(BLOCK) && offset.is_multiple_of(BLOCK as u64), "O_DIRECT wants whole blocks");
         let mut state = self.disk.0.lock().unwrap();
         let short = state.fault == Some((state.calls, Fault::ShortWrite));
-        SimDisk::call(&mut state)?;
+        state.call()?;
         let (from, len) = (offset as usize, if short { buf.len() / 2 / SECTOR * SECTOR } else { buf.len() });
-        let content = &mut state.contents[self.file];
-        if content.len() < from + len {
-            content.resize(from + len, 0);
+        if !state.has_room_for((from + len).saturating_sub(state.contents[self.file].len())) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        content[from..from + len].copy_from_slice(&buf[..len]);
-        state.ops.push(Op::Write { file: self.file, offset: from, bytes: buf[..len].to_vec() });
+        state.contents[self.file].write(from, &buf[..len]);
+        state.record(|| Op::Write { file: self.file, offset: from, bytes: buf[..len].to_vec() });
         if short { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
     }
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.0.lock().unwrap();
-        SimDisk::call(&mut state)?;
-        state.ops.push(Op::Sync { file: self.file });
+        state.call()?;
+        state.record(|| Op::Sync { file: self.file });
         Ok(())
     }
 }
@@ -182,36 +304,36 @@ impl Storage for SimDisk {
     }
     fn create(&self, name: &str) -> io::Result<Arc<dyn BlockFile>> {
         let mut state = self.0.lock().unwrap();
-        SimDisk::call(&mut state)?;
+        state.call()?;
         if state.full_for > 0 {
             state.full_for -= 1;
             return Err(io::ErrorKind::StorageFull.into());
         }
         let file = state.contents.len();
         assert!(!state.names.contains_key(name), "create means new");
-        state.contents.push(Vec::new());
+        state.contents.push(Content::default());
         state.names.insert(name.to_owned(), file);
-        state.ops.push(Op::Create { name: name.to_owned(), file });
+        state.record(|| Op::Create { name: name.to_owned(), file });
         Ok(Arc::new(SimFile { disk: self.clone(), file }))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
-        SimDisk::call(&mut state)?;
+        state.call()?;
         let file = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.names.insert(to.to_owned(), file);
-        state.ops.push(Op::Rename { from: from.to_owned(), to: to.to_owned() });
+        state.record(|| Op::Rename { from: from.to_owned(), to: to.to_owned() });
         Ok(())
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
-        state.ops.push(Op::Remove { name: name.to_owned() });
+        state.record(|| Op::Remove { name: name.to_owned() });
         Ok(())
     }
     fn sync_dir(&self) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
-        SimDisk::call(&mut state)?;
-        state.ops.push(Op::SyncDir);
+        state.call()?;
+        state.record(|| Op::SyncDir);
         Ok(())
     }
     fn describe(&self, name: &str) -> String {
@@ -219,7 +341,7 @@ impl Storage for SimDisk {
     }
 }
 
-/// A small generator: tests print their seed and repeat exactly.
+/// A small generator: tests print their seed and repeat exactly. The seed must not be zero.
 pub struct Random(pub u64);
 
 impl Random {
@@ -232,110 +354,17 @@ impl Random {
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
-
-/// What may be on the medium: built op by op, then cut.
-pub struct Medium {
-    names: BTreeMap<String, usize>,
-    pending_names: Vec<Op>,
-    files: BTreeMap<usize, MediumFile>,
-    pub acknowledged_below: u64,
-}
-
-#[derive(Default, Clone)]
-struct MediumFile {
-    durable: Vec<u8>,
-    live: Vec<u8>,
-    /// Sectors written since the last sync.
-    dirty: Vec<usize>,
-}
-
-impl Medium {
-    pub fn new(start: &BTreeMap<String, Vec<u8>>) -> Self {
-        let mut medium =
-            Self { names: BTreeMap::new(), pending_names: Vec::new(), files: BTreeMap::new(), acknowledged_below: 1 };
-        // The numbers match those that `SimDisk::from_files` gives.
-        for (file, (name, content)) in start.iter().enumerate() {
-            medium.names.insert(name.clone(), file);
-            let kept = MediumFile { durable: content.clone(), live: content.clone(), dirty: Vec::new() };
-            medium.files.insert(file, kept);
-        }
-        medium
+        // The low bits of this generator are its weak ones.
+        (self.next() >> 11) % n
     }
 
-    pub fn apply(&mut self, op: &Op) {
-        match op {
-            Op::Create { file, .. } => {
-                self.files.insert(*file, MediumFile::default());
-                self.pending_names.push(op.clone());
-            }
-            Op::Write { file, offset, bytes } => {
-                let file = self.files.get_mut(file).unwrap();
-                let end = offset + bytes.len();
-                if file.live.len() < end {
-                    file.live.resize(end, 0);
-                }
-                file.live[*offset..end].copy_from_slice(bytes);
-                file.dirty.extend(offset / SECTOR..end / SECTOR);
-            }
-            Op::Sync { file } => {
-                let file = self.files.get_mut(file).unwrap();
-                file.durable = file.live.clone();
-                file.dirty.clear();
-            }
-            Op::Rename { .. } | Op::Remove { .. } => self.pending_names.push(op.clone()),
-            Op::SyncDir => {
-                for op in std::mem::take(&mut self.pending_names) {
-                    change_names(&mut self.names, &op);
-                }
-            }
-            Op::Acknowledged(below) => self.acknowledged_below = *below,
-        }
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
     }
 
-    /// One of the states that a power cut at this point may leave.
-    pub fn cut(&self, random: &mut Random) -> BTreeMap<String, Vec<u8>> {
-        let mut names = self.names.clone();
-        let happened = random.below(self.pending_names.len() as u64 + 1) as usize;
-        for op in &self.pending_names[..happened] {
-            change_names(&mut names, op);
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for part in bytes.chunks_mut(8) {
+            part.copy_from_slice(&self.next().to_le_bytes()[..part.len()]);
         }
-        // Some cuts lean to one side, so that "all old" and "all new but one" occur even in long writes.
-        let (old, garbage) = [(1, 1), (9, 0), (0, 0), (1, 0), (0, 1), (9, 9)][random.below(6) as usize];
-        names.into_iter().map(|(name, file)| (name, self.files[&file].cut(random, old, garbage))).collect()
-    }
-}
-
-impl MediumFile {
-    fn cut(&self, random: &mut Random, old: u64, garbage: u64) -> Vec<u8> {
-        let mut content = self.live.clone();
-        for sector in &self.dirty {
-            let range = sector * SECTOR..(sector + 1) * SECTOR;
-            let pick = random.below(old + garbage + 2);
-            if pick < old {
-                match self.durable.get(range.clone()) {
-                    Some(before) => content[range].copy_from_slice(before),
-                    None => content[range].fill(0),
-                }
-            } else if pick < old + garbage {
-                content[range].iter_mut().for_each(|byte| *byte = random.next() as u8);
-            }
-        }
-        content
-    }
-}
-
-fn change_names(names: &mut BTreeMap<String, usize>, op: &Op) {
-    match op {
-        Op::Create { name, file } => drop(names.insert(name.clone(), *file)),
-        Op::Rename { from, to } => {
-            if let Some(file) = names.remove(from) {
-                names.insert(to.clone(), file);
-            }
-        }
-        Op::Remove { name } => drop(names.remove(name)),
-        _ => {}
     }
 }
