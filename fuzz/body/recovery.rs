@@ -86,24 +86,29 @@ fn read(reader: impl FnOnce(&mut Visit<'_>) -> Result<Option<Scan>, ScanError>) 
     (found, outcome.map_err(|error| error.to_string()))
 }
 
-/// The records of the sound frames, segment after segment: a reader that trusts, to compare with one that does not.
+/// The records of the sound frames that continue each other: a reader that never refuses, to compare with one that does.
 fn held(files: &Files) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
-    let mut commit = 1;
+    let (mut commit, mut head) = (1, [0; 32]);
     let mut body = Vec::new();
     for segno in 1.. {
-        let Some((file, _)) = open(files, segno) else { break };
+        let Some((file, segment)) = open(files, segno) else { break };
+        if segment.first_seq != found.len() as u64 + 1 || segment.prev_hash != head {
+            break;
+        }
         let declared_end = open(files, segno + 1).map(|(_, next)| next.prev_end);
         let mut at = SEGMENT_DATA_START;
         while declared_end != Some(at) {
             let Some(header) = file.get(at as usize..).and_then(decode_header) else { break };
             let end = at as usize + header.blocks as usize * BLOCK;
             let Some(frame) = file.get(at as usize..end) else { break };
-            if header.commit != commit || !frame_is_sound(frame, header.salt, at, commit) {
+            let continues = header.first_seq == found.len() as u64 + 1 && header.prev_hash == head;
+            if !continues || header.commit != commit || !frame_is_sound(frame, header.salt, at, commit) {
                 break;
             }
             unpack_body(&header, frame, &mut body);
             found.extend(records(&body).map_while(|record| record).map(<[u8]>::to_vec));
+            head = found.last().map_or([0; 32], |last| Sha256::digest(last).into());
             at = end as u64;
             commit += 1;
         }
@@ -180,7 +185,7 @@ fn apply(edit: u8, input: &mut Input<'_>, files: &mut Files) {
         }
         11 => {
             let slot = input.small() % 2 * BLOCK;
-            let log_id = if input.small() % 4 == 0 { "7" } else { "4c4c4c4c4c4c4c4c4c4c4c4c4c4c4c4c" };
+            let log_id = if input.small().is_multiple_of(4) { "7" } else { "4c4c4c4c4c4c4c4c4c4c4c4c4c4c4c4c" };
             let len = input.small() % 24;
             let last = String::from_utf8_lossy(input.bytes(len)).into_owned();
             let Some(block) = files.get_mut(WITNESS).and_then(|file| file.get_mut(slot..slot + BLOCK)) else { return };
