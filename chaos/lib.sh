@@ -1,0 +1,202 @@
+# shellcheck shell=bash
+# What the chaos scripts share: a directory that is gone at the end, clean-up in reverse order, small disks, an agent, a load.
+# Sourced, never run; needs bash with `set -euo pipefail`. Exit codes: 0 the promise held, 1 it did not, 77 skipped.
+
+# shellcheck source-path=SCRIPTDIR source=../scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../scripts/lib.sh"
+
+SKIPPED=77
+PATIENCE_S=60
+CLIENTS=4
+# So large that frames of one and of several blocks are written.
+PADDING_BYTES_MAX=16000
+# The least there is, so that segments change often.
+SEGMENT_BYTES=4194304
+# Nothing listens there: jobs are received and wait, and every event in the ledger is one that a client was told of.
+NO_ENGINE=unix:///nonexistent.sock
+
+DEFERRED=()
+DIR=
+SEED=
+BINARY=
+AGENT_PID=
+URL=
+CLIENT_PIDS=()
+
+skip() {
+    say "skipped: $*"
+    exit "$SKIPPED"
+}
+
+# usage_if_asked "$@": the script's first comment lines are its help.
+usage_if_asked() {
+    case "${1:-}" in
+    -h | --help)
+        sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+        exit 0
+        ;;
+    esac
+}
+
+# defer COMMAND…: runs when the script ends, however it ends; the last one deferred runs first.
+defer() {
+    DEFERRED+=("$(printf '%q ' "$@")")
+}
+
+run_deferred() {
+    local status=$? index
+    trap '' INT TERM
+    trap - EXIT
+    for ((index = ${#DEFERRED[@]} - 1; index >= 0; index--)); do
+        eval "${DEFERRED[index]}" || {
+            say "clean-up failed: ${DEFERRED[index]}"
+            status=1
+        }
+    done
+    if losetup -a 2>/dev/null | grep -qF "$DIR/" || grep -qF " $DIR/" /proc/self/mountinfo; then
+        say "left behind: a mount or a loop device below $DIR"
+        status=1
+    fi
+    exit "$status"
+}
+
+# Directory, seed, clean-up, binary. What a disk needs is asked for first: who is to be skipped need not wait for a build.
+begin() {
+    [ "$(id -u)" -eq 0 ] || skip "mounting a file system needs root"
+    PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+    local tool
+    for tool in curl losetup mkfs.ext4 mount python3 umount; do
+        have "$tool" || skip "there is no $tool"
+    done
+    DIR="$(mktemp -d "${TMPDIR:-/tmp}/hackbrain-chaos.XXXXXX")"
+    trap run_deferred EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    defer rm -rf --one-file-system "$DIR"
+    SEED="${HACKBRAIN_SEED:-$((RANDOM * 32768 + RANDOM))}"
+    RANDOM=$SEED
+    say "seed $SEED"
+    BINARY="${HACKBRAIN_BIN:-$("$ROOT/scripts/build")}"
+    mkdir "$DIR/mnt" "$DIR/answers"
+}
+
+# make_loop_ext4 MIB: a new ext4 on a loop device, not mounted yet. Sets DEVICE.
+make_loop_ext4() {
+    local image
+    image="$(mktemp "$DIR/image.XXXXXX")"
+    truncate -s "$1M" "$image"
+    mkfs.ext4 -q -F -m 0 "$image" || die "mkfs.ext4 failed"
+    DEVICE="$(losetup -f --show --direct-io=on "$image" 2>"$DIR/losetup.log")" ||
+        skip "no loop device can be had: $(tail -n 1 "$DIR/losetup.log")"
+    defer losetup -d "$DEVICE"
+    defer unmount_if_mounted
+}
+
+# mount_disk ARGUMENT…: mounts on $DIR/mnt.
+mount_disk() {
+    mount "$@" "$DIR/mnt" 2>"$DIR/mount.log" || skip "it cannot be mounted: $(tail -n 1 "$DIR/mount.log")"
+}
+
+unmount() {
+    # A process that was just killed lets go of its files only when it is reaped.
+    local tries
+    for ((tries = 0; tries < 100; tries++)); do
+        umount "$DIR/mnt" 2>"$DIR/umount.log" && return 0
+        sleep 0.1
+    done
+    cat "$DIR/umount.log" >&2
+    return 1
+}
+
+unmount_if_mounted() {
+    if mountpoint -q "$DIR/mnt"; then unmount; fi
+}
+
+# try_start_agent: an agent on the disk, with a free port. Sets AGENT_PID and URL; its exit code where it ends instead.
+try_start_agent() {
+    local log tries
+    log="$(mktemp "$DIR/agent.XXXXXX")"
+    AGENT_LOG="$log"
+    DOCKER_HOST="$NO_ENGINE" "$BINARY" serve --data "$DIR/mnt/data" --listen 127.0.0.1:0 \
+        --segment-size "$SEGMENT_BYTES" >/dev/null 2>"$log" &
+    AGENT_PID=$!
+    for ((tries = 0; tries < PATIENCE_S * 20; tries++)); do
+        URL="$(sed -n 's/.*listening on \(http:[^ ,]*\).*/\1/p' "$log")"
+        if [ -n "$URL" ] && [ "$(status_of GET /readyz)" = 200 ]; then return 0; fi
+        if ! kill -0 "$AGENT_PID" 2>/dev/null; then
+            end_agent
+            return "$AGENT_STATUS"
+        fi
+        sleep 0.05
+    done
+    return 1
+}
+
+start_agent() {
+    try_start_agent || die "the agent does not come up: $(tail -n 5 "$AGENT_LOG")"
+}
+
+# end_agent [SIGNAL]: sets AGENT_STATUS.
+end_agent() {
+    AGENT_STATUS=0
+    [ -n "$AGENT_PID" ] || return 0
+    [ $# -eq 0 ] || kill "-$1" "$AGENT_PID" 2>/dev/null || true
+    wait "$AGENT_PID" 2>/dev/null || AGENT_STATUS=$?
+    AGENT_PID=
+}
+
+kill_agent() { end_agent KILL; }
+
+status_of() {
+    curl -s -m "$PATIENCE_S" -o /dev/null -w '%{http_code}' -X "$1" "$URL$2" || true
+}
+
+# submit ID: one line, the answer and its status.
+submit() {
+    local padding
+    printf -v padding '%*s' $((RANDOM % PADDING_BYTES_MAX)) ''
+    curl -s -m "$PATIENCE_S" -w ' %{http_code}\n' -H 'Content-Type: application/json' "$URL/api/submit_job" \
+        -d "{\"job_id\":\"$1\",\"image_hash\":\"none\",\"command\":[\"true\"],\"env\":{\"A\":\"$padding\"}}" || true
+}
+
+# start_load ROUND: clients that submit until stop_load; what they were answered goes to $DIR/answers.
+start_load() {
+    local number
+    rm -f "$DIR/stop"
+    for ((number = 0; number < CLIENTS; number++)); do
+        client "$1-$number" $((SEED + number)) >"$DIR/answers/$1-$number" &
+        CLIENT_PIDS+=("$!")
+    done
+}
+
+client() {
+    local count=0
+    RANDOM=$2
+    while [ ! -e "$DIR/stop" ]; do
+        count=$((count + 1))
+        submit "chaos-$1-$count"
+        # An agent that refuses, or is gone, is not asked a thousand times a second.
+        [ $((count % 50)) -ne 0 ] || sleep 0.02
+    done
+}
+
+stop_load() {
+    touch "$DIR/stop"
+    local pid
+    for pid in "${CLIENT_PIDS[@]}"; do wait "$pid" || true; done
+    CLIENT_PIDS=()
+}
+
+acknowledged() { cat "$DIR"/answers/* | grep -c '} 200$' || true; }
+
+# check_ledger: it verifies, and whatever was acknowledged is in it.
+check_ledger() {
+    "$BINARY" verify --data "$DIR/mnt/data" >"$DIR/verify.log" 2>&1 || die "not sound: $(cat "$DIR/verify.log")"
+    "$BINARY" dump --data "$DIR/mnt/data" >"$DIR/dump" || die "hackbrain dump failed"
+    "$ROOT/chaos/acknowledged.py" --dump "$DIR/dump" "$DIR"/answers/* || die "the ledger lacks what was acknowledged"
+}
+
+# check_served: the agent that runs tells of each acknowledged job.
+check_served() {
+    "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* || die "the agent lacks what was acknowledged"
+}

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# chaos/power_cut.sh [ROUNDS]
+# The fault: the file system below --data is cut off under load, without its journal being flushed, and mounted again.
+# The promise: the ledger is sound, and whatever was acknowledged is in it and is served again.
+#
+# An ext4 on a loop device is shut down with EXT4_IOC_SHUTDOWN at a random moment of each round (twenty, or HACKBRAIN_ROUNDS).
+# That loses names, lengths and pages that were not synced, as a file without a sync shows in each round. It cannot lose what
+# O_DIRECT has handed to the device: cuts between sectors are for tests/wal_crash.rs. HACKBRAIN_SEED repeats the moments;
+# HACKBRAIN_BIN names the binary. Needs root; skipped without.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+MIB=256
+CUT_AFTER_MS_MIN=300
+CUT_AFTER_MS_MAX=2000
+
+main() {
+    usage_if_asked "$@"
+    local rounds="${1:-${HACKBRAIN_ROUNDS:-20}}" round lost=0 after_ms
+    begin
+    make_loop_ext4 "$MIB"
+    mount_disk "$DEVICE"
+    defer kill_agent
+    defer stop_load
+    for ((round = 1; round <= rounds; round++)); do
+        start_agent
+        [ "$round" -eq 1 ] || check_served
+        after_ms=$((CUT_AFTER_MS_MIN + RANDOM % (CUT_AFTER_MS_MAX - CUT_AFTER_MS_MIN)))
+        start_load "$round"
+        sleep "$(printf '%d.%03d' $((after_ms / 1000)) $((after_ms % 1000)))"
+        head -c 8192 /dev/urandom | tee "$DIR/mnt/unsynced" >"$DIR/unsynced"
+        cut
+        # The agent meets the error, and its clients hear of it, before it is killed in every second round.
+        if [ $((round % 2)) -eq 0 ]; then end_by_itself; else kill_agent; fi
+        stop_load
+        unmount
+        mount_disk "$DEVICE"
+        if ! cmp -s "$DIR/unsynced" "$DIR/mnt/unsynced"; then lost=$((lost + 1)); fi
+        rm -f "$DIR/mnt/unsynced"
+        say "round $round of $rounds: cut after $after_ms ms, $(acknowledged) acknowledged so far, unsynced files lost: $lost"
+        check_ledger
+    done
+    start_agent
+    check_served
+    end_agent TERM
+    [ "$AGENT_STATUS" -eq 0 ] || die "the agent ended with $AGENT_STATUS"
+    check_ledger
+    # Otherwise the cuts took nothing away, and proved nothing.
+    [ "$lost" -gt 0 ] || die "not one of $rounds unsynced files was lost"
+    say "power_cut: $rounds rounds, $(acknowledged) acknowledged, all there; $lost of $rounds unsynced files lost"
+}
+
+# EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
+cut() {
+    python3 - "$DIR/mnt" <<'PYTHON' || die "the file system cannot be shut down"
+import fcntl, os, struct, sys
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack("I", 2))
+PYTHON
+}
+
+# Nothing can be written any more: whoever writes first ends it, with 74.
+end_by_itself() {
+    local tries
+    for ((tries = 0; tries < PATIENCE_S * 20; tries++)); do
+        if ! kill -0 "$AGENT_PID" 2>/dev/null; then
+            end_agent
+            [ "$AGENT_STATUS" -eq 74 ] || die "the agent ended with $AGENT_STATUS instead of 74: $(tail -n 3 "$AGENT_LOG")"
+            return 0
+        fi
+        sleep 0.05
+    done
+    die "the agent goes on without a file system"
+}
+
+main "$@"
