@@ -4,8 +4,9 @@
 # The promise: the ledger is sound, and whatever was acknowledged is in it and is served again.
 #
 # An ext4 on a loop device is shut down with EXT4_IOC_SHUTDOWN at a random moment of each round (twenty, or HACKBRAIN_ROUNDS).
-# That loses names, lengths and pages that were not synced, as a file without a sync shows in each round. It cannot lose what
-# O_DIRECT has handed to the device: cuts between sectors are for tests/wal_crash.rs. HACKBRAIN_SEED repeats the moments;
+# In every second round it is the moment after the ledger has got a segment more, whose name must be durable by then.
+# The cut loses names, lengths and pages that were not synced, as a file without a sync shows in each round. It cannot lose
+# what O_DIRECT has handed to the device: cuts between sectors are for tests/wal_crash.rs. HACKBRAIN_SEED repeats the moments;
 # HACKBRAIN_BIN names the binary. Needs root; skipped without.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -14,6 +15,8 @@ set -euo pipefail
 MIB=256
 CUT_AFTER_MS_MIN=300
 CUT_AFTER_MS_MAX=2000
+# After a new segment has its name, and before the next thing that would sync it by chance.
+CUT_AFTER_NAME_MS_MAX=15
 
 main() {
     usage_if_asked "$@"
@@ -29,10 +32,9 @@ main() {
         after_ms=$((CUT_AFTER_MS_MIN + RANDOM % (CUT_AFTER_MS_MAX - CUT_AFTER_MS_MIN)))
         start_load "$round"
         sleep "$(printf '%d.%03d' $((after_ms / 1000)) $((after_ms % 1000)))"
-        head -c 8192 /dev/urandom | tee "$DIR/mnt/unsynced" >"$DIR/unsynced"
-        cut
-        # The agent meets the error, and its clients hear of it, before it is killed in every second round.
-        if [ $((round % 2)) -eq 0 ]; then end_by_itself; else kill_agent; fi
+        cut $((round % 2)) $((RANDOM % CUT_AFTER_NAME_MS_MAX))
+        # Either way it may go: killed at once, or ended by itself when it meets the error.
+        if [ $((RANDOM % 2)) -eq 0 ]; then end_by_itself; else kill_agent; fi
         stop_load
         unmount
         mount_disk "$DEVICE"
@@ -51,11 +53,26 @@ main() {
     say "power_cut: $rounds rounds, $(acknowledged) acknowledged, all there; $lost of $rounds unsynced files lost"
 }
 
-# EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
+# cut AWAIT_SEGMENT DELAY_MS: writes a file without a sync, then EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
 cut() {
-    python3 - "$DIR/mnt" <<'PYTHON' || die "the file system cannot be shut down"
-import fcntl, os, struct, sys
-fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack("I", 2))
+    python3 - "$DIR" "$1" "$2" <<'PYTHON' || die "the file system cannot be shut down"
+import fcntl, os, struct, sys, time
+directory, await_segment, delay_ms = sys.argv[1], sys.argv[2] == "1", int(sys.argv[3])
+mount = os.open(directory + "/mnt", os.O_RDONLY)
+segments = lambda: sum(name.endswith(".log") for name in os.listdir(directory + "/mnt/data/wal"))
+unsynced = os.urandom(8192)
+with open(directory + "/unsynced", "wb") as copy:
+    copy.write(unsynced)
+if await_segment:
+    before, deadline = segments(), time.monotonic() + 10
+    while segments() == before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if segments() == before:
+        print("no segment came within 10 s; cut nevertheless", file=sys.stderr)
+    time.sleep(delay_ms / 1000)
+with open(directory + "/mnt/unsynced", "wb") as file:
+    file.write(unsynced)
+fcntl.ioctl(mount, 0x8004587D, struct.pack("I", 2))
 PYTHON
 }
 
