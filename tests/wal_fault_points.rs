@@ -459,6 +459,9 @@ fn check_point(start: &Files, (call, fault): &(Call, Fault), latched: &AtomicUsi
     let run = run(start, Some((call.clone(), *fault)));
     latched.fetch_add(usize::from(run.latched), Ordering::Relaxed);
     let needed = matches!(call.0, "write" | "sync" | "rename" | "sync directory");
+    if prepares(call) && call.0 == "write" && *fault != Fault::Eio {
+        assert!(run.opened, "{fault:?} at {call:?}: a smaller segment will do");
+    }
     if run.met_early {
         assert!(!run.latched, "{fault:?} at {call:?}: a start that met it and went on had no need of that call");
     } else if prepares(call) && call.0 != "remove" && *fault != Fault::Eio {

@@ -271,7 +271,10 @@ fn open_successor(storage: &dyn Storage, end: &Position, size: u64) -> Result<Po
     };
     // On a nearly full disk a small segment still seals the old one, and the agent can serve what it has.
     let position = match create(size) {
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => create(SMALLEST_SEGMENT.min(size)),
+        // A file system that fills up in the middle of a write may say so by a short one.
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::WriteZero) => {
+            create(SMALLEST_SEGMENT.min(size))
+        }
         other => other,
     };
     let position = position.map_err(io_error(format!("creating {}", storage.describe(&name))))?;
