@@ -314,6 +314,7 @@ class ProcessFaults(unittest.TestCase):
             self.attach(agent, "wal-commit", fault, trace)
             answers = agent.load(lambda answers: len(answers) > 5 * SUBMISSIONS)
             self.check_met(trace)
+            self.assertLessEqual(len(answers), 5 * SUBMISSIONS, "it goes on as if nothing had happened")
             self.check_ended(agent, answers)
             self.check_kept(directory, answers)
 
@@ -330,6 +331,7 @@ class ProcessFaults(unittest.TestCase):
             answers = agent.load(lambda answers: accepted(answers) >= SUBMISSIONS or len(answers) > 5 * SUBMISSIONS)
             self.check_met(trace)
             if fault.how == EIO:
+                self.assertLess(accepted(answers), SUBMISSIONS, "it goes on as if nothing had happened")
                 self.check_ended(agent, answers)
             else:
                 self.assertGreaterEqual(accepted(answers), SUBMISSIONS, "it heals")
