@@ -209,9 +209,9 @@ impl Storage for Faulty {
     }
 }
 
-fn options() -> Options {
-    Options { segment_size: SEGMENT_BYTES, first_segment_size: FIRST_SEGMENT_BYTES }
-}
+/// Without marks, whose moment is the clock's: so the calls are the same in every run.
+const OPTIONS: Options =
+    Options { segment_size: SEGMENT_BYTES, first_segment_size: FIRST_SEGMENT_BYTES, mark_after: None };
 
 fn record(seq: u64) -> Vec<u8> {
     let len = [3, 300, 504, 5000, 9000][(seq % 5) as usize];
@@ -225,7 +225,7 @@ fn open(storage: Arc<dyn Storage>, outcomes: &Arc<Mutex<Vec<Outcome>>>) -> Resul
     let mut found = 0;
     let (wal, _) = Wal::open(
         storage,
-        options(),
+        OPTIONS,
         &mut |found_record| {
             found += 1;
             assert_eq!(found_record.bytes, record(found), "record {found}");
@@ -515,4 +515,27 @@ fn waiters_outlast_a_disk_that_is_full_for_as_long_as_it_takes() {
     }
     assert!(told.refused.is_empty() && told.answers.values().all(Result::is_ok), "{:?}", told.answers);
     close(wal, "after a full disk");
+}
+
+#[test]
+fn a_mark_that_cannot_be_written_ends_the_log_and_takes_nothing_back() {
+    // The first frame is the record's, the second the mark.
+    for (call, fault) in [("write", Fault::Eio), ("write", Fault::ShortWrite), ("sync", Fault::Eio)] {
+        let call = (call, "wal-0000000000000001.log".to_owned(), 1);
+        let disk = SimDisk::default();
+        let storage = Faulty::new(disk.clone(), Some((call.clone(), fault)));
+        let (sender, outcomes) = channel();
+        let options = Options { mark_after: Some(Duration::from_millis(1)), ..OPTIONS };
+        let on_outcome = Box::new(move |outcome| sender.send(outcome).unwrap());
+        let (wal, _) = Wal::open(Arc::new(storage), options, &mut |_| Ok(()), on_outcome).unwrap();
+        let (seq, _) = wal.append(|seq, _, body| body.extend_from_slice(&record(seq))).unwrap();
+        assert_eq!(wal.wait(seq), Ok(()));
+        assert_eq!(outcomes.recv_timeout(PATIENCE).unwrap(), Outcome::DurableBelow(2));
+        let failed = outcomes.recv_timeout(PATIENCE).expect("nobody is told that the mark failed");
+        let Outcome::Failed(latched) = failed else { panic!("{call:?}: {failed:?}") };
+        assert_eq!(wal.append(|_, _, body| body.push(b'x')), Err(latched), "{call:?}");
+        assert_eq!(wal.wait(seq), Ok(()), "what was acknowledged stays so");
+        wal.close();
+        assert_eq!(open(Arc::new(disk), &Arc::default()).unwrap().1, 1, "{call:?}");
+    }
 }
