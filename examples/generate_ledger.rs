@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use hackbrain::hash::Hash;
 use hackbrain::ledger::event::{
-    D1Stable, Ending, Event, Genesis, LogDigest, MountTotals, NodeDown, NodeUp, Scheduled, Sealed, Stored, Usage,
+    D1Stable, Ending, Event, Genesis, LogDigest, MountTotals, NodeDown, NodeUp, Scheduled, Sealed, Usage,
 };
+use hackbrain::ledger::fact::Fact;
 use hackbrain::ledger::lifecycle::{Command, Ledger, Limits, Outcome};
 use hackbrain::ledger::time::Time;
 use hackbrain::manifest;
@@ -153,18 +154,18 @@ impl Generator {
     fn carry_out(&mut self, command: Command) -> Result<(), Box<dyn Error>> {
         self.clock += 1_000;
         for event in self.ledger.decide(command, Time(self.clock), LIMITS)? {
-            self.append(event)?;
+            self.append(&event)?;
         }
         Ok(())
     }
 
-    fn append(&mut self, event: Event) -> Result<(), Box<dyn Error>> {
+    fn append(&mut self, event: &Event) -> Result<(), Box<dyn Error>> {
         let mut link = Hash::ZERO;
         let (seq, _) = self.wal.append(|seq, prev, out| {
             link = Hash(*prev);
             event.write(seq, &link, out);
         })?;
-        self.ledger.apply(&Stored { seq, prev: link, event })?;
+        self.ledger.apply(&Fact::of(seq, link, event))?;
         Ok(())
     }
 }

@@ -10,13 +10,14 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select_biased, unbounded};
 
 use crate::hash::Hash;
-use crate::ledger::event::{Event, Stored};
+use crate::ledger::event::Event;
+use crate::ledger::fact::Fact;
 use crate::ledger::lifecycle::{Command, Job, Ledger, Limits};
 use crate::ledger::time::Time;
 use crate::rejection::Rejection;
 use crate::view::{Published, Seqs, View};
 use crate::wal::AbortOnPanic;
-use crate::wal::recovery::{Reading, Record, Scan, ScanError};
+use crate::wal::recovery::{Record, Scan, ScanError};
 use crate::wal::storage::Storage;
 use crate::wal::writer::{Latched, Options, Outcome, Wal};
 
@@ -73,8 +74,8 @@ impl Recovered {
         let mut ledger = Ledger::default();
         let mut seqs: Vec<Seqs> = Vec::new();
         let mut prev = Hash::ZERO;
-        let mut visit = |record: &Record<'_>, stored| {
-            let job = fold(&mut ledger, record, &prev, stored)?;
+        let mut visit = |record: &Record<'_>| {
+            let job = fold(&mut ledger, record, &prev)?;
             prev = Hash(record.hash);
             if let Some(job) = job {
                 let number = job.number as usize;
@@ -89,8 +90,7 @@ impl Recovered {
             // The engine outlives the log; should it not, there is nobody left to tell.
             let _ = outcome_sender.send(outcome);
         });
-        let reading = Reading { parse: &Stored::parse, visit: &mut visit };
-        let (wal, scan) = Wal::open_parsed(storage, options, reading, on_outcome)?;
+        let (wal, scan) = Wal::open(storage, options, &mut visit, on_outcome)?;
         ledger.check_unfinished().map_err(ScanError::Unreadable)?;
         let head = (scan.position.next_seq - 1, prev);
         let view = View::new(wal.reader(), head, ledger.jobs().into_iter().zip(seqs));
@@ -127,18 +127,13 @@ impl Recovered {
 }
 
 /// Checks an event's place in the chain and takes it into `ledger`; the same for recovery and offline verification.
-/// `stored` is what [`Stored::parse`] made of the record.
-pub fn fold(
-    ledger: &mut Ledger,
-    record: &Record<'_>,
-    prev: &Hash,
-    stored: Result<Stored, String>,
-) -> Result<Option<Arc<Job>>, String> {
-    let stored = stored?;
-    if stored.seq != record.seq || stored.prev != *prev {
+pub fn fold(ledger: &mut Ledger, record: &Record<'_>, prev: &Hash) -> Result<Option<Arc<Job>>, String> {
+    let fact = Fact::parse(record.bytes)?;
+    if fact.seq != record.seq || fact.prev != *prev {
+        // Said by the check that needs no JSON.
         crate::ledger::event::check_link(record.bytes, record.seq, prev)?;
     }
-    ledger.apply(&stored)
+    ledger.apply(&fact)
 }
 
 impl Engine {
@@ -320,7 +315,7 @@ fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, even
     wal.flush();
     for ((event, (prev, bytes)), (seq, hash)) in events.into_iter().zip(written).zip(hashes) {
         // What `decide` proposes, `apply` accepts; otherwise the two rules have come apart, and no event may follow.
-        let job = ledger.apply(&Stored { seq, prev, event }).expect("a decided event is legal");
+        let job = ledger.apply(&Fact::of(seq, prev, &event)).expect("a decided event is legal");
         staged.push_back(Published { seq, hash, bytes, job });
     }
     Ok(())

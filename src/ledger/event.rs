@@ -445,49 +445,55 @@ impl Stored {
     /// Reads an event's bytes, which must be just what [`Event::write`] writes around the detail. The error says what is
     /// wrong with them.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(bytes).map_err(|error| format!("not an event: {error}"))?;
-        let head = Head::parse(text).ok_or_else(|| {
-            let shown: String = text.chars().take(200).collect();
-            format!("not an event: it does not have the fields of one in their order: {shown}")
-        })?;
-        let state = State::parse(head.state).ok_or_else(|| format!("unknown state {:?}", head.state))?;
-        let subject = match head.subject {
-            Some((job_id, attempt)) if !state.is_of_node() => Some(Subject { job_id: job_id.into(), attempt }),
-            None if state.is_of_node() => None,
-            _ => return Err(format!("{state}: job_id and attempt do not fit the state")),
-        };
-        let detail = Detail::parse(state, head.detail).map_err(|error| format!("{state}: detail: {error}"))?;
-        Ok(Self { seq: head.seq, prev: head.prev, event: Event { time: head.time, subject, detail } })
+        let Head { seq, prev, time, subject, state, detail } = Head::parse(bytes)?;
+        let subject = subject.map(|(job_id, attempt)| Subject { job_id: job_id.into(), attempt });
+        let detail = Detail::parse(state, detail).map_err(|error| format!("{state}: detail: {error}"))?;
+        Ok(Self { seq, prev, event: Event { time, subject, detail } })
     }
 }
 
-/// What stands before an event's detail. There is one way to write it, so it is read as text, and not as any JSON.
-struct Head<'a> {
-    seq: u64,
-    prev: Hash,
-    time: Time,
-    subject: Option<(&'a str, u32)>,
-    state: &'a str,
-    detail: &'a str,
+/// What stands before an event's detail, and the detail's text. There is one way to write it, so it is read as text, and not
+/// as any JSON.
+pub(super) struct Head<'a> {
+    pub seq: u64,
+    pub prev: Hash,
+    pub time: Time,
+    pub subject: Option<(&'a str, u32)>,
+    pub state: State,
+    pub detail: &'a str,
 }
 
 impl<'a> Head<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|error| format!("not an event: {error}"))?;
+        let (head, state) = Self::split(text).ok_or_else(|| {
+            let shown: String = text.chars().take(200).collect();
+            format!("not an event: it does not have the fields of one in their order: {shown}")
+        })?;
+        let state = State::parse(state).ok_or_else(|| format!("unknown state {state:?}"))?;
+        if head.subject.is_some() == state.is_of_node() {
+            return Err(format!("{state}: job_id and attempt do not fit the state"));
+        }
+        Ok(Self { state, ..head })
+    }
+
+    /// With a state that is yet to be read.
+    fn split(text: &'a str) -> Option<(Self, &'a str)> {
         let (seq, rest) = text.strip_prefix("{\"seq\":")?.split_once(',')?;
-        let (prev, rest) = rest.strip_prefix("\"prev\":\"")?.split_once('"')?;
-        let (time, mut rest) = rest.strip_prefix(",\"time\":\"")?.split_once('"')?;
+        let (prev, rest) = rest.strip_prefix("\"prev\":\"")?.split_at_checked(64)?;
+        let (time, rest) = rest.strip_prefix("\",\"time\":\"")?.split_at_checked(27)?;
+        let mut rest = rest.strip_prefix("\",\"")?;
         let mut subject = None;
-        if let Some(behind) = rest.strip_prefix(",\"job_id\":\"") {
+        if let Some(behind) = rest.strip_prefix("job_id\":\"") {
             let (job_id, behind) = behind.split_once('"')?;
             let (attempt, behind) = behind.strip_prefix(",\"attempt\":")?.split_once(',')?;
             subject = Some((job_id, u32::try_from(number(attempt)?).ok()?));
-            rest = behind.strip_prefix("\"state\":\"")?;
-        } else {
-            rest = rest.strip_prefix(",\"state\":\"")?;
+            rest = behind.strip_prefix('"')?;
         }
-        let (state, rest) = rest.split_once('"')?;
+        let (state, rest) = rest.strip_prefix("state\":\"")?.split_once('"')?;
         let detail = rest.strip_prefix(",\"detail\":")?.strip_suffix('}')?;
-        Some(Self { seq: number(seq)?, prev: prev.parse().ok()?, time: Time::parse(time)?, subject, state, detail })
+        let (seq, prev, time) = (number(seq)?, prev.parse().ok()?, Time::parse(time)?);
+        Some((Self { seq, prev, time, subject, state: State::Genesis, detail }, state))
     }
 }
 

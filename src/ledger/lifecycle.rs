@@ -10,8 +10,9 @@ use serde::Deserialize;
 
 use super::event::{
     Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received, Scheduled,
-    Sealed, State, Stopping, Stored, Subject,
+    Sealed, State, Stopping, Subject,
 };
+use super::fact::{Change, Fact};
 use super::time::Time;
 
 pub use super::job::{Job, Open, Phase, StoredManifest, Summary, container_name};
@@ -267,94 +268,94 @@ impl Ledger {
     }
 
     /// Takes in the next event. The error says which rule it breaks; then nothing has changed.
-    pub fn apply(&mut self, stored: &Stored) -> Result<Option<Arc<Job>>, String> {
-        let Stored { seq, event, .. } = stored;
-        if *seq != self.last_seq + 1 {
-            return Err(format!("seq {seq} follows seq {}", self.last_seq));
+    pub fn apply(&mut self, fact: &Fact<'_>) -> Result<Option<Arc<Job>>, String> {
+        if fact.seq != self.last_seq + 1 {
+            return Err(format!("seq {} follows seq {}", fact.seq, self.last_seq));
         }
-        if event.time < self.last_time {
-            return Err(format!("time goes back from {} to {}", self.last_time, event.time));
+        if fact.time < self.last_time {
+            return Err(format!("time goes back from {} to {}", self.last_time, fact.time));
         }
-        if (*seq == 1) != matches!(event.detail, Detail::Genesis(_)) {
+        if (fact.seq == 1) != (fact.state == State::Genesis) {
             return Err("GENESIS must be the first event, and only the first".into());
         }
-        let changed = match &event.subject {
+        let changed = match fact.subject {
             None => {
-                self.apply_to_node(*seq, &event.detail)?;
+                self.apply_to_node(fact)?;
                 None
             }
-            Some(subject) => Some(self.apply_to_job(*seq, subject, event)?),
+            Some((job_id, attempt)) => Some(self.apply_to_job(fact, job_id, attempt)?),
         };
-        self.last_seq = *seq;
-        self.last_time = event.time;
+        self.last_seq = fact.seq;
+        self.last_time = fact.time;
         Ok(changed)
     }
 
-    fn apply_to_node(&mut self, seq: u64, detail: &Detail) -> Result<(), String> {
-        match detail {
-            Detail::Genesis(genesis) => self.log_id = Some(genesis.log_id.clone()),
-            Detail::NodeUp(up) => {
-                self.boot_id = Some(up.boot_id.as_str().into());
-                self.node_up_seq = seq;
+    fn apply_to_node(&mut self, fact: &Fact<'_>) -> Result<(), String> {
+        match &fact.change {
+            Change::Genesis(genesis) => self.log_id = Some(genesis.log_id.clone()),
+            Change::NodeUp { boot_id } => {
+                self.boot_id = Some(boot_id.as_ref().into());
+                self.node_up_seq = fact.seq;
                 self.node_is_up = true;
             }
-            Detail::NodeDown(_) => self.node_is_up = false,
-            other => return Err(format!("{} without a job", other.state())),
+            Change::NodeDown => self.node_is_up = false,
+            _ => return Err(format!("{} without a job", fact.state)),
         }
         Ok(())
     }
 
-    fn apply_to_job(&mut self, seq: u64, subject: &Subject, event: &Event) -> Result<Arc<Job>, String> {
-        let state = event.detail.state();
-        let Some(known) = self.jobs.get_mut(&subject.job_id) else {
-            let Detail::Received(received) = &event.detail else {
-                return Err(format!("{state} of an unknown job {:?}", subject.job_id));
-            };
-            return self.receive(seq, subject, event.time, received);
+    fn apply_to_job(&mut self, fact: &Fact<'_>, job_id: &str, attempt: u32) -> Result<Arc<Job>, String> {
+        let state = fact.state;
+        let Some(known) = self.jobs.get_mut(job_id) else {
+            return self.receive(fact, job_id, attempt);
         };
         if !known.allows(state) {
-            return Err(format!("job {:?}: {state} does not follow {}", subject.job_id, known.state));
+            return Err(format!("job {job_id:?}: {state} does not follow {}", known.state));
         }
         let starts = matches!(state, State::Running | State::Recovery);
-        if subject.attempt != known.attempt + u32::from(starts) {
-            let (found, at) = (subject.attempt, known.attempt);
-            return Err(format!("job {:?}: {state} of attempt {found} at attempt {at}", subject.job_id));
+        if attempt != known.attempt + u32::from(starts) {
+            return Err(format!("job {job_id:?}: {state} of attempt {attempt} at attempt {}", known.attempt));
         }
         // In place where nobody else looks at it, as in recovery; otherwise a copy, and readers keep what they have.
         let job = Arc::make_mut(known);
         job.state = state;
-        job.seq = seq;
-        job.attempt = subject.attempt;
+        job.seq = fact.seq;
+        job.attempt = attempt;
         job.seen |= 1 << state as u16;
         let texts = &mut self.texts;
-        change(job, event, self.boot_id.as_ref(), &mut |text| share(texts, text));
+        change(job, fact, self.boot_id.as_ref(), &mut |text| share(texts, text));
         if state.is_end() {
-            job.ended = Some(event.time);
+            job.ended = Some(fact.time);
             self.open -= 1;
             self.open_bytes -= job.open.take().map_or(0, |open| open.manifest.bytes());
         }
         Ok(known.clone())
     }
 
-    fn receive(&mut self, seq: u64, subject: &Subject, time: Time, received: &Received) -> Result<Arc<Job>, String> {
-        let text = received.manifest.get();
-        let brief: Brief<'_> = serde_json::from_str(text).map_err(|error| format!("the manifest: {error}"))?;
-        if Hash::of(text.as_bytes()) != received.manifest_hash || *brief.job_id != *subject.job_id {
+    fn receive(&mut self, fact: &Fact<'_>, job_id: &str, attempt: u32) -> Result<Arc<Job>, String> {
+        let Change::Received { manifest, manifest_hash } = fact.change else {
+            return Err(format!("{} of an unknown job {job_id:?}", fact.state));
+        };
+        let brief: Brief<'_> = serde_json::from_str(manifest).map_err(|error| format!("the manifest: {error}"))?;
+        if Hash::of(manifest.as_bytes()) != manifest_hash || brief.job_id != job_id {
             return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
+        }
+        if attempt != 0 {
+            return Err(format!("job {job_id:?}: received at attempt {attempt}"));
         }
         let number = u32::try_from(self.jobs.len()).map_err(|_| "there are more jobs than a ledger can hold")?;
         let job = Arc::new(Job {
-            job_id: subject.job_id.clone(),
+            job_id: job_id.into(),
             number,
             state: State::Received,
             attempt: 0,
-            seq,
-            received_seq: seq,
-            received: time,
+            seq: fact.seq,
+            received_seq: fact.seq,
+            received: fact.time,
             started: None,
             ended: None,
             image_hash: share(&mut self.texts, &brief.image_hash),
-            manifest_hash: received.manifest_hash,
+            manifest_hash,
             image_id: None,
             execution_hash: None,
             exit_code: None,
@@ -362,16 +363,16 @@ impl Ledger {
             last_d1_stable: None,
             seen: 1 << State::Received as u16,
             open: Some(Box::new(Open {
-                manifest: StoredManifest::new(text),
+                manifest: StoredManifest::new(manifest),
                 scheduled: None,
-                attempt_began: time,
+                attempt_began: fact.time,
                 boot_id: "".into(),
                 marks: [None; 2],
                 stop: None,
             })),
         });
         self.open += 1;
-        self.open_bytes += text.len();
+        self.open_bytes += manifest.len();
         self.jobs.insert(job.job_id.clone(), job.clone());
         Ok(job)
     }
@@ -398,42 +399,31 @@ fn share(texts: &mut HashSet<Arc<str>>, text: &str) -> Arc<str> {
     }
 }
 
-fn change(job: &mut Job, event: &Event, boot_id: Option<&Arc<str>>, share: &mut dyn FnMut(&str) -> Arc<str>) {
+fn change(job: &mut Job, fact: &Fact<'_>, boot_id: Option<&Arc<str>>, share: &mut dyn FnMut(&str) -> Arc<str>) {
     let open = job.open.as_mut().expect("an ended job allows no event");
-    match &event.detail {
-        Detail::Scheduled(scheduled) => {
+    match &fact.change {
+        Change::Scheduled(scheduled) => {
             job.image_id = Some(share(&scheduled.image_id));
             job.execution_hash = Some(scheduled.execution_hash);
-            open.scheduled = Some(Arc::new(scheduled.clone()));
+            open.scheduled = Some(Arc::new(Scheduled::clone(scheduled)));
         }
-        Detail::Running(_) | Detail::Recovery(_) => {
-            job.started.get_or_insert(event.time);
-            open.attempt_began = event.time;
+        Change::Started => {
+            job.started.get_or_insert(fact.time);
+            open.attempt_began = fact.time;
             open.boot_id = boot_id.cloned().unwrap_or_else(|| "".into());
             open.marks = [None; 2];
         }
-        Detail::D1Stable(mark) => {
-            job.last_d1_stable = Some(mark.line.as_str().into());
-            open.marks[usize::from(mark.stream == "stderr")] = Some(mark.offset);
+        Change::Marked { line, on_stderr, offset } => {
+            job.last_d1_stable = Some(line.as_ref().into());
+            open.marks[usize::from(*on_stderr)] = Some(*offset);
         }
-        Detail::Stopping(stopping) => open.stop = Some(Arc::new(stopping.clone())),
-        Detail::Crash(crash) => {
-            job.exit_code = crash.ending.exit_code;
-            job.reason = Some(share(&crash.cause));
+        Change::Stopping(stopping) => open.stop = Some(Arc::new(Stopping::clone(stopping))),
+        Change::Ended { exit_code, reason } => {
+            // A failure to seal, and one that follows a crash, leave the attempt's exit code as it is.
+            job.exit_code = if fact.state == State::Failed { exit_code.or(job.exit_code) } else { *exit_code };
+            job.reason = reason.as_deref().map(share);
         }
-        Detail::Completed(ending) => {
-            job.exit_code = ending.exit_code;
-            job.reason = None;
-        }
-        Detail::Failed(failed) => {
-            job.exit_code = failed.ending.exit_code.or(job.exit_code);
-            job.reason = Some(share(&failed.reason));
-        }
-        Detail::Cancelled(cancelled) => {
-            job.exit_code = cancelled.ending.exit_code;
-            job.reason = Some(share("cancelled"));
-        }
-        Detail::Genesis(_) | Detail::NodeUp(_) | Detail::NodeDown(_) | Detail::Received(_) | Detail::Sealed(_) => {}
+        Change::Genesis(_) | Change::NodeUp { .. } | Change::NodeDown | Change::Received { .. } | Change::Sealed => {}
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::ledger::event::Stored;
 use crate::ledger::event::Usage;
 
 const LIMITS: Limits = Limits { jobs_open_max: 3, manifest_bytes_max: 100_000 };
@@ -33,7 +34,9 @@ impl Bench {
             let stored = Stored::parse(&bytes).unwrap();
             assert_eq!(stored.event, event, "what is written is what is read");
             states.push(event.detail.state());
-            self.ledger.apply(&stored).unwrap();
+            let fact = Fact::parse(&bytes).unwrap();
+            assert_eq!(fact, Fact::of(seq, prev, &event), "what is read is what was decided");
+            self.ledger.apply(&fact).unwrap();
             self.prev = Some(Hash::of(&bytes));
             self.bytes.push(bytes);
         }
@@ -167,7 +170,7 @@ fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() 
                     }
                     let mut recovered = Ledger::default();
                     for bytes in &bench.bytes {
-                        recovered.apply(&Stored::parse(bytes).unwrap()).unwrap();
+                        recovered.apply(&Fact::parse(bytes).unwrap()).unwrap();
                     }
                     assert_eq!(recovered.job("j"), bench.ledger.job("j"), "recovery sees what was decided live");
                     assert_eq!((recovered.open, recovered.open_bytes), (bench.ledger.open, bench.ledger.open_bytes));
@@ -191,7 +194,7 @@ fn a_crash_without_its_failure_gets_no_further_attempt() {
         let subject = Some(Subject { job_id: id.clone(), attempt: 1 });
         let seq = bench.bytes.len() as u64 + 1;
         let event = Event { time: Time(bench.clock), subject, detail: Detail::Crash(crash) };
-        bench.ledger.apply(&Stored { seq, prev: Hash::ZERO, event }).unwrap();
+        bench.ledger.apply(&Fact::of(seq, Hash::ZERO, &event)).unwrap();
         let events = bench.ledger.decide(Command::Start(id), Time(bench.clock), LIMITS).unwrap();
         assert!(
             matches!(&events[..], [Event { detail: Detail::Failed(failed), .. }] if failed.reason == reason),
@@ -238,8 +241,9 @@ fn events_that_do_not_follow_are_refused_and_change_nothing() {
         (3, time, None, Detail::Genesis(Genesis { log_id: "x".into(), format: 1 })),
         (3, time, Some(Subject { job_id: "unknown".into(), attempt: 0 }), Detail::Scheduled(scheduled())),
     ] {
-        let stored = Stored { seq, prev: Hash::ZERO, event: Event { time, subject, detail } };
-        assert!(bench.ledger.apply(&stored).is_err(), "{stored:?}");
+        let event = Event { time, subject, detail };
+        let fact = Fact::of(seq, Hash::ZERO, &event);
+        assert!(bench.ledger.apply(&fact).is_err(), "{fact:?}");
     }
     assert_eq!(bench.job().state, State::Received);
 }

@@ -1,6 +1,7 @@
 //! Events and what they mean. Pure: knows neither disk nor HTTP nor Docker; time comes in as data.
 
 pub mod event;
+pub mod fact;
 pub mod job;
 pub mod lifecycle;
 pub mod time;
