@@ -160,12 +160,12 @@ impl Generator {
     }
 
     fn append(&mut self, event: &Event) -> Result<(), Box<dyn Error>> {
-        let mut link = Hash::ZERO;
-        let (seq, _) = self.wal.append(|seq, prev, out| {
-            link = Hash(*prev);
-            event.write(seq, &link, out);
+        let mut bytes = Vec::new();
+        self.wal.append(|seq, prev, out| {
+            event.write(seq, &Hash(*prev), &mut bytes);
+            out.extend_from_slice(&bytes);
         })?;
-        self.ledger.apply(&Fact::of(seq, link, event))?;
+        self.ledger.apply(&Fact::parse(&bytes)?, &bytes)?;
         Ok(())
     }
 }

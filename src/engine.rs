@@ -17,7 +17,7 @@ use crate::ledger::time::Time;
 use crate::rejection::Rejection;
 use crate::view::{Published, Seqs, View};
 use crate::wal::AbortOnPanic;
-use crate::wal::recovery::{Record, Scan, ScanError};
+use crate::wal::recovery::{Reading, Record, Scan, ScanError};
 use crate::wal::storage::Storage;
 use crate::wal::writer::{Latched, Options, Outcome, Wal};
 
@@ -74,8 +74,8 @@ impl Recovered {
         let mut ledger = Ledger::default();
         let mut seqs: Vec<Seqs> = Vec::new();
         let mut prev = Hash::ZERO;
-        let mut visit = |record: &Record<'_>| {
-            let job = fold(&mut ledger, record, &prev)?;
+        let mut visit = |record: &Record<'_>, fact| {
+            let job = fold(&mut ledger, record, &prev, fact)?;
             prev = Hash(record.hash);
             if let Some(job) = job {
                 let number = job.number as usize;
@@ -90,7 +90,8 @@ impl Recovered {
             // The engine outlives the log; should it not, there is nobody left to tell.
             let _ = outcome_sender.send(outcome);
         });
-        let (wal, scan) = Wal::open(storage, options, &mut visit, on_outcome)?;
+        let reading = Reading { parse: &Fact::parse, visit: &mut visit };
+        let (wal, scan) = Wal::open_parsed(storage, options, reading, on_outcome)?;
         ledger.check_unfinished().map_err(ScanError::Unreadable)?;
         let head = (scan.position.next_seq - 1, prev);
         let view = View::new(wal.reader(), head, ledger.jobs().into_iter().zip(seqs));
@@ -127,13 +128,19 @@ impl Recovered {
 }
 
 /// Checks an event's place in the chain and takes it into `ledger`; the same for recovery and offline verification.
-pub fn fold(ledger: &mut Ledger, record: &Record<'_>, prev: &Hash) -> Result<Option<Arc<Job>>, String> {
-    let fact = Fact::parse(record.bytes)?;
+/// `fact` is what [`Fact::parse`] made of the record.
+pub fn fold(
+    ledger: &mut Ledger,
+    record: &Record<'_>,
+    prev: &Hash,
+    fact: Result<Fact, String>,
+) -> Result<Option<Arc<Job>>, String> {
+    let fact = fact?;
     if fact.seq != record.seq || fact.prev != *prev {
         // Said by the check that needs no JSON.
         crate::ledger::event::check_link(record.bytes, record.seq, prev)?;
     }
-    ledger.apply(&fact)
+    ledger.apply(&fact, record.bytes)
 }
 
 impl Engine {
@@ -256,7 +263,7 @@ impl Worker {
         }
         let events = self.ledger.decide(command, Time::now(), self.limits)?;
         let changed = !events.is_empty();
-        append(wal, &mut self.ledger, &mut self.staged, events).map_err(|reason| latched(&reason))?;
+        append(wal, &mut self.ledger, &mut self.staged, &events).map_err(|reason| latched(&reason))?;
         let job = subject.and_then(|id| self.ledger.job(&id).cloned());
         Ok(Accepted { job, changed })
     }
@@ -297,25 +304,27 @@ impl Worker {
 }
 
 /// Stages the events of one decision; they become durable together.
-fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, events: Vec<Event>) -> Result<(), Latched> {
+fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, events: &[Event]) -> Result<(), Latched> {
     if events.is_empty() {
         return Ok(());
     }
-    let mut written = Vec::with_capacity(events.len());
+    let mut written: Vec<Arc<[u8]>> = Vec::with_capacity(events.len());
     let mut hashes = Vec::with_capacity(events.len());
     wal.append_all(
         events.len(),
         |index, seq, prev, body| {
-            let (start, prev) = (body.len(), Hash(*prev));
-            events[index].write(seq, &prev, body);
-            written.push((prev, Arc::<[u8]>::from(&body[start..])));
+            let start = body.len();
+            events[index].write(seq, &Hash(*prev), body);
+            written.push(body[start..].into());
         },
         |seq, hash| hashes.push((seq, Hash(hash))),
     )?;
     wal.flush();
-    for ((event, (prev, bytes)), (seq, hash)) in events.into_iter().zip(written).zip(hashes) {
-        // What `decide` proposes, `apply` accepts; otherwise the two rules have come apart, and no event may follow.
-        let job = ledger.apply(&Fact::of(seq, prev, &event)).expect("a decided event is legal");
+    for (bytes, (seq, hash)) in written.into_iter().zip(hashes) {
+        // From its bytes, as a restart will read it. What `decide` proposes, `apply` accepts; otherwise the two rules have
+        // come apart, and no event may follow.
+        let fact = Fact::parse(&bytes).expect("what was written can be read");
+        let job = ledger.apply(&fact, &bytes).expect("a decided event is legal");
         staged.push_back(Published { seq, hash, bytes, job });
     }
     Ok(())

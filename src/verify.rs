@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use crate::config::Expectation;
 use crate::engine::fold;
 use crate::hash::Hash;
+use crate::ledger::fact::Fact;
 use crate::ledger::lifecycle::Ledger;
-use crate::wal::recovery::{Ending, Record, Scan, ScanError, Visit, scan};
+use crate::wal::recovery::{Ending, Reading, Record, Scan, ScanError, scan, scan_parsed};
 use crate::wal::storage::Directory;
 
 /// How often a ledger that looks damaged is read again, and after which pause: an agent may be writing to it.
@@ -18,6 +19,9 @@ const SECOND_LOOKS: u32 = 2;
 const SECOND_LOOK_AFTER: Duration = Duration::from_millis(50);
 /// How often progress is shown.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+/// Events between two looks at the clock.
+const LOOK_EVERY: u64 = 1024;
 
 /// What `verify` found.
 #[derive(Debug)]
@@ -48,23 +52,25 @@ pub fn verify(
     let (mut prev, mut count, mut bytes) = (Hash::ZERO, 0_u64, 0_u64);
     let mut missing: Vec<Expectation> = expectations.to_vec();
     let mut shown = Instant::now();
-    let mut visit = |record: &Record<'_>| {
+    let mut visit = |record: &Record<'_>, fact| {
         if interrupted.load(Ordering::Relaxed) {
             return Err(INTERRUPTED.to_owned());
         }
-        fold(&mut ledger, record, &prev)?;
+        fold(&mut ledger, record, &prev, fact)?;
         prev = Hash(record.hash);
         count = record.seq;
         bytes += record.bytes.len() as u64;
         missing.retain(|expected| !(expected.seq == count && expected.hash == prev));
-        if let Some(to) = progress.as_mut().filter(|_| shown.elapsed() >= PROGRESS_EVERY) {
+        // The clock costs more than an event.
+        let look = count.is_multiple_of(LOOK_EVERY);
+        if let Some(to) = progress.as_mut().filter(|_| look && shown.elapsed() >= PROGRESS_EVERY) {
             shown = Instant::now();
             // Progress is a courtesy; a terminal that went away does not stop a verification.
             let _ = write!(to, "\rchecked {count} events, {} MiB", bytes >> 20).and_then(|()| to.flush());
         }
         Ok(())
     };
-    let outcome = scan_live(&storage, &mut visit);
+    let outcome = scan_live(&storage, &Fact::parse, &mut visit);
     if let Some(to) = progress {
         let _ = write!(to, "\r\x1b[K").and_then(|()| to.flush());
     }
@@ -118,7 +124,7 @@ pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> R
     let marker = job.map(|id| format!("\"job_id\":\"{id}\",\"attempt\":"));
     let mut failed = None;
     let mut prev = Hash::ZERO;
-    let mut visit = |record: &Record<'_>| {
+    let mut visit = |record: &Record<'_>, ()| {
         crate::ledger::event::check_link(record.bytes, record.seq, &prev)?;
         prev = Hash(record.hash);
         // The job id stands before the detail, where no user's text can imitate it.
@@ -128,7 +134,7 @@ pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> R
         }
         if failed.is_some() { Err("the output is closed".to_owned()) } else { Ok(()) }
     };
-    let outcome = scan_live(&storage, &mut visit);
+    let outcome = scan_live(&storage, &|_| (), &mut visit);
     match failed {
         // `hackbrain dump | head` is a fine thing to do.
         Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -139,13 +145,18 @@ pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> R
 
 /// Scans a ledger that an agent may be writing to. A frame that was in flight when it was read, and had a successor when the
 /// blocks behind it were read, looks damaged; read again, it does not. Damage does.
-fn scan_live(storage: &Directory, visit: &mut Visit<'_>) -> Result<Option<Scan>, ScanError> {
+fn scan_live<T: Send>(
+    storage: &Directory,
+    parse: &(dyn Fn(&[u8]) -> T + Sync),
+    visit: &mut dyn FnMut(&Record<'_>, T) -> Result<(), String>,
+) -> Result<Option<Scan>, ScanError> {
     let mut refused = false;
-    let first = scan(storage, &mut |record| {
-        let outcome = visit(record);
+    let mut visit = |record: &Record<'_>, parsed| {
+        let outcome = visit(record, parsed);
         refused = outcome.is_err();
         outcome
-    });
+    };
+    let first = scan_parsed(storage, Reading { parse, visit: &mut visit });
     match first {
         Err(ScanError::Corrupt(damage)) if !refused => {
             for _ in 0..SECOND_LOOKS {

@@ -1,17 +1,18 @@
-//! What an event means to the lifecycle: little, and borrowed from the event, since a restart meets millions. Pure.
+//! What an event means to the lifecycle, read from its stored bytes: little, and without copies of its texts, since a restart
+//! meets millions. Pure.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::event::{Detail, Event, Genesis, Head, Scheduled, State, Stopping};
+use super::event::{Head, State};
 use super::time::Time;
 use crate::hash::Hash;
 
-/// An event as [`Ledger::apply`](super::lifecycle::Ledger::apply) takes it in: from stored bytes, or from one just decided.
+/// An event as [`Ledger::apply`](super::lifecycle::Ledger::apply) takes it in, together with the bytes it was read from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Fact<'a> {
+pub struct Fact {
     /// Counts from 1.
     pub seq: u64,
     /// SHA-256 of the bytes of the event before it.
@@ -19,27 +20,67 @@ pub struct Fact<'a> {
     /// When.
     pub time: Time,
     /// Job and attempt; `None` for node events.
-    pub subject: Option<(&'a str, u32)>,
+    pub subject: Option<(Text, u32)>,
     /// Its state.
     pub state: State,
     /// What its detail changes.
-    pub change: Change<'a>,
+    pub change: Change,
 }
 
-/// What of an event's detail changes a job or the node; see [`Detail`].
+/// What of an event's detail changes a job or the node; see [`Detail`](super::event::Detail).
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
-pub enum Change<'a> {
-    Genesis(Cow<'a, Genesis>),
-    NodeUp { boot_id: Cow<'a, str> },
+pub enum Change {
+    Genesis { log_id: Text },
+    NodeUp { boot_id: Text },
     NodeDown,
-    Received { manifest: &'a str, manifest_hash: Hash },
-    Scheduled(Cow<'a, Scheduled>),
+    Received { manifest: Text, manifest_hash: Hash, image_hash: Text },
+    Scheduled { image_id: Text, execution_hash: Hash },
     Started,
-    Marked { line: Cow<'a, str>, on_stderr: bool, offset: u64 },
-    Stopping(Cow<'a, Stopping>),
-    Ended { exit_code: Option<i32>, reason: Option<Cow<'a, str>> },
+    Marked { line: Text, on_stderr: bool, offset: u64 },
+    Stopping { detail: Text },
+    Ended { exit_code: Option<i32>, reason: Option<Text> },
     Sealed,
+}
+
+/// A text in an event: where it lies in the bytes, unless JSON escapes something in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text {
+    /// From the first byte to before the second.
+    At(u32, u32),
+    /// Unescaped.
+    Own(Box<str>),
+}
+
+impl Text {
+    fn new(text: Cow<'_, str>, bytes: &[u8]) -> Self {
+        match text {
+            Cow::Owned(text) => Self::Own(text.into()),
+            Cow::Borrowed(text) => {
+                let start = text.as_ptr() as usize - bytes.as_ptr() as usize;
+                match (u32::try_from(start), u32::try_from(start + text.len())) {
+                    (Ok(start), Ok(end)) => Self::At(start, end),
+                    _ => Self::Own(text.into()),
+                }
+            }
+        }
+    }
+
+    /// The text; `bytes` are those that the fact was read from.
+    pub fn of<'a>(&'a self, bytes: &'a [u8]) -> &'a str {
+        match self {
+            Self::At(start, end) => {
+                std::str::from_utf8(&bytes[*start as usize..*end as usize]).expect("a fact and its own bytes")
+            }
+            Self::Own(text) => text,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Genesis<'a> {
+    #[serde(borrow)]
+    log_id: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +94,22 @@ struct Received<'a> {
     #[serde(borrow)]
     manifest: &'a RawValue,
     manifest_hash: Hash,
+}
+
+/// What of a manifest every job keeps.
+#[derive(Deserialize)]
+struct Manifest<'a> {
+    #[serde(borrow)]
+    job_id: Cow<'a, str>,
+    #[serde(borrow)]
+    image_hash: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct Scheduled<'a> {
+    #[serde(borrow)]
+    image_id: Cow<'a, str>,
+    execution_hash: Hash,
 }
 
 #[derive(Deserialize)]
@@ -77,89 +134,60 @@ struct Ended<'a> {
 #[derive(Deserialize)]
 struct Anything {}
 
-impl<'a> Fact<'a> {
+impl Fact {
     /// Reads stored bytes. The error says what is wrong with them.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
-        let head = Head::parse(bytes)?;
-        let change = Change::parse(head.state, head.detail).map_err(|e| format!("{}: detail: {e}", head.state))?;
-        let Head { seq, prev, time, subject, state, .. } = head;
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let Head { seq, prev, time, subject, state, detail } = Head::parse(bytes)?;
+        let change = match state {
+            State::Received => Self::received(bytes, subject, detail)?,
+            _ => Self::change(bytes, state, detail).map_err(|error| format!("{state}: detail: {error}"))?,
+        };
+        let subject = subject.map(|(job_id, attempt)| (Text::new(job_id.into(), bytes), attempt));
         Ok(Self { seq, prev, time, subject, state, change })
     }
 
-    /// The same of an event that was not written yet, in its place in the chain.
-    pub fn of(seq: u64, prev: Hash, event: &'a Event) -> Self {
-        let subject = event.subject.as_ref().map(|subject| (&*subject.job_id, subject.attempt));
-        let change = Change::of(&event.detail);
-        Self { seq, prev, time: event.time, subject, state: event.detail.state(), change }
+    fn received(bytes: &[u8], subject: Option<(&str, u32)>, detail: &str) -> Result<Change, String> {
+        let read = |error| format!("the manifest: {error}");
+        let Received { manifest, manifest_hash } = serde_json::from_str(detail).map_err(read)?;
+        let manifest = manifest.get();
+        let Manifest { job_id, image_hash } = serde_json::from_str(manifest).map_err(read)?;
+        if Hash::of(manifest.as_bytes()) != manifest_hash || subject != Some((&job_id, 0)) {
+            return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
+        }
+        let text = |text| Text::new(text, bytes);
+        Ok(Change::Received { manifest: text(manifest.into()), manifest_hash, image_hash: text(image_hash) })
     }
-}
 
-impl<'a> Change<'a> {
-    fn parse(state: State, json: &'a str) -> serde_json::Result<Self> {
+    fn change(bytes: &[u8], state: State, detail: &str) -> serde_json::Result<Change> {
+        let text = |text| Text::new(text, bytes);
         Ok(match state {
-            State::Genesis => Self::Genesis(Cow::Owned(serde_json::from_str(json)?)),
-            State::NodeUp => Self::NodeUp { boot_id: serde_json::from_str::<NodeUp<'_>>(json)?.boot_id },
-            State::Received => {
-                let Received { manifest, manifest_hash } = serde_json::from_str(json)?;
-                Self::Received { manifest: manifest.get(), manifest_hash }
+            State::Genesis => Change::Genesis { log_id: text(serde_json::from_str::<Genesis<'_>>(detail)?.log_id) },
+            State::NodeUp => Change::NodeUp { boot_id: text(serde_json::from_str::<NodeUp<'_>>(detail)?.boot_id) },
+            State::Scheduled => {
+                let Scheduled { image_id, execution_hash } = serde_json::from_str(detail)?;
+                Change::Scheduled { image_id: text(image_id), execution_hash }
             }
-            State::Scheduled => Self::Scheduled(Cow::Owned(serde_json::from_str(json)?)),
             State::D1Stable => {
-                let Marked { line, stream, offset } = serde_json::from_str(json)?;
-                Self::Marked { line, on_stderr: stream == "stderr", offset }
+                let Marked { line, stream, offset } = serde_json::from_str(detail)?;
+                Change::Marked { line: text(line), on_stderr: stream == "stderr", offset }
             }
-            State::Stopping => Self::Stopping(Cow::Owned(serde_json::from_str(json)?)),
             State::Crash | State::Completed | State::Failed => {
-                let Ended { exit_code, reason, cause } = serde_json::from_str(json)?;
-                Self::Ended { exit_code, reason: reason.or(cause) }
+                let Ended { exit_code, reason, cause } = serde_json::from_str(detail)?;
+                Change::Ended { exit_code, reason: reason.or(cause).map(text) }
             }
             State::Cancelled => {
-                let Ended { exit_code, .. } = serde_json::from_str(json)?;
-                Self::Ended { exit_code, reason: Some("cancelled".into()) }
+                let Ended { exit_code, .. } = serde_json::from_str(detail)?;
+                Change::Ended { exit_code, reason: Some(Text::Own("cancelled".into())) }
             }
-            State::NodeDown | State::Running | State::Recovery | State::Sealed => {
-                let Anything {} = serde_json::from_str(json)?;
-                Self::plain(state)
+            other => {
+                let Anything {} = serde_json::from_str(detail)?;
+                match other {
+                    State::NodeDown => Change::NodeDown,
+                    State::Sealed => Change::Sealed,
+                    State::Stopping => Change::Stopping { detail: text(detail.into()) },
+                    _ => Change::Started,
+                }
             }
         })
-    }
-
-    fn of(detail: &'a Detail) -> Self {
-        match detail {
-            Detail::Genesis(genesis) => Self::Genesis(Cow::Borrowed(genesis)),
-            Detail::NodeUp(up) => Self::NodeUp { boot_id: Cow::Borrowed(&up.boot_id) },
-            Detail::Received(received) => {
-                Self::Received { manifest: received.manifest.get(), manifest_hash: received.manifest_hash }
-            }
-            Detail::Scheduled(scheduled) => Self::Scheduled(Cow::Borrowed(scheduled)),
-            Detail::D1Stable(mark) => Self::Marked {
-                line: Cow::Borrowed(&mark.line),
-                on_stderr: mark.stream == "stderr",
-                offset: mark.offset,
-            },
-            Detail::Stopping(stopping) => Self::Stopping(Cow::Borrowed(stopping)),
-            Detail::Crash(crash) => {
-                Self::Ended { exit_code: crash.ending.exit_code, reason: Some(Cow::Borrowed(&crash.cause)) }
-            }
-            Detail::Completed(ending) => Self::Ended { exit_code: ending.exit_code, reason: None },
-            Detail::Failed(failed) => {
-                Self::Ended { exit_code: failed.ending.exit_code, reason: Some(Cow::Borrowed(&failed.reason)) }
-            }
-            Detail::Cancelled(cancelled) => {
-                Self::Ended { exit_code: cancelled.ending.exit_code, reason: Some("cancelled".into()) }
-            }
-            Detail::NodeDown(_) | Detail::Running(_) | Detail::Recovery(_) | Detail::Sealed(_) => {
-                Self::plain(detail.state())
-            }
-        }
-    }
-
-    /// What an event changes by its state alone.
-    fn plain(state: State) -> Self {
-        match state {
-            State::NodeDown => Self::NodeDown,
-            State::Sealed => Self::Sealed,
-            _ => Self::Started,
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
-use super::event::{Scheduled, State, Stopping};
+use super::event::{State, Stopping};
 use super::time::Time;
 use crate::hash::Hash;
 use crate::manifest::{self, Manifest};
@@ -54,9 +54,7 @@ pub struct Job {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Open {
     /// The manifest.
-    pub manifest: StoredManifest,
-    /// What scheduling found.
-    pub scheduled: Option<Arc<Scheduled>>,
+    pub manifest: StoredJson<Manifest>,
     /// When the current attempt was recorded.
     pub attempt_began: Time,
     /// Boot id of the host at that time.
@@ -64,45 +62,67 @@ pub struct Open {
     /// Byte offsets of the last D1_STABLE lines of the current attempt, on stdout and stderr.
     pub marks: [Option<u64>; 2],
     /// A stop that was asked for and has not taken effect.
-    pub stop: Option<Arc<Stopping>>,
+    pub stop: Option<StoredJson<Stopping>>,
 }
 
-/// A manifest as its RECEIVED event holds it, read when somebody asks: most of the jobs that a restart meets have ended.
+/// A part of an event, kept as its JSON and read when somebody asks: most of the jobs that a restart meets have ended.
 #[derive(Debug, Clone)]
-pub struct StoredManifest {
+pub struct StoredJson<T> {
     text: Arc<str>,
-    parsed: OnceLock<Arc<Manifest>>,
+    read: OnceLock<Result<Arc<T>, String>>,
 }
 
-impl StoredManifest {
-    /// From the canonical JSON.
+/// What can be read from a part of an event.
+pub trait FromStored: Sized {
+    /// The error says what is wrong with it.
+    fn from_stored(json: &str) -> Result<Self, String>;
+}
+
+impl FromStored for Manifest {
+    fn from_stored(json: &str) -> Result<Self, String> {
+        manifest::parse(json.as_bytes()).map(|parsed| parsed.manifest).map_err(|rejection| rejection.to_string())
+    }
+}
+
+impl FromStored for Stopping {
+    fn from_stored(json: &str) -> Result<Self, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+}
+
+impl<T: FromStored> StoredJson<T> {
+    /// From the JSON.
     pub fn new(text: &str) -> Self {
-        Self { text: text.into(), parsed: OnceLock::new() }
+        Self { text: text.into(), read: OnceLock::new() }
     }
 
-    /// Bytes of its canonical form.
+    /// Length of the JSON.
     pub fn bytes(&self) -> usize {
         self.text.len()
     }
 
-    /// The manifest; the error says which of today's rules it breaks.
-    pub fn read(&self) -> Result<&Arc<Manifest>, String> {
-        if self.parsed.get().is_none() {
-            let parsed = manifest::parse(self.text.as_bytes()).map_err(|error| error.to_string())?;
-            let _ = self.parsed.set(Arc::new(parsed.manifest));
-        }
-        self.parsed.get().ok_or_else(|| "it was not kept".to_owned())
+    /// What it says, or what is wrong with it.
+    pub fn read(&self) -> Result<&Arc<T>, &str> {
+        self.read.get_or_init(|| T::from_stored(&self.text).map(Arc::new)).as_ref().map_err(String::as_str)
     }
 
-    /// The manifest of a job that was checked when it was submitted, or when the agent started.
-    pub fn get(&self) -> &Arc<Manifest> {
-        self.read().expect("checked before the job became visible")
+    /// What it says. It was written by this agent, or read when the agent started.
+    pub fn get(&self) -> &Arc<T> {
+        self.read().unwrap_or_else(|error| panic!("an unfinished job's {} cannot be read: {error}", self.text))
     }
 }
 
-impl PartialEq for StoredManifest {
+impl<T> PartialEq for StoredJson<T> {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
+    }
+}
+
+impl Open {
+    /// Whether all of it can be read; the error says what cannot.
+    pub fn check(&self) -> Result<(), &str> {
+        self.manifest.read()?;
+        self.stop.as_ref().map_or(Ok(()), |stop| stop.read().map(drop))
     }
 }
 
@@ -184,7 +204,7 @@ impl Job {
 
     /// A stop that was asked for and has not taken effect.
     pub fn stop(&self) -> Option<&Stopping> {
-        self.open.as_ref()?.stop.as_deref()
+        self.open.as_ref()?.stop.as_ref().map(|stop| &**stop.get())
     }
 
     /// Whether an attempt is, or may be, under way.

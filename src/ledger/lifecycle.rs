@@ -2,11 +2,8 @@
 //!
 //! **Architecture Invariant**: `apply` is the same function live and in recovery, and the only one that changes a job.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-use serde::Deserialize;
 
 use super::event::{
     Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received, Scheduled,
@@ -15,8 +12,7 @@ use super::event::{
 use super::fact::{Change, Fact};
 use super::time::Time;
 
-pub use super::job::{Job, Open, Phase, StoredManifest, Summary, container_name};
-use crate::hash::Hash;
+pub use super::job::{Job, Open, Phase, StoredJson, Summary, container_name};
 use crate::manifest::Parsed;
 use crate::rejection::Rejection;
 
@@ -126,11 +122,11 @@ impl Ledger {
         jobs
     }
 
-    /// Whether the manifests of all unfinished jobs can be read; the error names the first that cannot.
+    /// Whether what is needed of all unfinished jobs can be read; the error names the first of which it cannot.
     pub fn check_unfinished(&self) -> Result<(), String> {
         for job in self.unfinished() {
-            if let Some(Err(error)) = job.open.as_ref().map(|open| open.manifest.read()) {
-                return Err(format!("job {:?} has not ended, and its manifest cannot be read: {error}", job.job_id));
+            if let Some(Err(error)) = job.open.as_ref().map(|open| open.check()) {
+                return Err(format!("job {:?} has not ended, and its events cannot be read: {error}", job.job_id));
             }
         }
         Ok(())
@@ -267,8 +263,8 @@ impl Ledger {
         Err(Rejection::new(409, "wrong_attempt", message))
     }
 
-    /// Takes in the next event. The error says which rule it breaks; then nothing has changed.
-    pub fn apply(&mut self, fact: &Fact<'_>) -> Result<Option<Arc<Job>>, String> {
+    /// Takes in the next event, which was read from `bytes`. The error says which rule it breaks; then nothing has changed.
+    pub fn apply(&mut self, fact: &Fact, bytes: &[u8]) -> Result<Option<Arc<Job>>, String> {
         if fact.seq != self.last_seq + 1 {
             return Err(format!("seq {} follows seq {}", fact.seq, self.last_seq));
         }
@@ -278,23 +274,23 @@ impl Ledger {
         if (fact.seq == 1) != (fact.state == State::Genesis) {
             return Err("GENESIS must be the first event, and only the first".into());
         }
-        let changed = match fact.subject {
+        let changed = match &fact.subject {
             None => {
-                self.apply_to_node(fact)?;
+                self.apply_to_node(fact, bytes)?;
                 None
             }
-            Some((job_id, attempt)) => Some(self.apply_to_job(fact, job_id, attempt)?),
+            Some((job_id, attempt)) => Some(self.apply_to_job(fact, bytes, job_id.of(bytes), *attempt)?),
         };
         self.last_seq = fact.seq;
         self.last_time = fact.time;
         Ok(changed)
     }
 
-    fn apply_to_node(&mut self, fact: &Fact<'_>) -> Result<(), String> {
+    fn apply_to_node(&mut self, fact: &Fact, bytes: &[u8]) -> Result<(), String> {
         match &fact.change {
-            Change::Genesis(genesis) => self.log_id = Some(genesis.log_id.clone()),
+            Change::Genesis { log_id } => self.log_id = Some(log_id.of(bytes).to_owned()),
             Change::NodeUp { boot_id } => {
-                self.boot_id = Some(boot_id.as_ref().into());
+                self.boot_id = Some(boot_id.of(bytes).into());
                 self.node_up_seq = fact.seq;
                 self.node_is_up = true;
             }
@@ -304,10 +300,10 @@ impl Ledger {
         Ok(())
     }
 
-    fn apply_to_job(&mut self, fact: &Fact<'_>, job_id: &str, attempt: u32) -> Result<Arc<Job>, String> {
+    fn apply_to_job(&mut self, fact: &Fact, bytes: &[u8], job_id: &str, attempt: u32) -> Result<Arc<Job>, String> {
         let state = fact.state;
         let Some(known) = self.jobs.get_mut(job_id) else {
-            return self.receive(fact, job_id, attempt);
+            return self.receive(fact, bytes, job_id);
         };
         if !known.allows(state) {
             return Err(format!("job {job_id:?}: {state} does not follow {}", known.state));
@@ -323,7 +319,7 @@ impl Ledger {
         job.attempt = attempt;
         job.seen |= 1 << state as u16;
         let texts = &mut self.texts;
-        change(job, fact, self.boot_id.as_ref(), &mut |text| share(texts, text));
+        change(job, fact, bytes, self.boot_id.as_ref(), &mut |text| share(texts, text));
         if state.is_end() {
             job.ended = Some(fact.time);
             self.open -= 1;
@@ -332,18 +328,14 @@ impl Ledger {
         Ok(known.clone())
     }
 
-    fn receive(&mut self, fact: &Fact<'_>, job_id: &str, attempt: u32) -> Result<Arc<Job>, String> {
-        let Change::Received { manifest, manifest_hash } = fact.change else {
+    fn receive(&mut self, fact: &Fact, bytes: &[u8], job_id: &str) -> Result<Arc<Job>, String> {
+        let Change::Received { manifest, manifest_hash, image_hash } = &fact.change else {
             return Err(format!("{} of an unknown job {job_id:?}", fact.state));
         };
-        let brief: Brief<'_> = serde_json::from_str(manifest).map_err(|error| format!("the manifest: {error}"))?;
-        if Hash::of(manifest.as_bytes()) != manifest_hash || brief.job_id != job_id {
-            return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
-        }
-        if attempt != 0 {
-            return Err(format!("job {job_id:?}: received at attempt {attempt}"));
-        }
+        let manifest = StoredJson::new(manifest.of(bytes));
         let number = u32::try_from(self.jobs.len()).map_err(|_| "there are more jobs than a ledger can hold")?;
+        self.open += 1;
+        self.open_bytes += manifest.bytes();
         let job = Arc::new(Job {
             job_id: job_id.into(),
             number,
@@ -354,8 +346,8 @@ impl Ledger {
             received: fact.time,
             started: None,
             ended: None,
-            image_hash: share(&mut self.texts, &brief.image_hash),
-            manifest_hash,
+            image_hash: share(&mut self.texts, image_hash.of(bytes)),
+            manifest_hash: *manifest_hash,
             image_id: None,
             execution_hash: None,
             exit_code: None,
@@ -363,28 +355,16 @@ impl Ledger {
             last_d1_stable: None,
             seen: 1 << State::Received as u16,
             open: Some(Box::new(Open {
-                manifest: StoredManifest::new(manifest),
-                scheduled: None,
+                manifest,
                 attempt_began: fact.time,
                 boot_id: "".into(),
                 marks: [None; 2],
                 stop: None,
             })),
         });
-        self.open += 1;
-        self.open_bytes += manifest.len();
         self.jobs.insert(job.job_id.clone(), job.clone());
         Ok(job)
     }
-}
-
-/// What of a manifest every job keeps.
-#[derive(Deserialize)]
-struct Brief<'a> {
-    #[serde(borrow)]
-    job_id: Cow<'a, str>,
-    #[serde(borrow)]
-    image_hash: Cow<'a, str>,
 }
 
 /// The one copy of a text.
@@ -399,13 +379,18 @@ fn share(texts: &mut HashSet<Arc<str>>, text: &str) -> Arc<str> {
     }
 }
 
-fn change(job: &mut Job, fact: &Fact<'_>, boot_id: Option<&Arc<str>>, share: &mut dyn FnMut(&str) -> Arc<str>) {
+fn change(
+    job: &mut Job,
+    fact: &Fact,
+    bytes: &[u8],
+    boot_id: Option<&Arc<str>>,
+    share: &mut dyn FnMut(&str) -> Arc<str>,
+) {
     let open = job.open.as_mut().expect("an ended job allows no event");
     match &fact.change {
-        Change::Scheduled(scheduled) => {
-            job.image_id = Some(share(&scheduled.image_id));
-            job.execution_hash = Some(scheduled.execution_hash);
-            open.scheduled = Some(Arc::new(Scheduled::clone(scheduled)));
+        Change::Scheduled { image_id, execution_hash } => {
+            job.image_id = Some(share(image_id.of(bytes)));
+            job.execution_hash = Some(*execution_hash);
         }
         Change::Started => {
             job.started.get_or_insert(fact.time);
@@ -414,16 +399,20 @@ fn change(job: &mut Job, fact: &Fact<'_>, boot_id: Option<&Arc<str>>, share: &mu
             open.marks = [None; 2];
         }
         Change::Marked { line, on_stderr, offset } => {
-            job.last_d1_stable = Some(line.as_ref().into());
+            job.last_d1_stable = Some(line.of(bytes).into());
             open.marks[usize::from(*on_stderr)] = Some(*offset);
         }
-        Change::Stopping(stopping) => open.stop = Some(Arc::new(Stopping::clone(stopping))),
+        Change::Stopping { detail } => open.stop = Some(StoredJson::new(detail.of(bytes))),
         Change::Ended { exit_code, reason } => {
             // A failure to seal, and one that follows a crash, leave the attempt's exit code as it is.
             job.exit_code = if fact.state == State::Failed { exit_code.or(job.exit_code) } else { *exit_code };
-            job.reason = reason.as_deref().map(share);
+            job.reason = reason.as_ref().map(|reason| share(reason.of(bytes)));
         }
-        Change::Genesis(_) | Change::NodeUp { .. } | Change::NodeDown | Change::Received { .. } | Change::Sealed => {}
+        Change::Genesis { .. }
+        | Change::NodeUp { .. }
+        | Change::NodeDown
+        | Change::Received { .. }
+        | Change::Sealed => {}
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::hash::Hash;
 use crate::ledger::event::Stored;
 use crate::ledger::event::Usage;
 
@@ -35,8 +36,7 @@ impl Bench {
             assert_eq!(stored.event, event, "what is written is what is read");
             states.push(event.detail.state());
             let fact = Fact::parse(&bytes).unwrap();
-            assert_eq!(fact, Fact::of(seq, prev, &event), "what is read is what was decided");
-            self.ledger.apply(&fact).unwrap();
+            self.ledger.apply(&fact, &bytes).unwrap();
             self.prev = Some(Hash::of(&bytes));
             self.bytes.push(bytes);
         }
@@ -170,7 +170,7 @@ fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() 
                     }
                     let mut recovered = Ledger::default();
                     for bytes in &bench.bytes {
-                        recovered.apply(&Fact::parse(bytes).unwrap()).unwrap();
+                        recovered.apply(&Fact::parse(bytes).unwrap(), bytes).unwrap();
                     }
                     assert_eq!(recovered.job("j"), bench.ledger.job("j"), "recovery sees what was decided live");
                     assert_eq!((recovered.open, recovered.open_bytes), (bench.ledger.open, bench.ledger.open_bytes));
@@ -194,7 +194,9 @@ fn a_crash_without_its_failure_gets_no_further_attempt() {
         let subject = Some(Subject { job_id: id.clone(), attempt: 1 });
         let seq = bench.bytes.len() as u64 + 1;
         let event = Event { time: Time(bench.clock), subject, detail: Detail::Crash(crash) };
-        bench.ledger.apply(&Fact::of(seq, Hash::ZERO, &event)).unwrap();
+        let mut bytes = Vec::new();
+        event.write(seq, &Hash::ZERO, &mut bytes);
+        bench.ledger.apply(&Fact::parse(&bytes).unwrap(), &bytes).unwrap();
         let events = bench.ledger.decide(Command::Start(id), Time(bench.clock), LIMITS).unwrap();
         assert!(
             matches!(&events[..], [Event { detail: Detail::Failed(failed), .. }] if failed.reason == reason),
@@ -242,8 +244,10 @@ fn events_that_do_not_follow_are_refused_and_change_nothing() {
         (3, time, Some(Subject { job_id: "unknown".into(), attempt: 0 }), Detail::Scheduled(scheduled())),
     ] {
         let event = Event { time, subject, detail };
-        let fact = Fact::of(seq, Hash::ZERO, &event);
-        assert!(bench.ledger.apply(&fact).is_err(), "{fact:?}");
+        let mut bytes = Vec::new();
+        event.write(seq, &Hash::ZERO, &mut bytes);
+        let fact = Fact::parse(&bytes).unwrap();
+        assert!(bench.ledger.apply(&fact, &bytes).is_err(), "{fact:?}");
     }
     assert_eq!(bench.job().state, State::Received);
 }

@@ -1,4 +1,4 @@
-//! Checks and hashes frames on all cores, ahead of a scan that takes them in order.
+//! Checks and parses frames on all cores, ahead of a scan that takes them in order.
 //!
 //! It only saves time. What it hands out is just what the scan would have accepted frame by frame; at the first thing that is
 //! not sound it ends, and the scan looks for itself, since telling a torn tail from corruption needs more than one frame.
@@ -25,12 +25,12 @@ const WORTH_IT: u64 = 8 << 20;
 const WORKERS_MAX: usize = 8;
 
 /// A frame whose sectors are sound, with its records.
-pub(super) struct Checked {
+pub(super) struct Checked<T> {
     pub segno: u64,
     pub header: FrameHeader,
     pub body: Vec<u8>,
-    /// SHA-256 of each record in `body`, up to the first whose length does not add up.
-    pub hashes: Vec<Digest>,
+    /// Where each record lies in `body`, its SHA-256, and what was made of it.
+    pub records: Vec<(Range<usize>, Digest, T)>,
 }
 
 /// Frames of one segment as they lie on the medium, back to back.
@@ -42,24 +42,32 @@ struct Chunk {
     bytes: Vec<u8>,
 }
 
-type Batch = Vec<Checked>;
+type Batch<T> = Vec<Checked<T>>;
 
 /// The frames to come. Dropping it ends its threads.
-pub(super) struct Ahead {
+pub(super) struct Ahead<T> {
     /// In the log's order; each delivers one chunk's frames once a worker is through with it.
-    batches: Option<Receiver<Receiver<Batch>>>,
-    frames: VecDeque<Checked>,
+    batches: Option<Receiver<Receiver<Batch<T>>>>,
+    frames: VecDeque<Checked<T>>,
 }
 
-impl Ahead {
+impl<T: Send> Ahead<T> {
     /// Starts reading segments 1 to `last`, unless that is too little to be worth it.
-    pub fn start<'scope, 'env>(scope: &'scope Scope<'scope, 'env>, storage: &'env dyn Storage, last: u64) -> Self {
+    pub fn start<'scope, 'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        storage: &'env dyn Storage,
+        last: u64,
+        parse: &'env (dyn Fn(&[u8]) -> T + Sync),
+    ) -> Self
+    where
+        T: 'scope,
+    {
         let mut ahead = Self { batches: None, frames: VecDeque::new() };
         if !is_worth_it(storage, last) {
             return ahead;
         }
         let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, WORKERS_MAX);
-        let (chunks, chunks_in) = bounded::<(Chunk, Sender<Batch>)>(workers);
+        let (chunks, chunks_in) = bounded::<(Chunk, Sender<Batch<T>>)>(workers);
         let (order, batches) = bounded(2 * workers);
         // Where a thread cannot be had, the channels are hung up, and the scan reads for itself.
         let reader = thread::Builder::new().name("scan-read".into()).spawn_scoped(scope, move || {
@@ -73,7 +81,7 @@ impl Ahead {
             let _ = thread::Builder::new().name("scan-check".into()).spawn_scoped(scope, move || {
                 for (chunk, done) in chunks {
                     // Nobody may be interested any more.
-                    let _ = done.send(check(&chunk));
+                    let _ = done.send(check(&chunk, parse));
                 }
             });
         }
@@ -82,7 +90,7 @@ impl Ahead {
     }
 
     /// The frame at `offset` of segment `segno`, if it was reached and found sound. Once it was not, nothing comes any more.
-    pub fn take(&mut self, segno: u64, offset: u64) -> Option<Checked> {
+    pub fn take(&mut self, segno: u64, offset: u64) -> Option<Checked<T>> {
         while self.frames.is_empty() {
             match self.batches.as_ref()?.recv().ok().and_then(|batch| batch.recv().ok()) {
                 Some(batch) => self.frames = batch.into(),
@@ -162,7 +170,7 @@ fn read_chunk(file: &dyn BlockFile, segno: u64, salt: u64, offset: u64, end: u64
 }
 
 /// The frames of a chunk up to the first that is not sound.
-fn check(chunk: &Chunk) -> Batch {
+fn check<T>(chunk: &Chunk, parse: &(dyn Fn(&[u8]) -> T + Sync)) -> Batch<T> {
     let checked = chunk.frames.iter().map_while(|range| {
         let bytes = &chunk.bytes[range.clone()];
         let header = decode_header(bytes)?;
@@ -171,8 +179,15 @@ fn check(chunk: &Chunk) -> Batch {
         }
         let mut body = Vec::with_capacity(header.body_len as usize);
         unpack_body(&header, bytes, &mut body);
-        let hashes = records(&body).map_while(|record| Some(Sha256::digest(record?).into())).collect();
-        Some(Checked { segno: chunk.segno, header, body, hashes })
+        let start = body.as_ptr() as usize;
+        let records = records(&body)
+            .map(|record| {
+                let record = record?;
+                let at = record.as_ptr() as usize - start;
+                Some((at..at + record.len(), Sha256::digest(record).into(), parse(record)))
+            })
+            .collect::<Option<Vec<_>>>()?;
+        Some(Checked { segno: chunk.segno, header, body, records })
     });
     checked.collect()
 }

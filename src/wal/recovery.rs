@@ -39,6 +39,15 @@ pub struct Record<'a> {
 /// Called for each record in order; an error makes the record's frame corrupt, with that reason.
 pub type Visit<'v> = dyn FnMut(&Record<'_>) -> Result<(), String> + 'v;
 
+/// A reader in two parts: `parse` is given each record's bytes, on any thread and out of order; `visit` sees the records in
+/// order, each with what was made of it. An error makes the record's frame corrupt, with that reason.
+pub struct Reading<'r, T> {
+    /// May be called more than once for a record.
+    pub parse: &'r (dyn Fn(&[u8]) -> T + Sync),
+    /// See [`Visit`].
+    pub visit: &'r mut (dyn FnMut(&Record<'_>, T) -> Result<(), String> + 'r),
+}
+
 /// How a log ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
@@ -167,6 +176,11 @@ pub fn settle(storage: &dyn Storage) -> Result<(), ScanError> {
 
 /// Reads a whole log, checking everything; changes nothing. `Ok(None)`: there is no log, or its creation never ended.
 pub fn scan(storage: &dyn Storage, visit: &mut Visit<'_>) -> Result<Option<Scan>, ScanError> {
+    scan_parsed(storage, Reading { parse: &|_| (), visit: &mut |record, ()| visit(record) })
+}
+
+/// The same, parsing on all cores.
+pub fn scan_parsed<T: Send>(storage: &dyn Storage, reading: Reading<'_, T>) -> Result<Option<Scan>, ScanError> {
     let names = storage.list().map_err(io_error("listing the log's directory"))?;
     let last_seen = names.iter().filter_map(|name| parse_segment_name(name)).max().unwrap_or(0);
     let witness = match Witness::read(storage) {
@@ -179,11 +193,12 @@ pub fn scan(storage: &dyn Storage, visit: &mut Visit<'_>) -> Result<Option<Scan>
     if last == 0 {
         return Ok(None);
     }
+    let Reading { parse, visit } = reading;
     let scan = thread::scope(|scope| {
-        let ahead = Ahead::start(scope, storage, last);
-        let mut scanner = Scanner::new(storage, witness.map(|w| w.log_id), ahead);
+        let ahead = Ahead::start(scope, storage, last, parse);
+        let mut scanner = Scanner::new(storage, witness.map(|w| w.log_id), ahead, Reading { parse, visit });
         for segno in 1..=last {
-            scanner.segment(segno, segno == last, visit)?;
+            scanner.segment(segno, segno == last)?;
         }
         Ok(scanner.scan)
     })?;
@@ -213,8 +228,17 @@ fn corrupt_name(storage: &dyn Storage, name: &str, expected_seq: u64, reason: St
 /// Reads a log and makes it ready for writing. `None` in, a new log out. A torn tail is sealed by a new segment; the old
 /// file is left as it is. Idempotent: a crash in here is met by the next call.
 pub fn recover(storage: &dyn Storage, segment_size: u64, visit: &mut Visit<'_>) -> Result<Scan, ScanError> {
+    recover_parsed(storage, segment_size, Reading { parse: &|_| (), visit: &mut |record, ()| visit(record) })
+}
+
+/// The same, parsing on all cores.
+pub fn recover_parsed<T: Send>(
+    storage: &dyn Storage,
+    segment_size: u64,
+    reading: Reading<'_, T>,
+) -> Result<Scan, ScanError> {
     settle(storage)?;
-    let found = scan(storage, visit)?;
+    let found = scan_parsed(storage, reading)?;
     // Only now, so that a damaged log stays just as it is found: what was being prepared and never got its name.
     for name in storage.list().map_err(io_error("listing the log's directory"))? {
         if name.ends_with(".tmp") {
@@ -268,15 +292,16 @@ fn witness(storage: &dyn Storage, position: &Position) -> Result<(), ScanError> 
     bring_up_to_date().map_err(io_error(format!("writing {}", storage.describe(WITNESS))))
 }
 
-struct Scanner<'s> {
+struct Scanner<'s, T> {
     storage: &'s dyn Storage,
     log_id: Option<[u8; 16]>,
     scan: Scan,
-    ahead: Ahead,
+    ahead: Ahead<T>,
+    reading: Reading<'s, T>,
 }
 
-impl<'s> Scanner<'s> {
-    fn new(storage: &'s dyn Storage, log_id: Option<[u8; 16]>, ahead: Ahead) -> Self {
+impl<'s, T: Send> Scanner<'s, T> {
+    fn new(storage: &'s dyn Storage, log_id: Option<[u8; 16]>, ahead: Ahead<T>, reading: Reading<'s, T>) -> Self {
         let position = Position {
             log_id: log_id.unwrap_or_default(),
             segno: 0,
@@ -289,10 +314,10 @@ impl<'s> Scanner<'s> {
         };
         let scan =
             Scan { position, ending: Ending::Clean, index: Vec::new(), frames: 0, bytes: 0, repaired: Vec::new() };
-        Self { storage, log_id, scan, ahead }
+        Self { storage, log_id, scan, ahead, reading }
     }
 
-    fn segment(&mut self, segno: u64, is_last: bool, visit: &mut Visit<'_>) -> Result<(), ScanError> {
+    fn segment(&mut self, segno: u64, is_last: bool) -> Result<(), ScanError> {
         let (file, header) = self.open(segno)?;
         self.check_header(&*file, &header)?;
         let declared_end = if is_last { None } else { Some(self.declared_end(segno + 1, &header)?) };
@@ -300,7 +325,7 @@ impl<'s> Scanner<'s> {
         self.log_id = Some(header.log_id);
         let mut window = Window::new(file, header.size);
         while declared_end != Some(self.scan.position.offset) {
-            if !self.frame(&mut window, visit)? {
+            if !self.frame(&mut window)? {
                 return self.ended(&mut window, declared_end);
             }
         }
@@ -371,11 +396,12 @@ impl<'s> Scanner<'s> {
     }
 
     /// Reads the frame at the current offset; `false` where there is no sound one.
-    fn frame(&mut self, window: &mut Window, visit: &mut Visit<'_>) -> Result<bool, ScanError> {
+    fn frame(&mut self, window: &mut Window) -> Result<bool, ScanError> {
         let Position { segno, offset: at, .. } = self.scan.position;
         if let Some(checked) = self.ahead.take(segno, at).filter(|checked| self.expects(&checked.header)) {
-            let Checked { header, body, hashes, .. } = checked;
-            self.take_in(&header, records(&body).zip(hashes).map(|(bytes, hash)| Some((bytes?, hash))), visit)?;
+            let Checked { header, body, records, .. } = checked;
+            let records = records.into_iter().map(|(range, hash, parsed)| Some((&body[range], hash, parsed)));
+            self.take_in(&header, records)?;
             return Ok(true);
         }
         let name = segment_name(segno);
@@ -393,8 +419,11 @@ impl<'s> Scanner<'s> {
         }
         let mut body = Vec::new();
         unpack_body(&header, frame, &mut body);
-        let hashed = records(&body).map(|bytes| bytes.map(|bytes| (bytes, Sha256::digest(bytes).into())));
-        self.take_in(&header, hashed, visit)?;
+        let parse = self.reading.parse;
+        self.take_in(
+            &header,
+            records(&body).map(|record| record.map(|bytes| (bytes, Sha256::digest(bytes).into(), parse(bytes)))),
+        )?;
         Ok(true)
     }
 
@@ -403,20 +432,19 @@ impl<'s> Scanner<'s> {
     fn take_in<'b>(
         &mut self,
         header: &FrameHeader,
-        records: impl Iterator<Item = Option<(&'b [u8], Digest)>>,
-        visit: &mut Visit<'_>,
+        records: impl Iterator<Item = Option<(&'b [u8], Digest, T)>>,
     ) -> Result<(), ScanError> {
         let Position { segno, offset: at, .. } = self.scan.position;
         let name = segment_name(segno);
         let mut head_hash = header.prev_hash;
         let mut count = 0;
         for record in records {
-            let Some((bytes, hash)) = record else {
+            let Some((bytes, hash, parsed)) = record else {
                 return Err(self.corrupt(&name, at, "record lengths do not add up"));
             };
             head_hash = hash;
             let record = Record { seq: header.first_seq + count, bytes, hash };
-            visit(&record).map_err(|reason| {
+            (self.reading.visit)(&record, parsed).map_err(|reason| {
                 let position = Position { next_seq: header.first_seq + count, ..self.scan.position.clone() };
                 corrupt_at(self.storage, &position, &name, at, &reason)
             })?;

@@ -19,7 +19,7 @@ use super::commit::{Committer, StagedFrame, frame_body_max};
 use super::frame::{BLOCK, Digest, RECORD_HEADER, push_record, segment_name};
 use super::prepare::Preparation;
 use super::reader::Reader;
-use super::recovery::{Scan, ScanError, Visit, io_error, recover};
+use super::recovery::{Reading, Scan, ScanError, Visit, io_error, recover_parsed};
 use super::segments::WITNESS;
 use super::storage::Storage;
 use crate::sys::block::AlignedBuf;
@@ -138,7 +138,18 @@ impl Wal {
         visit: &mut Visit<'_>,
         on_outcome: OnOutcome,
     ) -> Result<(Self, Scan), ScanError> {
-        let scan = recover(&*storage, options.first_segment_size, visit)?;
+        let reading = Reading { parse: &|_| (), visit: &mut |record, ()| visit(record) };
+        Self::open_parsed(storage, options, reading, on_outcome)
+    }
+
+    /// The same, parsing the records on all cores.
+    pub fn open_parsed<T: Send>(
+        storage: Arc<dyn Storage>,
+        options: Options,
+        reading: Reading<'_, T>,
+        on_outcome: OnOutcome,
+    ) -> Result<(Self, Scan), ScanError> {
+        let scan = recover_parsed(&*storage, options.first_segment_size, reading)?;
         let position = scan.position.clone();
         let open = |name: &str| storage.open(name).map_err(io_error(format!("opening {}", storage.describe(name))));
         let file = open(&segment_name(position.segno))?;
