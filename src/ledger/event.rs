@@ -91,7 +91,8 @@ impl State {
 
     /// The state written as `text`.
     pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text)
+        // By length first: a restart asks this for each event.
+        Self::ALL.into_iter().find(|state| state.as_str().len() == text.len() && state.as_str() == text)
     }
 
     /// Whether it is the node's and not a job's.

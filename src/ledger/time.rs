@@ -19,23 +19,21 @@ impl Time {
     /// Reads just the form that [`Display`](fmt::Display) writes: `2026-11-23T08:09:47.123456Z`.
     pub fn parse(text: &str) -> Option<Self> {
         let b = text.as_bytes();
-        let shape = b.len() == 27
-            && b.iter().zip(b"dddd-dd-ddTdd:dd:dd.ddddddZ").all(|(c, want)| match want {
-                b'd' => c.is_ascii_digit(),
-                _ => c == want,
-            });
-        if !shape {
+        let b: &[u8; 27] = b.try_into().ok()?;
+        let separators = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'.'), (26, b'Z')];
+        if separators.iter().any(|(at, c)| b[*at] != *c) {
             return None;
         }
-        let number =
-            |range: std::ops::Range<usize>| b[range].iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-        let days = days_from_civil(number(0..4), number(5..7), number(8..10))?;
-        let (hour, minute, second) = (number(11..13), number(14..16), number(17..19));
+        let number = |range: std::ops::Range<usize>| {
+            b[range].iter().try_fold(0, |sum, c| Some(sum * 10 + u64::from(char::from(*c).to_digit(10)?)))
+        };
+        let days = days_from_civil(number(0..4)?, number(5..7)?, number(8..10)?)?;
+        let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
         if hour > 23 || minute > 59 || second > 59 {
             return None;
         }
         let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
-        Some(Self(seconds * 1_000_000 + number(20..26)))
+        Some(Self(seconds * 1_000_000 + number(20..26)?))
     }
 }
 

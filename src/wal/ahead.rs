@@ -28,9 +28,14 @@ const WORKERS_MAX: usize = 8;
 pub(super) struct Checked<T> {
     pub segno: u64,
     pub header: FrameHeader,
+    pub records: Records<T>,
+}
+
+/// The records of a frame.
+pub(super) struct Records<T> {
     pub body: Vec<u8>,
-    /// Where each record lies in `body`, its SHA-256, and what was made of it.
-    pub records: Vec<(Range<usize>, Digest, T)>,
+    /// Where each lies in `body`, its SHA-256, and what was made of it.
+    pub each: Vec<(Range<usize>, Digest, T)>,
 }
 
 /// Frames of one segment as they lie on the medium, back to back.
@@ -49,6 +54,8 @@ pub(super) struct Ahead<T> {
     /// In the log's order; each delivers one chunk's frames once a worker is through with it.
     batches: Option<Receiver<Receiver<Batch<T>>>>,
     frames: VecDeque<Checked<T>>,
+    /// Takes memory back to the workers: large pieces freed by another thread than theirs make both wait.
+    spent: Option<Sender<Records<T>>>,
 }
 
 impl<T: Send> Ahead<T> {
@@ -62,13 +69,14 @@ impl<T: Send> Ahead<T> {
     where
         T: 'scope,
     {
-        let mut ahead = Self { batches: None, frames: VecDeque::new() };
+        let mut ahead = Self { batches: None, frames: VecDeque::new(), spent: None };
         if !is_worth_it(storage, last) {
             return ahead;
         }
         let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, WORKERS_MAX);
         let (chunks, chunks_in) = bounded::<(Chunk, Sender<Batch<T>>)>(workers);
         let (order, batches) = bounded(2 * workers);
+        let (spent, spare) = bounded(2 * workers);
         // Where a thread cannot be had, the channels are hung up, and the scan reads for itself.
         let reader = thread::Builder::new().name("scan-read".into()).spawn_scoped(scope, move || {
             let _ = read_chunks(storage, last, &mut |chunk| {
@@ -77,16 +85,23 @@ impl<T: Send> Ahead<T> {
             });
         });
         for _ in 0..workers {
-            let chunks = chunks_in.clone();
+            let (chunks, spare) = (chunks_in.clone(), spare.clone());
             let _ = thread::Builder::new().name("scan-check".into()).spawn_scoped(scope, move || {
                 for (chunk, done) in chunks {
                     // Nobody may be interested any more.
-                    let _ = done.send(check(&chunk, parse));
+                    let _ = done.send(check(&chunk, parse, &spare));
                 }
             });
         }
         ahead.batches = reader.is_ok().then_some(batches);
+        ahead.spent = Some(spent);
         ahead
+    }
+
+    /// Gives back what [`Ahead::take`] gave.
+    pub fn give_back(&self, records: Records<T>) {
+        // Where there is enough of it, it is freed.
+        let _ = self.spent.as_ref().map(|spent| spent.try_send(records));
     }
 
     /// The frame at `offset` of segment `segno`, if it was reached and found sound. Once it was not, nothing comes any more.
@@ -170,24 +185,24 @@ fn read_chunk(file: &dyn BlockFile, segno: u64, salt: u64, offset: u64, end: u64
 }
 
 /// The frames of a chunk up to the first that is not sound.
-fn check<T>(chunk: &Chunk, parse: &(dyn Fn(&[u8]) -> T + Sync)) -> Batch<T> {
+fn check<T>(chunk: &Chunk, parse: &(dyn Fn(&[u8]) -> T + Sync), spare: &Receiver<Records<T>>) -> Batch<T> {
     let checked = chunk.frames.iter().map_while(|range| {
         let bytes = &chunk.bytes[range.clone()];
         let header = decode_header(bytes)?;
         if !frame_is_sound(bytes, chunk.salt, chunk.offset + range.start as u64, header.commit) {
             return None;
         }
-        let mut body = Vec::with_capacity(header.body_len as usize);
+        let Records { mut body, mut each } =
+            spare.try_recv().unwrap_or_else(|_| Records { body: Vec::new(), each: Vec::new() });
+        each.clear();
         unpack_body(&header, bytes, &mut body);
         let start = body.as_ptr() as usize;
-        let records = records(&body)
-            .map(|record| {
-                let record = record?;
-                let at = record.as_ptr() as usize - start;
-                Some((at..at + record.len(), Sha256::digest(record).into(), parse(record)))
-            })
-            .collect::<Option<Vec<_>>>()?;
-        Some(Checked { segno: chunk.segno, header, body, records })
+        for record in records(&body) {
+            let record = record?;
+            let at = record.as_ptr() as usize - start;
+            each.push((at..at + record.len(), Sha256::digest(record).into(), parse(record)));
+        }
+        Some(Checked { segno: chunk.segno, header, records: Records { body, each } })
     });
     checked.collect()
 }

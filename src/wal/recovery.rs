@@ -11,7 +11,7 @@ use std::thread;
 
 use sha2::{Digest as _, Sha256};
 
-use super::ahead::{Ahead, Checked};
+use super::ahead::{Ahead, Checked, Records};
 use super::frame::{
     BLOCK, BadHeader, Digest, FORMAT_VERSION, FrameHeader, SECTOR, SEGMENT_DATA_START, Sector, SegmentHeader,
     classify_sector, commit_tag, decode_header, decode_segment_header, frame_is_sound, parse_segment_name, records,
@@ -399,9 +399,10 @@ impl<'s, T: Send> Scanner<'s, T> {
     fn frame(&mut self, window: &mut Window) -> Result<bool, ScanError> {
         let Position { segno, offset: at, .. } = self.scan.position;
         if let Some(checked) = self.ahead.take(segno, at).filter(|checked| self.expects(&checked.header)) {
-            let Checked { header, body, records, .. } = checked;
-            let records = records.into_iter().map(|(range, hash, parsed)| Some((&body[range], hash, parsed)));
+            let Checked { header, records: Records { body, mut each }, .. } = checked;
+            let records = each.drain(..).map(|(range, hash, parsed)| Some((&body[range], hash, parsed)));
             self.take_in(&header, records)?;
+            self.ahead.give_back(Records { body, each });
             return Ok(true);
         }
         let name = segment_name(segno);
