@@ -32,8 +32,11 @@ pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
 pub const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 /// A log that was idle for so long marks its end.
 const MARK_AFTER: Duration = Duration::from_millis(100);
-/// Before a frame is written, those who were just told of the last one have this part of its I/O time to stage again …
-const GATHER_FRACTION: u32 = 4;
+/// So few callers are woken in one go, and waited for before the next frame: one sync for all of them is cheaper than two.
+/// More of them keep the disk busy in two halves, one staging while the other's frame is written.
+const FEW: u64 = 16;
+/// Few callers have this part of the last frame's I/O time to stage again …
+const GATHER_FRACTION: u32 = 2;
 /// … and no more than this, however slow the disk.
 const GATHER_MAX: Duration = Duration::from_micros(200);
 
@@ -103,8 +106,8 @@ struct Shared {
     failed: AtomicBool,
     /// Threads in [`Wal::wait`], each with the seq it waits for.
     waiters: Mutex<Vec<(u64, Thread)>>,
-    /// Those of them whose records are durable and who are still asleep. Each that wakes up wakes two more, so that the
-    /// next frame need not wait until the writer has woken all of them.
+    /// Those of them whose records are durable and who are still asleep. Where they are many, each that wakes up wakes two
+    /// more, so that the next frame need not wait until the writer has woken all of them.
     to_wake: Mutex<Vec<Thread>>,
     preparation: Preparation,
     /// The writer waits for space: nothing becomes durable until there is some.
@@ -128,6 +131,17 @@ struct Staging {
 struct Tail {
     committer: Committer,
     on_outcome: OnOutcome,
+    last: Last,
+}
+
+/// The last frame, as far as the next one depends on it.
+struct Last {
+    /// Its records, and those that were staged when it was durable: so many may be staged soon.
+    expected: u64,
+    /// What writing and syncing it took.
+    io_time: Duration,
+    /// When it was durable.
+    at: Instant,
 }
 
 impl Wal {
@@ -176,12 +190,13 @@ impl Wal {
             buf: AlignedBuf::new(BLOCK),
             unmarked: false,
         };
+        let last = Last { expected: 0, io_time: Duration::ZERO, at: Instant::now() };
         let shared = Arc::new(Shared {
             options,
             reader,
             staging: Mutex::new(staging),
             work: Condvar::new(),
-            tail: Mutex::new(Tail { committer, on_outcome }),
+            tail: Mutex::new(Tail { committer, on_outcome, last }),
             staged_records: AtomicU64::new(0),
             durable_below,
             failed: AtomicBool::new(false),
@@ -303,7 +318,7 @@ impl Wal {
             }
         };
         if registered {
-            shared.wake_two();
+            shared.wake(2);
         }
         outcome
     }
@@ -419,10 +434,8 @@ impl Shared {
 
     /// Commits what is staged, until there is nothing more or `upto` is durable.
     fn commit_staged(&self, tail: &mut Tail, upto: Option<u64>) {
-        let mut told = 0;
-        let mut io_time = Duration::ZERO;
-        loop {
-            self.gather(told, io_time);
+        while self.staged_records.load(Ordering::Acquire) > 0 {
+            self.gather(&tail.last);
             let Some(mut frame) = self.take_frame() else { return };
             let began = Instant::now();
             let stopping = || self.staging().stopping;
@@ -430,8 +443,9 @@ impl Shared {
                 self.latch(tail, &reason);
                 return;
             }
-            io_time = began.elapsed();
-            told = frame.records;
+            let at = Instant::now();
+            let expected = u64::from(frame.records) + self.staged_records.load(Ordering::Acquire);
+            tail.last = Last { expected, io_time: at - began, at };
             self.announce(tail);
             frame.body.clear();
             let mut staging = self.staging();
@@ -445,15 +459,13 @@ impl Shared {
         }
     }
 
-    /// Those who were just told may have something to stage again: one sync for all of them is cheaper than two.
-    fn gather(&self, told: u32, io_time: Duration) {
-        if told <= 1 {
+    /// Lets few callers, who were just told of the last frame, stage again.
+    fn gather(&self, last: &Last) {
+        if !(2..=FEW).contains(&last.expected) {
             return;
         }
-        let expected = u64::from(told) + self.staged_records.load(Ordering::Acquire);
-        let began = Instant::now();
-        let limit = (io_time / GATHER_FRACTION).min(GATHER_MAX);
-        while self.staged_records.load(Ordering::Acquire) < expected && began.elapsed() < limit {
+        let limit = (last.io_time / GATHER_FRACTION).min(GATHER_MAX);
+        while self.staged_records.load(Ordering::Acquire) < last.expected && last.at.elapsed() < limit {
             thread::yield_now();
         }
     }
@@ -497,13 +509,15 @@ impl Shared {
         (tail.on_outcome)(Outcome::DurableBelow(below));
         let mut waiters = self.waiters();
         let durable = waiters.extract_if(.., |(seq, _)| *seq < below).map(|(_, thread)| thread);
-        self.to_wake().extend(durable);
-        drop(waiters);
-        self.wake_two();
+        let mut to_wake = self.to_wake();
+        to_wake.extend(durable);
+        let count = to_wake.len();
+        drop((to_wake, waiters));
+        self.wake(if count as u64 <= FEW { count } else { 2 });
     }
 
-    fn wake_two(&self) {
-        for _ in 0..2 {
+    fn wake(&self, count: usize) {
+        for _ in 0..count {
             let next = self.to_wake().pop();
             let Some(thread) = next else { return };
             thread.unpark();
