@@ -283,8 +283,10 @@ fn a_ledger_that_is_being_written_is_never_called_damaged() {
             })
         })
         .collect();
-    let mut seen = 0;
-    for _ in 0..60 {
+    let (mut seen, mut looks) = (0, 0);
+    // On a slow disk it takes more looks until there was something to see.
+    while (looks < 60 || seen <= 100) && looks < 3000 {
+        looks += 1;
         let mut out = Vec::new();
         let verdict = verify(&data, &[], &AtomicBool::new(false), &mut out, None).unwrap();
         let text = String::from_utf8(out).unwrap();

@@ -15,6 +15,7 @@ use super::frame::{
     BLOCK, Digest, FrameHeader, SEGMENT_DATA_START, decode_header, decode_segment_header, frame_is_sound, records,
     segment_name, unpack_body,
 };
+use super::recovery::LookAhead;
 use super::storage::{BlockFile, Storage};
 
 /// Bytes read at once, but for a single longer frame.
@@ -59,18 +60,24 @@ pub(super) struct Ahead<T> {
 }
 
 impl<T: Send> Ahead<T> {
-    /// Starts reading segments 1 to `last`, unless that is too little to be worth it.
+    /// Starts reading segments 1 to `last`, if that is wanted.
     pub fn start<'scope, 'env>(
         scope: &'scope Scope<'scope, 'env>,
         storage: &'env dyn Storage,
         last: u64,
+        look_ahead: LookAhead,
         parse: &'env (dyn Fn(&[u8]) -> T + Sync),
     ) -> Self
     where
         T: 'scope,
     {
         let mut ahead = Self { batches: None, frames: VecDeque::new(), spent: None };
-        if !is_worth_it(storage, last) {
+        let is_wanted = match look_ahead {
+            LookAhead::Always => true,
+            LookAhead::WhereItSavesTime => is_worth_it(storage, last),
+            LookAhead::Never => false,
+        };
+        if !is_wanted {
             return ahead;
         }
         let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, WORKERS_MAX);

@@ -9,8 +9,10 @@ pub mod frame;
 mod prepare;
 pub mod reader;
 pub mod recovery;
+mod scan_error;
 pub mod segments;
 pub mod storage;
+mod waiters;
 pub mod writer;
 
 /// A panic in a thread that owns the ledger is a broken invariant: the process must not go on telling things.

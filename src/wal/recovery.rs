@@ -4,7 +4,6 @@
 //! leave: damage to a frame that was durable, a sound sector of a *later* commit behind a bad frame (the writer never issues
 //! commit k+1 before k is durable), or a sector that carries its commit's mark and no longer its checksum. Those are corruption.
 
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -13,11 +12,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::ahead::{Ahead, Checked, Records};
 use super::frame::{
-    BLOCK, BadHeader, Digest, FORMAT_VERSION, FrameHeader, SECTOR, SEGMENT_DATA_START, Sector, SegmentHeader,
-    classify_sector, commit_tag, decode_header, decode_segment_header, frame_is_sound, parse_segment_name, records,
-    segment_name, unpack_body,
+    BLOCK, BadHeader, Digest, FrameHeader, SECTOR, SEGMENT_DATA_START, Sector, SegmentHeader, classify_sector,
+    commit_tag, decode_header, decode_segment_header, frame_is_sound, parse_segment_name, records, segment_name,
+    unpack_body,
 };
 use super::reader::IndexEntry;
+pub(super) use super::scan_error::io_error;
+pub use super::scan_error::{Corruption, ScanError, SoundFrame};
 use super::segments::{self, Position, WITNESS, Witness};
 use super::storage::{BlockFile, Storage};
 use crate::sys::block::AlignedBuf;
@@ -79,88 +80,6 @@ pub struct Scan {
     pub repaired: Vec<String>,
 }
 
-/// Damage that no crash explains. The log is not opened; no byte of it is changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Corruption {
-    /// The damaged or missing file.
-    pub file: String,
-    /// Byte offset of the first frame that cannot be trusted.
-    pub offset: u64,
-    /// The seq that should be there.
-    pub expected_seq: u64,
-    /// What does not hold.
-    pub reason: String,
-    /// The next frame that can be read, if there is one.
-    pub next_sound: Option<SoundFrame>,
-}
-
-/// A frame that is intact although something before it is not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SoundFrame {
-    /// Its file.
-    pub file: String,
-    /// Where it starts.
-    pub offset: u64,
-    /// Seq of its first record.
-    pub first_seq: u64,
-}
-
-impl fmt::Display for Corruption {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, offset, expected_seq, reason, next_sound } = self;
-        write!(f, "{file}: byte offset {offset}: expected seq {expected_seq}: {reason}; ")?;
-        match next_sound {
-            Some(next) => {
-                write!(f, "next sound frame: seq {} at byte offset {} of {}", next.first_seq, next.offset, next.file)
-            }
-            None => write!(f, "no sound frame behind it"),
-        }
-    }
-}
-
-/// Why a log was not opened.
-#[derive(Debug)]
-pub enum ScanError {
-    /// It is damaged.
-    Corrupt(Box<Corruption>),
-    /// It was written by another version of the format.
-    Version {
-        /// The file.
-        file: String,
-        /// The version found.
-        version: u32,
-    },
-    /// Its records are sound, and what they hold cannot be used: why.
-    Unreadable(String),
-    /// The medium did not answer.
-    Io {
-        /// What was being done, and to which file.
-        what: String,
-        /// The error.
-        error: io::Error,
-    },
-}
-
-impl fmt::Display for ScanError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Corrupt(corruption) => corruption.fmt(f),
-            Self::Version { file, version } => {
-                write!(f, "{file}: format version {version}; this program reads version {FORMAT_VERSION}")
-            }
-            Self::Unreadable(reason) => f.write_str(reason),
-            Self::Io { what, error } => write!(f, "{what}: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for ScanError {}
-
-pub(super) fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ScanError {
-    let what = what.into();
-    move |error| ScanError::Io { what, error }
-}
-
 /// Makes what is visible durable, before anything of it is believed: after `kill -9` the page cache may show bytes that a
 /// power cut would still take away.
 pub fn settle(storage: &dyn Storage) -> Result<(), ScanError> {
@@ -179,8 +98,28 @@ pub fn scan(storage: &dyn Storage, visit: &mut Visit<'_>) -> Result<Option<Scan>
     scan_parsed(storage, Reading { parse: &|_| (), visit: &mut |record, ()| visit(record) })
 }
 
-/// The same, parsing on all cores.
+/// The same, parsing on all cores, where the log is so long that it saves time.
 pub fn scan_parsed<T: Send>(storage: &dyn Storage, reading: Reading<'_, T>) -> Result<Option<Scan>, ScanError> {
+    scan_on(storage, LookAhead::WhereItSavesTime, reading)
+}
+
+/// Whether frames are read ahead of the scan, on all cores. The outcome is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookAhead {
+    /// However short the log.
+    Always,
+    /// In a log of 8 MiB or more.
+    WhereItSavesTime,
+    /// However long it is.
+    Never,
+}
+
+/// The same; for comparison.
+pub fn scan_on<T: Send>(
+    storage: &dyn Storage,
+    look_ahead: LookAhead,
+    reading: Reading<'_, T>,
+) -> Result<Option<Scan>, ScanError> {
     let names = storage.list().map_err(io_error("listing the log's directory"))?;
     let last_seen = names.iter().filter_map(|name| parse_segment_name(name)).max().unwrap_or(0);
     let witness = match Witness::read(storage) {
@@ -195,7 +134,7 @@ pub fn scan_parsed<T: Send>(storage: &dyn Storage, reading: Reading<'_, T>) -> R
     }
     let Reading { parse, visit } = reading;
     let scan = thread::scope(|scope| {
-        let ahead = Ahead::start(scope, storage, last, parse);
+        let ahead = Ahead::start(scope, storage, last, look_ahead, parse);
         let mut scanner = Scanner::new(storage, witness.map(|w| w.log_id), ahead, Reading { parse, visit });
         for segno in 1..=last {
             scanner.segment(segno, segno == last)?;

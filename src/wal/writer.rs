@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -22,6 +22,7 @@ use super::reader::Reader;
 use super::recovery::{Reading, Scan, ScanError, Visit, io_error, recover_parsed};
 use super::segments::WITNESS;
 use super::storage::Storage;
+use super::waiters::{FEW, Waiters};
 use crate::sys::block::AlignedBuf;
 
 /// The longest record, in bytes; it fits into the smallest segment that [`Options`] allows.
@@ -32,10 +33,8 @@ pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
 pub const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 /// A log that was idle for so long marks its end.
 const MARK_AFTER: Duration = Duration::from_millis(100);
-/// So few callers are woken in one go, and waited for before the next frame: one sync for all of them is cheaper than two.
-/// More of them keep the disk busy in two halves, one staging while the other's frame is written.
-const FEW: u64 = 16;
-/// Few callers have this part of the last frame's I/O time to stage again …
+/// [`FEW`] callers are waited for before the next frame, since one sync for all of them is cheaper than two. More of them
+/// keep the disk busy in two halves, one staging while the other's frame is written. Few callers have this part of the last frame's I/O time to stage again …
 const GATHER_FRACTION: u32 = 2;
 /// … and no more than this, however slow the disk.
 const GATHER_MAX: Duration = Duration::from_micros(200);
@@ -104,11 +103,7 @@ struct Shared {
     /// Every record below this seq is durable.
     durable_below: AtomicU64,
     failed: AtomicBool,
-    /// Threads in [`Wal::wait`], each with the seq it waits for.
-    waiters: Mutex<Vec<(u64, Thread)>>,
-    /// Those of them whose records are durable and who are still asleep. Where they are many, each that wakes up wakes two
-    /// more, so that the next frame need not wait until the writer has woken all of them.
-    to_wake: Mutex<Vec<Thread>>,
+    waiters: Waiters,
     preparation: Preparation,
     /// The writer waits for space: nothing becomes durable until there is some.
     stuck: AtomicBool,
@@ -200,8 +195,7 @@ impl Wal {
             staged_records: AtomicU64::new(0),
             durable_below,
             failed: AtomicBool::new(false),
-            waiters: Mutex::default(),
-            to_wake: Mutex::default(),
+            waiters: Waiters::default(),
             preparation: Preparation::default(),
             stuck: AtomicBool::new(false),
         });
@@ -290,7 +284,7 @@ impl Wal {
     /// Blocks until the record with this seq is durable, or never will be. Where nobody else writes, this thread does.
     pub fn wait(&self, seq: u64) -> Result<(), Latched> {
         let shared = &*self.shared;
-        let mut registered = false;
+        let mut waiter = None;
         let outcome = loop {
             if shared.durable_below.load(Ordering::Acquire) > seq {
                 break Ok(());
@@ -310,15 +304,12 @@ impl Wal {
                     shared.after_writing();
                 }
                 Err(TryLockError::Poisoned(_)) => unreachable!("a panic while writing aborts"),
-                Err(TryLockError::WouldBlock) if registered => thread::park(),
-                Err(TryLockError::WouldBlock) => {
-                    shared.waiters().push((seq, thread::current()));
-                    registered = true;
-                }
+                Err(TryLockError::WouldBlock) if waiter.is_some() => thread::park(),
+                Err(TryLockError::WouldBlock) => waiter = Some(shared.waiters.enter(seq)),
             }
         };
-        if registered {
-            shared.wake(2);
+        if let Some(waiter) = waiter {
+            shared.waiters.leave(&waiter);
         }
         outcome
     }
@@ -461,7 +452,7 @@ impl Shared {
 
     /// Lets few callers, who were just told of the last frame, stage again.
     fn gather(&self, last: &Last) {
-        if !(2..=FEW).contains(&last.expected) {
+        if !(2..=FEW as u64).contains(&last.expected) {
             return;
         }
         let limit = (last.io_time / GATHER_FRACTION).min(GATHER_MAX);
@@ -507,21 +498,7 @@ impl Shared {
         let below = tail.committer.position.next_seq;
         self.durable_below.store(below, Ordering::Release);
         (tail.on_outcome)(Outcome::DurableBelow(below));
-        let mut waiters = self.waiters();
-        let durable = waiters.extract_if(.., |(seq, _)| *seq < below).map(|(_, thread)| thread);
-        let mut to_wake = self.to_wake();
-        to_wake.extend(durable);
-        let count = to_wake.len();
-        drop((to_wake, waiters));
-        self.wake(if count as u64 <= FEW { count } else { 2 });
-    }
-
-    fn wake(&self, count: usize) {
-        for _ in 0..count {
-            let next = self.to_wake().pop();
-            let Some(thread) = next else { return };
-            thread.unpark();
-        }
+        self.waiters.durable_below(below);
     }
 
     fn latch(&self, tail: &mut Tail, reason: &str) {
@@ -531,9 +508,7 @@ impl Shared {
         staging.frames.clear();
         drop(staging);
         self.failed.store(true, Ordering::Release);
-        for (_, thread) in self.waiters().drain(..) {
-            thread.unpark();
-        }
+        self.waiters.wake_all();
         (tail.on_outcome)(Outcome::Failed(latched));
     }
 
@@ -543,14 +518,6 @@ impl Shared {
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn waiters(&self) -> MutexGuard<'_, Vec<(u64, Thread)>> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn to_wake(&self) -> MutexGuard<'_, Vec<Thread>> {
-        self.to_wake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -40,6 +40,11 @@ impl MemoryDir {
         self.names.lock().unwrap()[name].bytes.lock().unwrap()[bit / 8] ^= 1 << (bit % 8);
     }
 
+    /// Damage, or its repair. Does not count as a change.
+    pub fn overwrite(&self, name: &str, from: usize, with: &[u8]) {
+        self.names.lock().unwrap()[name].bytes.lock().unwrap()[from..from + with.len()].copy_from_slice(with);
+    }
+
     /// Files created, renamed and removed, and writes, since it came into being.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
