@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use agent::{Agent, Ended, Site, eventually, hackbrain, job_id, manifest};
+use hackbrain::wal::frame::decode_header;
 use serde_json::{Value, json};
 
 /// An engine that is not there.
@@ -160,16 +161,14 @@ fn flip(path: &Path, offset: usize) {
 /// A row: its name, what it does to the files, what is said of it.
 type Damage<'a> = (&'a str, &'a dyn Fn(), &'a [&'a str]);
 
-/// Where the one-block frames of a small ledger start, and the seq each begins with.
-fn frames(segment: &Path) -> Vec<(usize, u64)> {
+/// Where the frames of a small ledger start, the seq each begins with, and whether it holds an event: a mark does not.
+fn frames(segment: &Path) -> Vec<(usize, u64, bool)> {
     let bytes = fs::read(segment).unwrap();
-    let first_record = FRAME_HEADER + RECORD_HEADER;
     let blocks = bytes.chunks(BLOCK).enumerate().skip(2).take_while(|(_, block)| block.iter().any(|b| *b != 0));
     blocks
-        .map(|(index, block)| {
-            let text = String::from_utf8_lossy(&block[first_record..first_record + 40]).into_owned();
-            let seq = text.strip_prefix("{\"seq\":").and_then(|rest| rest.split(',').next()?.parse().ok());
-            (index * BLOCK, seq.unwrap_or_else(|| panic!("no event begins in block {index}: {text:?}")))
+        .filter_map(|(index, block)| {
+            let header = decode_header(block)?;
+            Some((index * BLOCK, header.first_seq, header.records > 0))
         })
         .collect()
 }
@@ -196,7 +195,8 @@ fn a_damaged_ledger_is_refused_and_not_touched() {
     let segment = site.segments().pop().unwrap();
     let frames = frames(&segment);
     assert!(frames.len() > 6, "{frames:?}");
-    let (middle, last) = (frames.len() / 2, frames.len() - 1);
+    let with_events: Vec<usize> = (0..frames.len()).filter(|index| frames[*index].2).collect();
+    let (middle, last) = (with_events[with_events.len() / 2], with_events[with_events.len() - 1]);
 
     // Frame by index, and the byte within it.
     let rows = [
@@ -215,10 +215,10 @@ fn a_damaged_ledger_is_refused_and_not_touched() {
     ];
     for (row, frame, byte) in rows {
         put_back(&site, &whole);
-        let (offset, seq) = frames[frame];
+        let (offset, seq, _) = frames[frame];
         flip(&segment, offset + byte);
         let place = format!("{}: byte offset {offset}: expected seq {seq}: ", segment.display());
-        let next = frames.get(frame + 1).map_or("no sound frame behind it".to_owned(), |(offset, seq)| {
+        let next = frames.get(frame + 1).map_or("no sound frame behind it".to_owned(), |(offset, seq, _)| {
             format!("next sound frame: seq {seq} at byte offset {offset} of {}", segment.display())
         });
         refused_untouched(&site, row, &[&place, &next]);
@@ -509,7 +509,7 @@ fn an_agent_without_any_space_left_can_be_stopped() {
     let fill = fill_the_disk(&site);
     let mut large = manifest(&job_id("full"), &["true"]);
     large["env"] =
-        json!({"A": "a".repeat(100_000), "B": "b".repeat(100_000), "C": "c".repeat(100_000), "D": "d".repeat(100_000)});
+        ["A", "B", "C", "D", "E"].iter().map(|name| (name.to_string(), json!("x".repeat(100_000)))).collect();
     let receipt = agent.accepted(&large);
     agent.kill();
     let segment = site.segments().pop().unwrap();
@@ -517,12 +517,17 @@ fn an_agent_without_any_space_left_can_be_stopped() {
         let bytes = fs::read(&segment).unwrap();
         bytes.chunks(BLOCK).rev().take_while(|block| block.iter().all(|b| *b == 0)).count()
     };
-    // Each start writes one event.
-    while blocks_left() > 1 {
-        start().kill();
+    // Each start writes one event and, when it has been idle for a while, a mark; an event leaves a block free for its mark.
+    let start_and_mark = || {
+        let before = blocks_left();
+        let agent = start();
+        eventually("an event and a mark are written", || (blocks_left() + 2 == before).then_some(()));
+        agent
+    };
+    while blocks_left() > 3 {
+        start_and_mark().kill();
     }
-    let agent = start();
-    eventually("the last block is taken", || (blocks_left() == 0).then_some(()));
+    let agent = start_and_mark();
     assert_eq!(agent.get("/api/jobs").json()["jobs"].as_array().unwrap().len(), 1);
     let code = agent.terminate();
     assert!(matches!(code, Some(0 | 74)), "{code:?}");

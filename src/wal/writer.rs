@@ -199,18 +199,18 @@ impl Wal {
             preparation: Preparation::default(),
             stuck: AtomicBool::new(false),
         });
-        let mut wal = Self { shared, commit_thread: None, prepare_thread: None };
+        // Dropping it ends the threads that were started.
+        let mut wal = Self { shared: shared.clone(), commit_thread: None, prepare_thread: None };
         let start = |name: &str, work: Box<dyn FnOnce(&Shared) + Send>| {
-            let shared = wal.shared.clone();
+            let shared = shared.clone();
             thread::Builder::new()
                 .name(name.into())
                 .stack_size(256 << 10)
                 .spawn(move || work(&shared))
                 .map_err(io_error("starting the log's threads"))
         };
-        let commit_thread = start("wal-commit", Box::new(Shared::run_commit_thread))?;
-        wal.prepare_thread = start("wal-prepare", Box::new(move |shared| shared.preparation.run(&*storage))).ok();
-        wal.commit_thread = Some(commit_thread);
+        wal.commit_thread = Some(start("wal-commit", Box::new(Shared::run_commit_thread))?);
+        wal.prepare_thread = Some(start("wal-prepare", Box::new(move |shared| shared.preparation.run(&*storage)))?);
         Ok((wal, scan))
     }
 
