@@ -126,10 +126,21 @@ impl OutputFiles {
         }
         let files = Self { stdout: open_locked(paths, &paths.stdout)?, stderr: open_locked(paths, &paths.stderr)? };
         match fs::remove_file(&paths.cidfile) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(files),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        has_space_beside(&paths.cidfile)?;
+        Ok(files)
     }
+}
+
+/// On a full disk the CLI creates the container, cannot write the file with its id, and gives up: better not to ask it.
+fn has_space_beside(cidfile: &Path) -> io::Result<()> {
+    // Under a name of its own: a file with content under that of the other would say that there was a container.
+    let probe = cidfile.with_extension("probe");
+    let written = fs::write(&probe, [0; 64]);
+    let _ = fs::remove_file(&probe);
+    written
 }
 
 fn open_locked(paths: &OutputPaths, path: &Path) -> io::Result<File> {
