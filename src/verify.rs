@@ -93,6 +93,11 @@ pub fn verify(
         }
         Err(other) => return Err(other.into()),
     };
+    if let Err(reason) = ledger.check_unfinished() {
+        writeln!(out, "the chain is sound, and an agent could not start on it: {reason}")?;
+        writeln!(out, "head {count} {prev}")?;
+        return Ok(Verdict::NotSound);
+    }
     for note in &scan.repaired {
         writeln!(out, "note: {note}; its copy is sound")?;
     }

@@ -244,11 +244,17 @@ impl View {
                     .take(limit)
                     .collect();
                 drop(inner);
-                let reached = if wanted.len() < limit { head } else { wanted[wanted.len() - 1] };
+                let all = wanted.len() < limit;
                 for seq in wanted {
-                    events.push((seq, self.reader.get(seq)?.into()));
+                    let bytes = self.reader.get(seq)?;
+                    bytes_left = bytes_left.saturating_sub(bytes.len());
+                    events.push((seq, bytes.into()));
+                    if bytes_left == 0 {
+                        return Ok((events, seq));
+                    }
                 }
-                Ok((events, reached))
+                let last = events.last().map_or(after, |(seq, _)| *seq);
+                Ok((events, if all { head } else { last }))
             }
         }
     }

@@ -492,7 +492,7 @@ impl<'a> Head<'a> {
             rest = behind.strip_prefix('"')?;
         }
         let (state, rest) = rest.strip_prefix("state\":\"")?.split_once('"')?;
-        let detail = rest.strip_prefix(",\"detail\":")?.strip_suffix('}')?;
+        let detail = rest.strip_prefix(",\"detail\":")?.strip_suffix('}').filter(|detail| detail.starts_with('{'))?;
         let (seq, prev, time) = (number(seq)?, prev.parse().ok()?, Time::parse(time)?);
         Some((Self { seq, prev, time, subject, state: State::Genesis, detail }, state))
     }

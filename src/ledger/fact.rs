@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::event::{Head, State};
+use super::event::{Head, State, Stopping};
 use super::time::Time;
 use crate::hash::Hash;
 
@@ -179,12 +179,16 @@ impl Fact {
                 let Ended { exit_code, .. } = serde_json::from_str(detail)?;
                 Change::Ended { exit_code, reason: Some(Text::Own("cancelled".into())) }
             }
+            State::Stopping => {
+                // Read again when the attempt ends; it must be readable then.
+                let _: Stopping = serde_json::from_str(detail)?;
+                Change::Stopping { detail: text(detail.into()) }
+            }
             other => {
                 let Anything {} = serde_json::from_str(detail)?;
                 match other {
                     State::NodeDown => Change::NodeDown,
                     State::Sealed => Change::Sealed,
-                    State::Stopping => Change::Stopping { detail: text(detail.into()) },
                     _ => Change::Started,
                 }
             }

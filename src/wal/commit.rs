@@ -64,6 +64,10 @@ impl Committer {
         let len = (frame_blocks(frame.body.len()) * BLOCK) as u64;
         if self.position.offset + len + MARK_RESERVE > self.position.size {
             self.want_next(preparation);
+            if !preparation.is_ready() {
+                // It may take long, or never be, where the disk is full.
+                self.mark()?;
+            }
             stuck.store(true, Ordering::Relaxed);
             let taken = preparation.take(stopping);
             stuck.store(false, Ordering::Relaxed);

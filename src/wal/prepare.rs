@@ -47,6 +47,11 @@ impl Preparation {
         }
     }
 
+    /// Whether [`Preparation::take`] would not wait.
+    pub fn is_ready(&self) -> bool {
+        matches!(*self.next(), NextSegment::Ready { .. })
+    }
+
     /// Waits for the prepared segment and its size. An error ends the log; while the disk is full it waits, unless
     /// `stopping`.
     pub fn take(&self, stopping: impl Fn() -> bool) -> Result<(u64, Arc<dyn BlockFile>), String> {

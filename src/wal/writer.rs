@@ -105,8 +105,10 @@ struct Shared {
     failed: AtomicBool,
     waiters: Waiters,
     preparation: Preparation,
-    /// The writer waits for space: nothing becomes durable until there is some.
+    /// The writer waits for the next segment.
     stuck: AtomicBool,
+    /// The last frame has records, and nothing stands behind it. Whoever writes sets it.
+    unmarked: AtomicBool,
 }
 
 struct Staging {
@@ -198,6 +200,7 @@ impl Wal {
             waiters: Waiters::default(),
             preparation: Preparation::default(),
             stuck: AtomicBool::new(false),
+            unmarked: AtomicBool::new(false),
         });
         // Dropping it ends the threads that were started.
         let mut wal = Self { shared: shared.clone(), commit_thread: None, prepare_thread: None };
@@ -240,6 +243,11 @@ impl Wal {
         mut write: impl FnMut(usize, u64, &Digest, &mut Vec<u8>),
         mut staged: impl FnMut(u64, Digest),
     ) -> Result<(), Latched> {
+        if count == 0 {
+            return Ok(());
+        }
+        // Half a record must not be committed by whoever comes next.
+        let _guard = AbortOnPanic;
         let mut staging = self.shared.staging();
         if let Some(latched) = &staging.latched {
             return Err(latched.clone());
@@ -281,7 +289,7 @@ impl Wal {
         self.shared.call_commit_thread(&mut self.shared.staging());
     }
 
-    /// Blocks until the record with this seq is durable, or never will be. Where nobody else writes, this thread does.
+    /// Blocks until the record with this seq, which was staged, is durable or never will be. Where nobody else writes, this thread does.
     pub fn wait(&self, seq: u64) -> Result<(), Latched> {
         let shared = &*self.shared;
         let mut waiter = None;
@@ -327,7 +335,7 @@ impl Wal {
 
     /// Whether nothing at all becomes durable until the disk has space again.
     pub fn is_stuck(&self) -> bool {
-        self.shared.stuck.load(Ordering::Relaxed)
+        self.shared.stuck.load(Ordering::Relaxed) && self.out_of_space().is_some()
     }
 
     /// For look-ups.
@@ -362,7 +370,8 @@ impl Drop for Wal {
 /// What the commit thread was woken for.
 enum Task {
     Commit,
-    Mark,
+    /// Unless something became durable since there was nothing below this seq to come.
+    Mark(u64),
     Stop,
 }
 
@@ -374,7 +383,8 @@ impl Shared {
             let mut tail = self.tail();
             match task {
                 Task::Commit => self.commit_staged(&mut tail, None),
-                Task::Mark => self.mark(&mut tail),
+                Task::Mark(seen) if seen == self.durable_below.load(Ordering::Relaxed) => self.mark(&mut tail),
+                Task::Mark(_) => {}
                 Task::Stop => {
                     self.commit_staged(&mut tail, None);
                     if self.options.mark_after.is_some() {
@@ -399,9 +409,10 @@ impl Shared {
                 return Task::Stop;
             }
             let seen = self.durable_below.load(Ordering::Relaxed);
-            let pause = self.options.mark_after.filter(|_| staging.latched.is_none() && self.is_unmarked());
+            let pause =
+                self.options.mark_after.filter(|_| staging.latched.is_none() && self.unmarked.load(Ordering::Relaxed));
             staging = match pause {
-                Some(_) if idle_since == Some(seen) => return Task::Mark,
+                Some(_) if idle_since == Some(seen) => return Task::Mark(seen),
                 Some(pause) => {
                     let (staging, waited) =
                         self.work.wait_timeout(staging, pause).unwrap_or_else(PoisonError::into_inner);
@@ -418,14 +429,10 @@ impl Shared {
         }
     }
 
-    /// Whether a mark is due. Somebody who is writing just now will leave one due.
-    fn is_unmarked(&self) -> bool {
-        self.tail.try_lock().map_or(true, |tail| tail.committer.unmarked)
-    }
-
     /// Commits what is staged, until there is nothing more or `upto` is durable.
     fn commit_staged(&self, tail: &mut Tail, upto: Option<u64>) {
-        while self.staged_records.load(Ordering::Acquire) > 0 {
+        let enough = || upto.is_some_and(|seq| self.durable_below.load(Ordering::Relaxed) > seq);
+        while self.staged_records.load(Ordering::Acquire) > 0 && !enough() {
             self.gather(&tail.last);
             let Some(mut frame) = self.take_frame() else { return };
             let began = Instant::now();
@@ -434,6 +441,7 @@ impl Shared {
                 self.latch(tail, &reason);
                 return;
             }
+            self.unmarked.store(true, Ordering::Relaxed);
             let at = Instant::now();
             let expected = u64::from(frame.records) + self.staged_records.load(Ordering::Acquire);
             tail.last = Last { expected, io_time: at - began, at };
@@ -444,9 +452,6 @@ impl Shared {
                 staging.spare.push(frame.body);
             }
             drop(staging);
-            if upto.is_some_and(|seq| self.durable_below.load(Ordering::Relaxed) > seq) {
-                return;
-            }
         }
     }
 
@@ -468,10 +473,12 @@ impl Shared {
     }
 
     fn mark(&self, tail: &mut Tail) {
-        if !self.failed.load(Ordering::Acquire)
-            && let Err(reason) = tail.committer.mark()
-        {
-            self.latch(tail, &reason);
+        if self.failed.load(Ordering::Acquire) {
+            return;
+        }
+        match tail.committer.mark() {
+            Ok(()) => self.unmarked.store(false, Ordering::Relaxed),
+            Err(reason) => self.latch(tail, &reason),
         }
     }
 
