@@ -43,6 +43,8 @@ pub(super) struct Committer {
     pub reader: Arc<Reader>,
     /// Bytes of a full-grown segment.
     pub segment_size: u64,
+    /// Whether marks are written at all.
+    pub marks: bool,
     pub position: Position,
     pub file: Arc<dyn BlockFile>,
     /// Held open: changing segments must not fail for want of a descriptor.
@@ -64,7 +66,7 @@ impl Committer {
         let len = (frame_blocks(frame.body.len()) * BLOCK) as u64;
         if self.position.offset + len + MARK_RESERVE > self.position.size {
             self.want_next(preparation);
-            if !preparation.is_ready() {
+            if self.marks && !preparation.is_ready() {
                 // It may take long, or never be, where the disk is full.
                 self.mark()?;
             }

@@ -181,6 +181,7 @@ impl Wal {
             storage: storage.clone(),
             reader: reader.clone(),
             segment_size: options.segment_size,
+            marks: options.mark_after.is_some(),
             position,
             file,
             witness,
