@@ -129,10 +129,11 @@ impl<T: Send> Ahead<T> {
 }
 
 fn is_worth_it(storage: &dyn Storage, last: u64) -> bool {
-    // The first segments are small; the second or third tells.
-    let mut bytes = 0;
-    (1..=last).any(|segno| {
-        bytes += storage.open_for_lookup(&segment_name(segno)).and_then(|file| file.len()).unwrap_or(0);
+    // The first segments are small; the second or third tells. `last` may come from a damaged name, and have no end.
+    let mut lengths = (1..=last).map_while(|segno| storage.open_for_lookup(&segment_name(segno)).ok()?.len().ok());
+    let mut bytes = 0_u64;
+    lengths.any(|len| {
+        bytes = bytes.saturating_add(len);
         bytes >= WORTH_IT
     })
 }
