@@ -290,7 +290,8 @@ impl Wal {
         self.shared.call_commit_thread(&mut self.shared.staging());
     }
 
-    /// Blocks until the record with this seq, which was staged, is durable or never will be. Where nobody else writes, this thread does.
+    /// Blocks until the record with this seq, which was staged, is durable or never will be. Where nobody else writes, this
+    /// thread does.
     pub fn wait(&self, seq: u64) -> Result<(), Latched> {
         let shared = &*self.shared;
         let mut waiter = None;
@@ -371,7 +372,7 @@ impl Drop for Wal {
 /// What the commit thread was woken for.
 enum Task {
     Commit,
-    /// Unless something became durable since there was nothing below this seq to come.
+    /// If the log is still idle: nothing is durable from this seq on.
     Mark(u64),
     Stop,
 }
