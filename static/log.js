@@ -74,7 +74,8 @@ class LogPane {
 			rows: this.rows,
 			make: () => h('div', { class: 'line' }),
 			draw: (row, i) => {
-				const { text, stable } = this.tail.lines[i];
+				// Lines may have been dropped since they were counted; the next draw counts again.
+				const { text = '', stable } = this.tail.lines[i] ?? {};
 				setText(row, text);
 				setAttr(row, 'data-stable', stable ? '' : null);
 			},
