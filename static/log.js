@@ -52,7 +52,7 @@ function line(bytes, offset) {
 /** The new bytes in an answer to the range from `from` on. Pure. */
 function reading(status, from, bytes) {
 	if (status === 206) return bytes;
-	return status === 200 ? bytes.subarray(from) : NONE; // 200: all of it, the range was not honoured
+	return status === 200 ? bytes.subarray(from) : NONE; // 200: all, the range was not honoured
 }
 
 /** The pane: one stream of one attempt at a time. job() gives {job_id, attempt, phase}. */
@@ -74,8 +74,7 @@ class LogPane {
 			rows: this.rows,
 			make: () => h('div', { class: 'line' }),
 			draw: (row, i) => {
-				// Lines may have been dropped since they were counted; the next draw counts again.
-				const { text = '', stable } = this.tail.lines[i] ?? {};
+				const { text, stable } = this.tail.lines[i] ?? 0; // dropped?
 				setText(row, text);
 				setAttr(row, 'data-stable', stable ? '' : null);
 			},
@@ -95,7 +94,7 @@ class LogPane {
 
 	/** Shows another stream or attempt, from its tail. */
 	select(stream, attempt = this.attempt) {
-		// `run` stands for this selection: answers that belong to an earlier one are dropped.
+		// `run` stands for this selection: answers of an earlier one are dropped.
 		Object.assign(this, { stream, attempt, tail: new LogTail(), follows: true, busy: false, problem: '', run: {} });
 		this.draw();
 		this.poke();
