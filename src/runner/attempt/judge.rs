@@ -1,0 +1,217 @@
+//! What an attempt's container is seen to be, and what that means: wait, start, follow, or a verdict.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::super::cgroup::AttemptGroup;
+use super::super::docker::{CliEnd, ContainerState, EngineError, Inspect, StopReason, Verdict, verdict, verdict_gone};
+use super::super::output::{Completeness, SettleError, Settled, settle};
+use super::{Attempt, Next, Over, Writer};
+use crate::ledger::event::{Ending, LogDigest, Usage};
+use crate::ledger::lifecycle::Outcome;
+use crate::seal;
+use crate::sys::block::sync_dir;
+
+/// How often a log that the engine cannot give is asked for, before the output counts as incomplete.
+const SETTLE_TRIES_MAX: u32 = 5;
+/// How often a container that was created is asked to start before that counts as the engine's crash.
+const STARTS_MAX: u32 = 3;
+
+impl Attempt<'_> {
+    /// Looks at the container by its name and says what is to be done. `cli` is how our CLI ended, if it was ours.
+    pub(super) fn look(&self, cli: Option<CliEnd>, starts: &mut u32) -> Next {
+        loop {
+            // A writer that lives may be about to create, start or complete: what is seen under it may be half done.
+            match self.paths.writer_alive() {
+                Ok(false) => {}
+                Ok(true) => return Next::Wait(Writer::Adopted),
+                Err(error) => {
+                    let why = format!("its output files cannot be probed: {error}");
+                    if !self.try_again_later(&why) {
+                        return Next::LetGo;
+                    }
+                    continue;
+                }
+            }
+            let Some(found) = self.ask(|docker| docker.inspect(&self.container)) else { return Next::LetGo };
+            let state = match found {
+                Inspect::Absent => return self.absent(cli),
+                Inspect::Present(state) => state,
+            };
+            if let Some(owner) = self.foreign_owner(&state) {
+                let words = self.paths.take_dockers_words().unwrap_or_default();
+                let message = format!(
+                    "container {} belongs to {owner}; remove it, or use another job_id. {words}",
+                    self.container
+                );
+                return failed("not_started", message);
+            }
+            if state.started {
+                self.seen_started.store(true, Ordering::Relaxed);
+            }
+            if state.running {
+                return Next::Follow;
+            }
+            if !state.started && state.exit_code == 0 && *starts < STARTS_MAX && !self.is_stop_asked() {
+                // Its CLI died between create and start.
+                // A created container cannot be started attached without passing on the agent's signals, so it makes way
+                // for one that is run. Nothing of the payload has run yet.
+                *starts += 1;
+                match self.docker().remove(&self.container, false) {
+                    Ok(()) => return self.launch(),
+                    // Perhaps it is being started after all: look again, and never launch on an old look.
+                    Err(error) if self.try_again_later(&format!("the container engine says: {error}")) => continue,
+                    Err(_) => return Next::LetGo,
+                }
+            }
+            return self.judge(&state, cli);
+        }
+    }
+
+    /// There is no container of this name.
+    fn absent(&self, cli: Option<CliEnd>) -> Next {
+        let asked = self.stop_reason();
+        let was_started = self.seen_started.load(Ordering::Relaxed)
+            || self.marks != [None; 2]
+            || self.paths.was_created()
+            || std::fs::metadata(&self.paths.stdout).is_ok_and(|meta| meta.len() > 0);
+        // There was one, and somebody removed it; or nothing was started, and nobody wants it any more.
+        if was_started {
+            return gone(asked, cli);
+        }
+        if asked.is_some() {
+            return end(verdict_gone(asked), &untouched(), Ending::default());
+        }
+        // Nothing was created, so what is in stderr are Docker's own words.
+        let words = self.paths.take_dockers_words().unwrap_or_default();
+        match (EngineError::from_words(&words), cli) {
+            (EngineError::Unavailable(words), _) => {
+                if self.try_again_later(&words) {
+                    self.launch()
+                } else {
+                    Next::LetGo
+                }
+            }
+            // The CLI was killed before it could ask: the intent stands, so it is started now, in the same attempt.
+            (EngineError::Other(words), None | Some(CliEnd::Signalled(_))) if words.is_empty() => self.launch(),
+            (EngineError::Other(words), _) => failed("not_started", words),
+        }
+    }
+
+    fn judge(&self, state: &ContainerState, cli: Option<CliEnd>) -> Next {
+        let mut tries = 0;
+        let settled = loop {
+            match settle(self.docker(), &self.container, &self.paths, state, cli) {
+                Ok(settled) => break settled,
+                Err(SettleError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                    break if state.started { incomplete() } else { untouched() };
+                }
+                // The engine has lost its log, perhaps with the container: what was captured stays, and is called incomplete.
+                Err(SettleError::Engine(error)) if tries == SETTLE_TRIES_MAX => {
+                    log::warn!("job {}: its output may be incomplete: {error}", self.job.job_id);
+                    break incomplete();
+                }
+                Err(error) => {
+                    // An engine that answers and cannot give the log is not away, whatever words it has for that.
+                    let is_there = || self.docker().ping().is_ok();
+                    tries += u32::from(matches!(error, SettleError::Engine(_)) && is_there());
+                    if !self.try_again_later(&format!("its output cannot be completed yet: {error}")) {
+                        return Next::LetGo;
+                    }
+                }
+            }
+        };
+        let asked = self.stop_reason();
+        let sample = self.group.as_ref().map(AttemptGroup::sample);
+        let ending = Ending {
+            exit_code: (state.started || state.exit_code != 0).then_some(state.exit_code),
+            usage: sample.map(|sample| Usage {
+                cpu_ns: sample.cpu_ns.unwrap_or(0),
+                memory_peak_bytes: sample.memory_peak_bytes.unwrap_or(0),
+                io_read_bytes: sample.io_read_bytes.unwrap_or(0),
+                io_write_bytes: sample.io_write_bytes.unwrap_or(0),
+                pids_peak: sample.pids_peak.unwrap_or(0),
+            }),
+            oom_seen: state.oom_killed,
+            ..Ending::default()
+        };
+        end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), &settled, ending)
+    }
+
+    /// Who owns the container, if it is not this attempt of this ledger.
+    fn foreign_owner(&self, state: &ContainerState) -> Option<String> {
+        let label = |name: &str| state.labels.get(name).map_or("", String::as_str);
+        let is_ours = label("hackbrain.log") == self.runner.setup.log_id
+            && label("hackbrain.job") == &*self.job.job_id
+            && label("hackbrain.attempt") == self.job.attempt.to_string();
+        match label("hackbrain.log") {
+            _ if is_ours => None,
+            "" => Some("somebody else".to_owned()),
+            other => Some(format!("another ledger ({other})")),
+        }
+    }
+
+    /// Syncs the output, since the ledger is about to vouch for it, and adds its digests.
+    pub(super) fn with_digests(&self, mut ending: Ending, complete: [bool; 2]) -> Ending {
+        let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
+        let named = self.paths.stdout.parent().map_or(Ok(()), sync_dir);
+        let digest = |path: &Path, complete| {
+            let synced = sync(path).is_ok() && named.is_ok();
+            if !synced {
+                log::warn!("{}: it cannot be synced, and may be lost with the host", path.display());
+            }
+            let (bytes, sha256) = seal::digest_file(path).ok()?;
+            Some(LogDigest { bytes, sha256, complete: complete && synced })
+        };
+        ending.stdout = digest(&self.paths.stdout, complete[0]);
+        ending.stderr = digest(&self.paths.stderr, complete[1]);
+        ending
+    }
+}
+
+pub(super) fn failed(reason: &str, message: String) -> Next {
+    let outcome = Outcome::Failed { reason: reason.into(), message };
+    Next::End(Over { outcome, ending: Ending::default(), complete: [true; 2] })
+}
+
+fn end(verdict: Verdict, settled: &Settled, ending: Ending) -> Next {
+    let outcome = match verdict {
+        Verdict::Completed { .. } => Outcome::Completed,
+        // A stop was asked for, and what was asked decides; the ledger knows it.
+        Verdict::Cancelled => Outcome::Crashed { cause: "killed".into() },
+        Verdict::Crash { cause, .. } => Outcome::Crashed { cause: cause.as_str().into() },
+        Verdict::Failed { reason, .. } => match reason.strip_prefix("not started: ") {
+            Some(words) => Outcome::Failed { reason: "not_started".into(), message: words.into() },
+            None => {
+                let message = match ending.exit_code {
+                    Some(code) if reason == "exit" => format!("the payload exited with {code}"),
+                    _ => settled.dockers_words.clone(),
+                };
+                Outcome::Failed { reason, message }
+            }
+        },
+    };
+    let complete =
+        [settled.stdout, settled.stderr].map(|completeness| matches!(completeness, Completeness::Complete { .. }));
+    Next::End(Over { outcome, ending, complete })
+}
+
+/// The end of an attempt whose container is gone. Only a CLI that passed an exit code on is known to have written all of
+/// the output, and no words of its own; 125 is its own, too.
+fn gone(asked: Option<StopReason>, cli: Option<CliEnd>) -> Next {
+    let settled = match cli {
+        Some(CliEnd::Exited(code)) if code != 125 => untouched(),
+        _ => incomplete(),
+    };
+    end(verdict_gone(asked), &settled, Ending::default())
+}
+
+fn incomplete() -> Settled {
+    let differs = Completeness::Differs { at: 0 };
+    Settled { stdout: differs, stderr: differs, ..untouched() }
+}
+
+fn untouched() -> Settled {
+    let nothing = Completeness::Complete { appended: 0 };
+    Settled { stdout: nothing, stderr: nothing, dockers_words: String::new(), leading_warnings: 0 }
+}

@@ -1,0 +1,65 @@
+//! Asks the engine for an attempt's container.
+
+use std::sync::PoisonError;
+
+use super::super::Fault;
+use super::super::cgroup::AttemptGroup;
+use super::super::docker::RunSpec;
+use super::super::output::OutputFiles;
+use super::super::workspace::{self, Workspace};
+use super::judge::failed;
+use super::{Attempt, Next, Writer};
+use crate::config::{MEMORY_MIB_MIN, PIDS_DEFAULT};
+
+impl Attempt<'_> {
+    /// Asks the engine for this attempt's container.
+    pub(super) fn launch(&self) -> Next {
+        let prepared = self.runner.until_there_is_space(&self.job.job_id, || {
+            let workspace = workspace::bind(self.runner, &self.job, &self.container)?;
+            let files = OutputFiles::create(&self.paths)
+                .map_err(|error| Fault::io("not_started", "the output files cannot be made", &error))?;
+            Ok((workspace, files))
+        });
+        let (workspace, files) = match prepared {
+            Some(Ok(prepared)) => prepared,
+            Some(Err(fault)) => return failed(fault.reason, fault.message),
+            None => return Next::LetGo,
+        };
+        let spec = self.spec(workspace);
+        match self.docker().spawn_run(&spec, files.stdout, files.stderr) {
+            Ok(child) => Next::Wait(Writer::Ours(child)),
+            Err(error) => failed("not_started", format!("docker cannot be run: {error}")),
+        }
+    }
+
+    fn spec(&self, workspace: Workspace) -> RunSpec {
+        let (setup, manifest) = (&self.runner.setup, &self.manifest);
+        let execution = self.job.execution_hash.map(|hash| hash.to_string()).unwrap_or_default();
+        let labels = [
+            ("hackbrain.log", setup.log_id.clone()),
+            ("hackbrain.job", self.job.job_id.to_string()),
+            ("hackbrain.attempt", self.job.attempt.to_string()),
+            ("hackbrain.execution", execution),
+        ];
+        let info = self.runner.info.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let share_mib = setup.host.memory_mib / setup.workers as u64;
+        RunSpec {
+            container: self.container.clone(),
+            labels: labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            image_id: self.job.image_id.as_deref().unwrap_or_default().to_owned(),
+            command: manifest.command.clone(),
+            binds: workspace.binds,
+            workdir: workspace.workdir,
+            user: workspace.user,
+            env: manifest.env.clone(),
+            cpus: manifest.resources.cpus.unwrap_or(f64::from(setup.host.cpus)),
+            memory_mib: manifest.resources.memory_mib.unwrap_or(share_mib.max(MEMORY_MIB_MIN)),
+            swap_limit: info.is_some_and(|info| info.swap_limit),
+            pids: manifest.resources.pids.unwrap_or(PIDS_DEFAULT),
+            gpus: 0,
+            network: manifest.network,
+            cgroup_parent: self.group.as_ref().map(AttemptGroup::parent_argument),
+            cidfile: Some(self.paths.cidfile.clone()),
+        }
+    }
+}
