@@ -349,17 +349,33 @@ fn a_wait_ends_when_it_is_given_up_and_a_created_container_is_run_anew() {
 }
 
 #[test]
-fn images_resolve_pin_and_pull() {
+fn images_resolve_get_names_and_are_pulled() {
+    // The socket and the CLI, which is left to find the engine by itself, say the same.
+    for docker in [Docker::from_env(), Docker::new("docker", None)] {
+        let id = docker.resolve_image("busybox:latest").unwrap().expect("run scripts/images");
+        assert_eq!(docker.resolve_image(&id).unwrap(), Some(id.clone()));
+        assert_eq!(docker.resolve_image("hackbrain/absent:none").unwrap(), None);
+        assert!(matches!(docker.resolve_image("Not A Reference"), Ok(None) | Err(EngineError::Other(_))));
+        let (repository, tag) = (format!("hackbrain/test-{}", std::process::id()), "a-b");
+        let name = format!("{repository}:{tag}");
+        for _ in 0..2 {
+            docker.tag(&id, &repository, tag).unwrap();
+        }
+        assert!(docker.image(&id).unwrap().unwrap().names.contains(&name));
+        assert_eq!(docker.names_in(&repository).unwrap(), [name.as_str()]);
+        assert_eq!(docker.resolve_image(&name).unwrap(), Some(id.clone()));
+        for _ in 0..2 {
+            docker.untag(&name).unwrap();
+        }
+        assert_eq!(docker.names_in(&repository).unwrap(), Vec::<String>::new());
+        assert_eq!(docker.resolve_image("busybox:latest").unwrap(), Some(id), "only the name is gone");
+        let absent = format!("sha256:{}", "0".repeat(64));
+        assert!(matches!(docker.tag(&absent, &repository, tag), Err(EngineError::Other(_))));
+        assert_eq!(docker.inspect("hackbrain-absent").unwrap(), Inspect::Absent);
+        docker.remove("hackbrain-absent", true).unwrap();
+        docker.ping().unwrap();
+    }
     let docker = Docker::from_env();
-    let id = docker.resolve_image("busybox:latest").unwrap().expect("run scripts/images");
-    assert_eq!(docker.resolve_image(&id).unwrap(), Some(id.clone()));
-    assert_eq!(docker.resolve_image("hackbrain/absent:none").unwrap(), None);
-    assert!(matches!(docker.resolve_image("Not A Reference"), Ok(None) | Err(EngineError::Other(_))));
-    docker.pin(&id).unwrap();
-    docker.pin(&id).unwrap();
-    let pin = format!("hackbrain/pin:{}", &id["sha256:".len()..][..12]);
-    assert_eq!(docker.resolve_image(&pin).unwrap(), Some(id));
-    assert!(matches!(docker.pin("sha256:0000000000"), Err(EngineError::Other(_))));
     // A registry that refuses the connection is not an absent engine.
     assert!(matches!(docker.pull("127.0.0.1:9/absent:none"), Err(EngineError::Other(_))));
     let info = docker.info().unwrap();

@@ -1,26 +1,25 @@
 //! Drives the Docker CLI: the one place that spawns a process. Argument vectors, answers and verdicts are pure, in
-//! the files below this one.
+//! the files below this one. The questions that every attempt asks go to the engine's unix socket, where it has one; for an
+//! engine elsewhere the CLI asks them.
 //!
 //! Every answer comes from asking the engine about a container's name, never from how the CLI that started it ended.
 
+mod api;
 pub mod argv;
 pub mod inspect;
 mod process;
 pub mod verdict;
 
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use api::{Api, escape};
 pub use argv::{Bind, RunSpec, run_argv};
-pub use inspect::{ContainerState, EngineInfo, Inspect};
+pub use inspect::{ContainerState, EngineInfo, Image, Inspect};
 pub use process::{CliEnd, EngineError, RunChild};
 pub use verdict::{CrashCause, StopReason, Verdict, verdict, verdict_gone};
 
@@ -28,7 +27,7 @@ pub use verdict::{CrashCause, StopReason, Verdict, verdict, verdict_gone};
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time a pull may take.
 const PULL_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// Connect, send and receive timeout of a ping, each.
+/// Longest time a ping may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes that one short command may print on one stream.
 const OUTPUT_BYTES_MAX: u64 = 8 << 20;
@@ -59,8 +58,8 @@ pub struct Docker {
     program: PathBuf,
     /// `DOCKER_HOST` for every command; none leaves the choice to the CLI's context.
     host: Option<String>,
-    /// Image ids pinned by this process.
-    pinned: Mutex<BTreeSet<String>>,
+    /// The same engine's socket, where it is one of this host's.
+    api: Option<Api>,
 }
 
 impl Docker {
@@ -73,7 +72,8 @@ impl Docker {
 
     /// A CLI at `program` with the engine at `host`, e.g. `unix:///var/run/docker.sock`.
     pub fn new(program: impl Into<PathBuf>, host: Option<String>) -> Self {
-        Self { program: program.into(), host, pinned: Mutex::default() }
+        let api = host.as_deref().and_then(Api::at);
+        Self { program: program.into(), host, api }
     }
 
     /// Starts an attempt: `docker run`, stdin closed, its streams going straight into the two files. The child lives
@@ -113,8 +113,13 @@ impl Docker {
     /// # Errors
     /// The engine is away, or says something unknown.
     pub fn inspect(&self, container: &str) -> Result<Inspect, EngineError> {
+        if let Some(api) = &self.api {
+            let path = format!("/containers/{}/json", escape(container));
+            let found = api.ask("GET", &path, COMMAND_TIMEOUT)?.found()?;
+            return found.map_or(Ok(Inspect::Absent), |json| inspect::parse_container(&json).map(Inspect::Present));
+        }
         match self.run(&["inspect", "--type=container", "--", container]) {
-            Ok(json) => inspect::parse_container(&json).map(Inspect::Present),
+            Ok(json) => inspect::parse_containers(&json).map(Inspect::Present),
             Err(error) if is_no_such(&error) => Ok(Inspect::Absent),
             Err(error) => Err(error),
         }
@@ -172,6 +177,10 @@ impl Docker {
     /// # Errors
     /// The engine is away, or refuses, e.g. a running container without `force`.
     pub fn remove(&self, container: &str, force: bool) -> Result<(), EngineError> {
+        if let Some(api) = &self.api {
+            let path = format!("/containers/{}?v=1&force={}", escape(container), u8::from(force));
+            return api.ask("DELETE", &path, COMMAND_TIMEOUT)?.found().map(drop);
+        }
         let flags: &[&str] = if force { &["rm", "--volumes", "--force", "--"] } else { &["rm", "--volumes", "--"] };
         match self.run(&[flags, &[container]].concat()) {
             Err(error) if is_no_such(&error) => Ok(()),
@@ -202,8 +211,21 @@ impl Docker {
     /// # Errors
     /// The engine is away, or the reference is malformed.
     pub fn resolve_image(&self, reference: &str) -> Result<Option<String>, EngineError> {
-        match self.run(&["image", "inspect", "--format={{.Id}}", "--", reference]) {
-            Ok(id) => Ok(Some(String::from_utf8_lossy(&id).trim().to_owned())),
+        self.image(reference).map(|image| image.map(|image| image.id))
+    }
+
+    /// The image that a reference means now, with its names; none where the engine has no such image.
+    ///
+    /// # Errors
+    /// As for [`Docker::resolve_image`].
+    pub fn image(&self, reference: &str) -> Result<Option<Image>, EngineError> {
+        if let Some(api) = &self.api {
+            let path = format!("/images/{}/json", escape(reference));
+            let found = api.ask("GET", &path, COMMAND_TIMEOUT)?.found()?;
+            return found.map(|json| inspect::parse_image(&json)).transpose();
+        }
+        match self.run(&["image", "inspect", "--format={{json .}}", "--", reference]) {
+            Ok(json) => inspect::parse_image(&json).map(Some),
             Err(error) if is_no_such(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -222,19 +244,43 @@ impl Docker {
         }
     }
 
-    /// Keeps an image from being pruned while jobs refer to it by id: `hackbrain/pin:<12 hex>`. Free when this process
-    /// did it before.
+    /// Gives an image one more name, `repository:tag`.
     ///
     /// # Errors
     /// The engine is away, or has no such image.
-    pub fn pin(&self, image_id: &str) -> Result<(), EngineError> {
-        if self.pinned.lock().unwrap_or_else(PoisonError::into_inner).contains(image_id) {
-            return Ok(());
+    pub fn tag(&self, image_id: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
+        if let Some(api) = &self.api {
+            let path = format!("/images/{}/tag?repo={repository}&tag={tag}", escape(image_id));
+            let answer = api.ask("POST", &path, COMMAND_TIMEOUT)?;
+            let words = answer.words();
+            return answer.found()?.map(drop).ok_or(EngineError::Other(words));
         }
-        let hex = image_id.strip_prefix("sha256:").unwrap_or(image_id);
-        self.run(&["tag", "--", image_id, &format!("hackbrain/pin:{}", hex.get(..12).unwrap_or(hex))])?;
-        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(image_id.to_owned());
-        Ok(())
+        self.run(&["tag", "--", image_id, &format!("{repository}:{tag}")]).map(drop)
+    }
+
+    /// Takes a name away; one that is absent is a success. An image without a name left is deleted, so ask first
+    /// ([`Docker::image`]) whether it has another.
+    ///
+    /// # Errors
+    /// The engine is away, or refuses.
+    pub fn untag(&self, name: &str) -> Result<(), EngineError> {
+        if let Some(api) = &self.api {
+            let answer = api.ask("DELETE", &format!("/images/{}?noprune=1", escape(name)), COMMAND_TIMEOUT)?;
+            return answer.found().map(drop);
+        }
+        match self.run(&["image", "rm", "--no-prune", "--", name]) {
+            Err(error) if is_no_such(&error) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Every name, `repository:tag`, that an image has in this repository.
+    ///
+    /// # Errors
+    /// The engine is away.
+    pub fn names_in(&self, repository: &str) -> Result<Vec<String>, EngineError> {
+        let lines = self.run(&["images", "--format={{.Repository}}:{{.Tag}}", "--", repository])?;
+        Ok(String::from_utf8_lossy(&lines).lines().map(str::to_owned).collect())
     }
 
     /// The engine's part of the host's fingerprint; two commands.
@@ -252,12 +298,11 @@ impl Docker {
     /// # Errors
     /// `Unavailable` with the reason.
     pub fn ping(&self) -> Result<(), EngineError> {
-        match self.host.as_deref().and_then(|host| host.strip_prefix("unix://")) {
-            Some(socket) => {
-                ping_socket(Path::new(socket)).map_err(|error| EngineError::Unavailable(format!("{socket}: {error}")))
-            }
-            None => self.run(&["version", "--format={{.Server.Version}}"]).map(drop),
-        }
+        let Some(api) = &self.api else {
+            return self.run(&["version", "--format={{.Server.Version}}"]).map(drop);
+        };
+        let answer = api.ask("GET", "/_ping", PING_TIMEOUT)?;
+        if answer.status == 200 { Ok(()) } else { Err(EngineError::Unavailable(answer.words())) }
     }
 
     fn command(&self) -> Command {
@@ -310,24 +355,11 @@ fn sleep_until(until: Instant, give_up: &AtomicBool) {
     }
 }
 
-fn ping_socket(socket: &Path) -> io::Result<()> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PING_TIMEOUT))?;
-    stream.set_write_timeout(Some(PING_TIMEOUT))?;
-    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status)?;
-    if status.starts_with(b"HTTP/1.") && status.ends_with(b" 200") {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("answers {}", String::from_utf8_lossy(&status))))
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
 
     #[test]

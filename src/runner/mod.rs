@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod docker;
 pub mod mounts;
 pub mod output;
+mod pins;
 mod schedule;
 mod watch;
 mod workspace;
@@ -25,6 +26,7 @@ use serde_json::{Value, json};
 use self::cgroup::{AttemptGroup, Hierarchies};
 use self::docker::{Docker, EngineError, EngineInfo, Inspect};
 use self::mounts::MountPolicy;
+use self::pins::Pins;
 use crate::config::Pull;
 use crate::engine::{Engine, OnJob};
 use crate::host::Host;
@@ -86,6 +88,14 @@ impl Fault {
     }
 }
 
+/// What is left to do after an end that is durable.
+enum Clean {
+    /// Of an attempt: its container is removed, with its mounts and its control group.
+    Attempt(String),
+    /// Of a job: its image is let go of.
+    Job(Arc<str>),
+}
+
 /// The queues. They exist before the engine, which fills them, and the runner, which empties them.
 #[derive(Clone)]
 pub struct Queues {
@@ -93,8 +103,7 @@ pub struct Queues {
     /// Jobs whose image is not on the host. Apart, since a registry that does not answer must hold up nobody else.
     pull: (Sender<Arc<str>>, Receiver<Arc<str>>),
     run: (Sender<Arc<str>>, Receiver<Arc<str>>),
-    /// Containers whose end is durable.
-    clean: (Sender<String>, Receiver<String>),
+    clean: (Sender<Clean>, Receiver<Clean>),
     active: Arc<Mutex<HashMap<Arc<str>, Sender<Signal>>>>,
 }
 
@@ -109,9 +118,10 @@ impl Queues {
     pub fn on_job(&self) -> OnJob {
         let queues = self.clone();
         Box::new(move |job| match job.state {
-            State::Received => queues.offer(&queues.schedule.0, job),
+            State::Received | State::Retriggered => queues.offer(&queues.schedule.0, job),
             State::Scheduled => queues.offer(&queues.run.0, job),
             State::Stopping => queues.signal(&job.job_id, Signal::Stop),
+            state if state.is_end() => drop(queues.clean.0.send(Clean::Job(job.job_id.clone()))),
             _ => {}
         })
     }
@@ -174,6 +184,7 @@ pub struct Runner {
     slot_freed: Condvar,
     /// Containers whose clean-up is not done yet.
     cleaning: AtomicUsize,
+    pins: Pins,
     /// What is known of the engine; `None` until it answered once.
     info: Mutex<Option<EngineInfo>>,
     away: Mutex<Option<String>>,
@@ -184,9 +195,11 @@ pub struct Runner {
 impl Runner {
     /// A runner whose threads do not run yet.
     pub fn new(setup: Setup, queues: Queues) -> Arc<Self> {
+        let pins = Pins::new(short(&setup.log_id));
         Arc::new(Self {
             setup,
             queues,
+            pins,
             stopping: AtomicBool::new(false),
             slots: Mutex::default(),
             slot_freed: Condvar::new(),
@@ -224,8 +237,11 @@ impl Runner {
     /// A thread cannot be started.
     pub fn start(self: &Arc<Self>, unfinished: &[Arc<Job>]) -> io::Result<()> {
         for job in unfinished {
+            if let Some(image_id) = &job.image_id {
+                self.pins.inherit(image_id, &job.job_id);
+            }
             match job.state {
-                State::Received => self.queues.offer(&self.queues.schedule.0, job),
+                State::Received | State::Retriggered => self.queues.offer(&self.queues.schedule.0, job),
                 State::Scheduled | State::Crash => self.queues.offer(&self.queues.run.0, job),
                 // Its container may run already, so it is looked after at once, however few the workers. It counts as one
                 // of them: what is launched has to wait until there is room again.
@@ -265,9 +281,18 @@ impl Runner {
     }
 
     /// Gives the clean-up of attempts that have ended until `deadline`, then removes the ledger's own control group.
-    pub fn finish_cleaning(&self, deadline: Instant) {
+    pub fn finish_cleaning(self: &Arc<Self>, deadline: Instant) {
         while self.cleaning.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
+        }
+        // An engine that does not answer must not keep the agent; the next one lets go of what is left.
+        let (done, swept) = bounded::<()>(1);
+        let sweep = move |runner: &Arc<Self>| {
+            runner.pins.sweep(&runner.setup.docker, true);
+            drop(done);
+        };
+        if self.spawn("unpin", sweep).is_ok() {
+            let _ = swept.recv_deadline(deadline);
         }
         if let Some(hierarchies) = self.hierarchies() {
             // Where attempts go on it is not empty, and stays.
@@ -337,7 +362,10 @@ impl Runner {
     fn watch_engine(self: &Arc<Self>) {
         while !self.is_stopping() {
             match self.setup.docker.ping() {
-                Ok(()) => self.engine_is_there(),
+                Ok(()) => {
+                    self.engine_is_there();
+                    self.pins.sweep(&self.setup.docker, false);
+                }
                 Err(error) => self.engine_is_away(&error),
             }
             thread::sleep(PING_EVERY);
@@ -378,7 +406,7 @@ impl Runner {
     /// waits for it.
     fn clean_up(&self, container: String) {
         self.cleaning.fetch_add(1, Ordering::SeqCst);
-        let _ = self.queues.clean.0.send(container);
+        let _ = self.queues.clean.0.send(Clean::Attempt(container));
     }
 
     /// First what an earlier agent left, then what comes in.
@@ -392,6 +420,11 @@ impl Runner {
                 self.remove(&left.name);
             }
         }
+        if let Some(Err(error)) =
+            self.until_engine_answers(&nobody, &never, || self.pins.sweep_stale(&self.setup.docker))
+        {
+            log::warn!("a pin that an earlier agent left is not removed: {error}");
+        }
         if let Err(error) = self.setup.mounts.clean_stale(&|container| self.is_under_way(container)) {
             log::warn!("a mount that an earlier agent left is not released: {error}");
         }
@@ -402,9 +435,14 @@ impl Runner {
                 }
             }
         }
-        while let Ok(container) = self.queues.clean.1.recv() {
-            self.remove(&container);
-            self.cleaning.fetch_sub(1, Ordering::SeqCst);
+        while let Ok(what) = self.queues.clean.1.recv() {
+            match what {
+                Clean::Job(job_id) => self.pins.release(&job_id),
+                Clean::Attempt(container) => {
+                    self.remove(&container);
+                    self.cleaning.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
         }
     }
 
@@ -448,8 +486,7 @@ impl Runner {
     }
 
     fn short_log_id(&self) -> &str {
-        let log_id = &self.setup.log_id;
-        log_id.get(..8).unwrap_or(log_id)
+        short(&self.setup.log_id)
     }
 
     fn hierarchies(&self) -> Option<Hierarchies> {
@@ -518,4 +555,8 @@ impl Runner {
             left = left.saturating_sub(step);
         }
     }
+}
+
+fn short(log_id: &str) -> &str {
+    log_id.get(..8).unwrap_or(log_id)
 }

@@ -1,4 +1,5 @@
-//! RECEIVED → SCHEDULED: the image is resolved to an id and pinned, the inputs are hashed.
+//! RECEIVED → SCHEDULED: the image is resolved to an id and pinned, the inputs are hashed. RETRIGGERED → ready to run: the
+//! same execution once more, so its image and what it may only read must still be there.
 
 use std::sync::Arc;
 
@@ -12,7 +13,14 @@ use crate::ledger::lifecycle::{Command, Job};
 /// Takes a received job on; what cannot run is refused with the reason, and a stopping agent leaves it as it is. A job whose
 /// image must be pulled first goes to the threads that do that.
 pub(super) fn schedule(runner: &Arc<Runner>, job: &Arc<Job>) {
-    record(runner, job, prepare(runner, job, false));
+    match &job.image_id {
+        // SCHEDULED once, and not to be scheduled anew: what it runs on is in the ledger.
+        Some(image_id) => match prepare_again(runner, job, image_id) {
+            Ok(()) => runner.queues.offer(&runner.queues.run.0, job),
+            Err(hitch) => record(runner, job, Err(hitch)),
+        },
+        None => record(runner, job, prepare(runner, job, false)),
+    }
 }
 
 /// The same, with the pull.
@@ -52,8 +60,36 @@ fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may_pull: bool) -> Result<Sched
         .map_err(|fault| Hitch::Refused(fault.reason, fault.message))
 }
 
-/// The id that the manifest's image means now, pinned so that nobody prunes it before the job has ended.
+fn prepare_again(runner: &Arc<Runner>, job: &Arc<Job>, image_id: &Arc<str>) -> Result<(), Hitch> {
+    let manifest = job.open.as_ref().ok_or(Hitch::Over)?.manifest.get().clone();
+    if pinned(runner, job, image_id, false)?.is_none() {
+        let message = format!(
+            "image {image_id}, which the job was scheduled with, is not on this host any more; load it and retrigger the job, \
+             or submit it under a new job_id"
+        );
+        return Err(Hitch::Refused("image", message));
+    }
+    runner
+        .until_there_is_space(&job.job_id, || workspace::inputs_still(runner, job, &manifest))
+        .ok_or(Hitch::Over)?
+        .map_err(|fault| Hitch::Refused(fault.reason, fault.message))
+}
+
+/// The id that the manifest's image means now, pinned.
 fn image(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool) -> Result<String, Hitch> {
+    match pinned(runner, job, reference, may_pull)? {
+        Some(image_id) => Ok(image_id),
+        None if runner.setup.pull == Pull::Missing && !may_pull => Err(Hitch::Pull),
+        None => {
+            let message =
+                format!("there is no image {reference:?} on this host, and --pull never was given; load it first");
+            Err(Hitch::Refused("image", message))
+        }
+    }
+}
+
+/// The id of an image, if it is there or may be pulled; pinned, so that nobody prunes it before the job has ended.
+fn pinned(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool) -> Result<Option<String>, Hitch> {
     let docker = &runner.setup.docker;
     let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
     let answer = runner.until_engine_answers(&job.job_id, &ended, || {
@@ -64,18 +100,12 @@ fn image(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool) 
             image_id = docker.resolve_image(reference)?;
         }
         if let Some(image_id) = &image_id {
-            docker.pin(image_id)?;
+            runner.pins.hold(docker, image_id, &job.job_id)?;
         }
         Ok(image_id)
     });
-    match answer.ok_or(Hitch::Over)? {
-        Ok(Some(image_id)) => Ok(image_id),
-        Ok(None) if runner.setup.pull == Pull::Missing && !may_pull => Err(Hitch::Pull),
-        Ok(None) => {
-            let message =
-                format!("there is no image {reference:?} on this host, and --pull never was given; load it first");
-            Err(Hitch::Refused("image", message))
-        }
-        Err(EngineError::Unavailable(words) | EngineError::Other(words)) => Err(Hitch::Refused("image", words)),
-    }
+    answer.ok_or(Hitch::Over)?.map_err(|error| {
+        let (EngineError::Unavailable(words) | EngineError::Other(words)) = error;
+        Hitch::Refused("image", words)
+    })
 }

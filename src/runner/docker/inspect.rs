@@ -44,6 +44,15 @@ pub struct ContainerState {
     pub pid: u32,
 }
 
+/// An image at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// `sha256:<64 hex>`.
+    pub id: String,
+    /// Its names, `repository:tag`.
+    pub names: Vec<String>,
+}
+
 /// The engine as a part of the host's fingerprint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EngineInfo {
@@ -75,38 +84,55 @@ pub struct EngineInfo {
 const NEVER: &str = "0001-01-01T";
 
 /// Parses what `docker inspect --type container` prints for one container.
-pub(super) fn parse_container(json: &[u8]) -> Result<ContainerState, EngineError> {
-    let mut list: Vec<RawContainer> = serde_json::from_slice(json)
-        .map_err(|error| EngineError::Other(format!("docker inspect printed unexpected JSON: {error}")))?;
-    if list.len() != 1 {
-        return Err(EngineError::Other(format!("docker inspect told of {} containers instead of one", list.len())));
+pub(super) fn parse_containers(json: &[u8]) -> Result<ContainerState, EngineError> {
+    let mut list: Vec<RawContainer> = serde_json::from_slice(json).map_err(|error| unexpected("inspect", &error))?;
+    match list.pop() {
+        Some(raw) if list.is_empty() => Ok(raw.into()),
+        _ => Err(EngineError::Other("docker inspect told of none or several containers instead of one".into())),
     }
-    let raw = list.remove(0);
-    Ok(ContainerState {
-        id: raw.id,
-        running: raw.state.running,
-        started: !raw.state.started_at.is_empty() && !raw.state.started_at.starts_with(NEVER),
-        status: raw.state.status,
-        exit_code: raw.state.exit_code,
-        oom_killed: raw.state.oom_killed,
-        error: raw.state.error,
-        started_at: raw.state.started_at,
-        finished_at: raw.state.finished_at,
-        labels: raw.config.labels.unwrap_or_default(),
-        image_id: raw.image,
-        pid: raw.state.pid,
-    })
+}
+
+/// Parses the engine's own answer about one container.
+pub(super) fn parse_container(json: &[u8]) -> Result<ContainerState, EngineError> {
+    serde_json::from_slice(json).map(RawContainer::into).map_err(|error| unexpected("inspect", &error))
+}
+
+/// Parses an image, as the engine or `docker image inspect` tells of it.
+pub(super) fn parse_image(json: &[u8]) -> Result<Image, EngineError> {
+    let raw: RawImage = serde_json::from_slice(json).map_err(|error| unexpected("image inspect", &error))?;
+    Ok(Image { id: raw.id, names: raw.repo_tags.unwrap_or_default() })
+}
+
+fn unexpected(what: &str, error: &serde_json::Error) -> EngineError {
+    EngineError::Other(format!("docker {what} printed unexpected JSON: {error}"))
+}
+
+impl From<RawContainer> for ContainerState {
+    fn from(raw: RawContainer) -> Self {
+        Self {
+            id: raw.id,
+            running: raw.state.running,
+            started: !raw.state.started_at.is_empty() && !raw.state.started_at.starts_with(NEVER),
+            status: raw.state.status,
+            exit_code: raw.state.exit_code,
+            oom_killed: raw.state.oom_killed,
+            error: raw.state.error,
+            started_at: raw.state.started_at,
+            finished_at: raw.state.finished_at,
+            labels: raw.config.labels.unwrap_or_default(),
+            image_id: raw.image,
+            pid: raw.state.pid,
+        }
+    }
 }
 
 /// Joins `docker info` and `docker version`.
 pub(super) fn parse_engine(info: &[u8], version: &[u8]) -> Result<EngineInfo, EngineError> {
-    let info: RawInfo = serde_json::from_slice(info)
-        .map_err(|error| EngineError::Other(format!("docker info printed unexpected JSON: {error}")))?;
+    let info: RawInfo = serde_json::from_slice(info).map_err(|error| unexpected("info", &error))?;
     if let Some(words) = info.server_errors.unwrap_or_default().into_iter().next() {
         return Err(EngineError::Unavailable(words));
     }
-    let version: RawVersion = serde_json::from_slice(version)
-        .map_err(|error| EngineError::Other(format!("docker version printed unexpected JSON: {error}")))?;
+    let version: RawVersion = serde_json::from_slice(version).map_err(|error| unexpected("version", &error))?;
     let components = version.server.map(|server| server.components.unwrap_or_default()).unwrap_or_default();
     let runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
     Ok(EngineInfo {
@@ -132,6 +158,13 @@ struct RawContainer {
     state: RawState,
     image: String,
     config: RawConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawImage {
+    id: String,
+    repo_tags: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -199,11 +232,13 @@ mod tests {
 
     fn container(started_at: &str, labels: &str) -> Result<ContainerState, EngineError> {
         let json = format!(
-            r#"[{{"Id":"ab","Image":"sha256:1","Name":"/x","Config":{{"Labels":{labels}}},"State":{{"Status":"exited",
+            r#"{{"Id":"ab","Image":"sha256:1","Name":"/x","Config":{{"Labels":{labels}}},"State":{{"Status":"exited",
             "Running":false,"OOMKilled":true,"Pid":0,"ExitCode":137,"Error":"","StartedAt":"{started_at}",
-            "FinishedAt":"2026-11-23T08:00:01Z"}}}}]"#
+            "FinishedAt":"2026-11-23T08:00:01Z"}}}}"#
         );
-        parse_container(json.as_bytes())
+        let listed = parse_containers(format!("[{json}]").as_bytes());
+        assert_eq!(parse_container(json.as_bytes()), listed, "the CLI and the socket tell the same");
+        listed
     }
 
     #[test]
@@ -213,7 +248,7 @@ mod tests {
         assert_eq!((ran.exit_code, ran.image_id.as_str()), (137, "sha256:1"));
         assert_eq!(ran.labels.get("hackbrain.job").map(String::as_str), Some("a"));
         assert!(!container("0001-01-01T00:00:00Z", "null").unwrap().started);
-        assert!(matches!(parse_container(b"[]"), Err(EngineError::Other(_))));
+        assert!(matches!(parse_containers(b"[]"), Err(EngineError::Other(_))));
         assert!(matches!(parse_container(b"what"), Err(EngineError::Other(_))));
     }
 
