@@ -253,7 +253,7 @@ impl Worker {
                 let message = format!("{reason}; free space below --data and submit again");
                 return Err(Rejection::new(503, "ledger_full", message));
             }
-        } else if matches!(command, Command::Stop(..)) && wal.is_stuck() {
+        } else if matches!(command, Command::Stop(..) | Command::Retrigger(..)) && wal.is_stuck() {
             // It would be answered when there is space again; until then it only holds its connection.
             let message = "the disk is full and nothing can be recorded; free space below --data and ask again";
             return Err(Rejection::new(503, "ledger_full", message));
@@ -340,6 +340,7 @@ fn job_of(command: &Command) -> Option<&Arc<str>> {
         | Command::Stop(id, _)
         | Command::End(id, ..)
         | Command::Seal(id, _)
-        | Command::SealFailed(id, _) => Some(id),
+        | Command::SealFailed(id, _)
+        | Command::Retrigger(id, ..) => Some(id),
     }
 }

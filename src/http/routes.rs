@@ -18,7 +18,7 @@ use super::server::Handler;
 use super::sse;
 use crate::admission::Admission;
 use crate::engine::Engine;
-use crate::ledger::event::{State, Stopping};
+use crate::ledger::event::{Detail, Event, Received, State, Stopping, Stored};
 use crate::ledger::lifecycle::{Command, Job, Phase};
 use crate::manifest;
 use crate::rejection::Rejection;
@@ -124,6 +124,7 @@ impl App {
             ["jobs", id, stream @ ("stdout" | "stderr")] => self.output(request, id, stream),
             ["jobs", id, "seal"] => self.seal(request, id),
             ["jobs", id, "cancel"] => self.cancel(request, id),
+            ["jobs", id, "retrigger"] => self.retrigger(request, id),
             ["events"] => self.events(request),
             ["ledger"] => self.ledger(request),
             ["ledger", "head"] => self.head(request),
@@ -265,7 +266,34 @@ impl App {
         Query::new(request, &[])?;
         self.find(id)?;
         let stopping = Stopping { asked: "cancel".into(), by: request.remote.ip().to_string() };
-        let accepted = self.engine.execute(Command::Stop(id.into(), stopping))?;
+        self.change(id, Command::Stop(id.into(), stopping))
+    }
+
+    fn retrigger(&self, request: &Request, id: &str) -> Answer {
+        Query::new(request, &[])?;
+        self.find(id)?;
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Rejection::new(503, "stopping", "the agent is stopping; retrigger the job when it is back"));
+        }
+        let mut received = None;
+        self.engine
+            .view()
+            .trace(id, &mut |bytes| {
+                received = Some(Stored::parse(bytes));
+                false
+            })
+            .map_err(|error| files::unreadable(&error))?;
+        let Some(Ok(Stored { event: Event { detail: Detail::Received(Received { manifest, .. }), .. }, .. })) =
+            received
+        else {
+            return Err(Rejection::new(500, "unreadable", "the job's RECEIVED event cannot be read back"));
+        };
+        self.change(id, Command::Retrigger(id.into(), request.remote.ip().to_string(), manifest))
+    }
+
+    /// Carries out what somebody asks of a job, and says what came of it.
+    fn change(&self, id: &str, command: Command) -> Answer {
+        let accepted = self.engine.execute(command)?;
         let job = accepted.job.ok_or_else(|| Rejection::new(500, "internal", "the job is not there any more"))?;
         let body = json!({ "job_id": id, "state": job.state.as_str(), "duplicate": !accepted.changed });
         Ok(Reply::json(200, body.to_string().into_bytes()))
@@ -343,7 +371,7 @@ fn methods(path: &str) -> Option<&'static str> {
     let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
     match segments[..] {
         ["healthz" | "readyz"] => Some(READ),
-        ["api", "submit_job"] | ["api", "jobs", _, "cancel"] => Some(WRITE),
+        ["api", "submit_job"] | ["api", "jobs", _, "cancel" | "retrigger"] => Some(WRITE),
         ["api", "jobs" | "events" | "ledger" | "node"]
         | ["api", "ledger", "head"]
         | ["api", "jobs", _]

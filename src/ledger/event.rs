@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::head::Head;
 use super::time::Time;
 use crate::hash::Hash;
 
@@ -48,11 +49,13 @@ pub enum State {
     Cancelled,
     /// The artifacts are hashed and the seal is durable.
     Sealed,
+    /// Somebody asked for a further attempt of a job that had ended; written before anything is done about it.
+    Retriggered,
 }
 
 impl State {
-    /// All states, in the order of a life.
-    pub const ALL: [Self; 14] = [
+    /// All states.
+    pub const ALL: [Self; 15] = [
         Self::Genesis,
         Self::NodeUp,
         Self::NodeDown,
@@ -67,6 +70,7 @@ impl State {
         Self::Failed,
         Self::Cancelled,
         Self::Sealed,
+        Self::Retriggered,
     ];
 
     /// As it is written.
@@ -86,6 +90,7 @@ impl State {
             Self::Failed => "FAILED",
             Self::Cancelled => "CANCELLED",
             Self::Sealed => "SEALED",
+            Self::Retriggered => "RETRIGGERED",
         }
     }
 
@@ -159,6 +164,23 @@ pub struct Received {
 impl PartialEq for Received {
     fn eq(&self, other: &Self) -> bool {
         self.manifest_hash == other.manifest_hash && self.manifest.get() == other.manifest.get()
+    }
+}
+
+/// Somebody asked for a further attempt of a job that had ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Retriggered {
+    /// Who asked.
+    pub by: String,
+    /// The job's manifest once more: nothing of it is kept in memory once a job has ended.
+    pub manifest: Box<RawValue>,
+    /// SHA-256 of it, the same as in RECEIVED.
+    pub manifest_hash: Hash,
+}
+
+impl PartialEq for Retriggered {
+    fn eq(&self, other: &Self) -> bool {
+        self.by == other.by && self.manifest_hash == other.manifest_hash && self.manifest.get() == other.manifest.get()
     }
 }
 
@@ -334,6 +356,7 @@ pub enum Detail {
     Failed(Failed),
     Cancelled(Cancelled),
     Sealed(Sealed),
+    Retriggered(Retriggered),
 }
 
 impl Detail {
@@ -354,6 +377,7 @@ impl Detail {
             Self::Failed(_) => State::Failed,
             Self::Cancelled(_) => State::Cancelled,
             Self::Sealed(_) => State::Sealed,
+            Self::Retriggered(_) => State::Retriggered,
         }
     }
 
@@ -372,6 +396,7 @@ impl Detail {
             Self::Failed(d) => serde_json::to_writer(out, d),
             Self::Cancelled(d) => serde_json::to_writer(out, d),
             Self::Sealed(d) => serde_json::to_writer(out, d),
+            Self::Retriggered(d) => serde_json::to_writer(out, d),
         }
     }
 
@@ -391,6 +416,7 @@ impl Detail {
             State::Failed => Self::Failed(serde_json::from_str(json)?),
             State::Cancelled => Self::Cancelled(serde_json::from_str(json)?),
             State::Sealed => Self::Sealed(serde_json::from_str(json)?),
+            State::Retriggered => Self::Retriggered(serde_json::from_str(json)?),
         })
     }
 }
@@ -451,57 +477,6 @@ impl Stored {
         let detail = Detail::parse(state, detail).map_err(|error| format!("{state}: detail: {error}"))?;
         Ok(Self { seq, prev, event: Event { time, subject, detail } })
     }
-}
-
-/// What stands before an event's detail, and the detail's text. There is one way to write it, so it is read as text, and not
-/// as any JSON.
-pub(super) struct Head<'a> {
-    pub seq: u64,
-    pub prev: Hash,
-    pub time: Time,
-    pub subject: Option<(&'a str, u32)>,
-    pub state: State,
-    pub detail: &'a str,
-}
-
-impl<'a> Head<'a> {
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(bytes).map_err(|error| format!("not an event: {error}"))?;
-        let (head, state) = Self::split(text).ok_or_else(|| {
-            let shown: String = text.chars().take(200).collect();
-            format!("not an event: it does not have the fields of one in their order: {shown}")
-        })?;
-        let state = State::parse(state).ok_or_else(|| format!("unknown state {state:?}"))?;
-        if head.subject.is_some() == state.is_of_node() {
-            return Err(format!("{state}: job_id and attempt do not fit the state"));
-        }
-        Ok(Self { state, ..head })
-    }
-
-    /// With a state that is yet to be read.
-    fn split(text: &'a str) -> Option<(Self, &'a str)> {
-        let (seq, rest) = text.strip_prefix("{\"seq\":")?.split_once(',')?;
-        let (prev, rest) = rest.strip_prefix("\"prev\":\"")?.split_at_checked(64)?;
-        let (time, rest) = rest.strip_prefix("\",\"time\":\"")?.split_at_checked(27)?;
-        let mut rest = rest.strip_prefix("\",\"")?;
-        let mut subject = None;
-        if let Some(behind) = rest.strip_prefix("job_id\":\"") {
-            let (job_id, behind) = behind.split_once('"')?;
-            let (attempt, behind) = behind.strip_prefix(",\"attempt\":")?.split_once(',')?;
-            subject = Some((job_id, u32::try_from(number(attempt)?).ok()?));
-            rest = behind.strip_prefix('"')?;
-        }
-        let (state, rest) = rest.strip_prefix("state\":\"")?.split_once('"')?;
-        let detail = rest.strip_prefix(",\"detail\":")?.strip_suffix('}').filter(|detail| detail.starts_with('{'))?;
-        let (seq, prev, time) = (number(seq)?, prev.parse().ok()?, Time::parse(time)?);
-        Some((Self { seq, prev, time, subject, state: State::Genesis, detail }, state))
-    }
-}
-
-/// A number in its one spelling.
-fn number(text: &str) -> Option<u64> {
-    let is_plain = text.bytes().all(|c| c.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
-    text.parse().ok().filter(|_| is_plain)
 }
 
 /// Checks the chain link of stored bytes without reading them as JSON: they must begin with just this seq and prev.

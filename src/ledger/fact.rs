@@ -6,7 +6,8 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::event::{Head, State, Stopping};
+use super::event::{State, Stopping};
+use super::head::Head;
 use super::time::Time;
 use crate::hash::Hash;
 
@@ -41,6 +42,7 @@ pub enum Change {
     Stopping { detail: Text },
     Ended { exit_code: Option<i32>, reason: Option<Text> },
     Sealed,
+    Retriggered { manifest: Text, manifest_hash: Hash },
 }
 
 /// A text in an event: where it lies in the bytes, unless JSON escapes something in it.
@@ -139,23 +141,34 @@ impl Fact {
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let Head { seq, prev, time, subject, state, detail } = Head::parse(bytes)?;
         let change = match state {
-            State::Received => Self::received(bytes, subject, detail)?,
+            State::Received => {
+                let (manifest, manifest_hash, image_hash) = Self::manifest(bytes, subject, detail)?;
+                if subject.is_some_and(|(_, attempt)| attempt != 0) {
+                    return Err("a job is received before its first attempt".into());
+                }
+                Change::Received { manifest, manifest_hash, image_hash }
+            }
+            State::Retriggered => {
+                let (manifest, manifest_hash, _) = Self::manifest(bytes, subject, detail)?;
+                Change::Retriggered { manifest, manifest_hash }
+            }
             _ => Self::change(bytes, state, detail).map_err(|error| format!("{state}: detail: {error}"))?,
         };
         let subject = subject.map(|(job_id, attempt)| (Text::new(job_id.into(), bytes), attempt));
         Ok(Self { seq, prev, time, subject, state, change })
     }
 
-    fn received(bytes: &[u8], subject: Option<(&str, u32)>, detail: &str) -> Result<Change, String> {
+    /// The manifest that an event carries, its hash, and the image it names.
+    fn manifest(bytes: &[u8], subject: Option<(&str, u32)>, detail: &str) -> Result<(Text, Hash, Text), String> {
         let read = |error| format!("the manifest: {error}");
         let Received { manifest, manifest_hash } = serde_json::from_str(detail).map_err(read)?;
         let manifest = manifest.get();
         let Manifest { job_id, image_hash } = serde_json::from_str(manifest).map_err(read)?;
-        if Hash::of(manifest.as_bytes()) != manifest_hash || subject != Some((&job_id, 0)) {
+        if Hash::of(manifest.as_bytes()) != manifest_hash || subject.map(|(id, _)| id) != Some(&*job_id) {
             return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
         }
         let text = |text| Text::new(text, bytes);
-        Ok(Change::Received { manifest: text(manifest.into()), manifest_hash, image_hash: text(image_hash) })
+        Ok((text(manifest.into()), manifest_hash, text(image_hash)))
     }
 
     fn change(bytes: &[u8], state: State, detail: &str) -> serde_json::Result<Change> {

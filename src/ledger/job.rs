@@ -63,6 +63,8 @@ pub struct Open {
     pub marks: [Option<u64>; 2],
     /// A stop that was asked for and has not taken effect.
     pub stop: Option<StoredJson<Stopping>>,
+    /// Attempts that it had when it was retriggered last; they do not count against `max_attempts`.
+    pub retriggered_at: Option<u32>,
 }
 
 /// A part of an event, kept as its JSON and read when somebody asks: most of the jobs that a restart meets have ended.
@@ -119,6 +121,11 @@ impl<T> PartialEq for StoredJson<T> {
 }
 
 impl Open {
+    /// Of a job that was received, or retriggered, at `time`.
+    pub(super) fn new(manifest: StoredJson<Manifest>, time: Time) -> Self {
+        Self { manifest, attempt_began: time, boot_id: "".into(), marks: [None; 2], stop: None, retriggered_at: None }
+    }
+
     /// Whether all of it can be read; the error says what cannot.
     pub fn check(&self) -> Result<(), &str> {
         self.manifest.read()?;
@@ -130,7 +137,7 @@ impl Open {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// RECEIVED, SCHEDULED.
+    /// RECEIVED, SCHEDULED, RETRIGGERED.
     Waiting,
     /// RUNNING to COMPLETED.
     Active,
@@ -171,7 +178,7 @@ impl Job {
     /// Where it stands.
     pub fn phase(&self) -> Phase {
         match self.state {
-            State::Received | State::Scheduled => Phase::Waiting,
+            State::Received | State::Scheduled | State::Retriggered => Phase::Waiting,
             state if state.is_end() => Phase::Ended,
             _ => Phase::Active,
         }
@@ -207,16 +214,29 @@ impl Job {
         self.open.as_ref()?.stop.as_ref().map(|stop| &**stop.get())
     }
 
+    /// Whether it is FAILED, and not by the payload's own doing.
+    fn ended_by_crash(&self) -> bool {
+        matches!(self.reason.as_deref(), Some("attempt_limit" | "oom"))
+    }
+
     /// Whether an attempt is, or may be, under way.
     pub(super) fn is_running(&self) -> bool {
         matches!(self.state, State::Running | State::Recovery | State::D1Stable | State::Stopping)
     }
 
     pub(super) fn allows(&self, to: State) -> bool {
-        use State::{Cancelled, Completed, Crash, D1Stable, Failed, Recovery, Running, Scheduled, Sealed, Stopping};
+        use State::{
+            Cancelled, Completed, Crash, D1Stable, Failed, Recovery, Retriggered, Running, Scheduled, Sealed, Stopping,
+        };
         match self.state {
             State::Received => matches!(to, Scheduled | Failed | Cancelled),
             Scheduled => matches!(to, Running | Failed | Cancelled),
+            // It goes on from where it had come to.
+            Retriggered if self.image_id.is_none() => matches!(to, Scheduled | Failed | Cancelled),
+            Retriggered if self.attempt == 0 => matches!(to, Running | Failed | Cancelled),
+            Retriggered => matches!(to, Recovery | Failed | Cancelled),
+            Failed if self.ended_by_crash() => to == Retriggered,
+            Cancelled => to == Retriggered,
             // A stop that was asked for decides how the attempt ends, whatever it does on the way.
             _ if self.is_running() && self.stop().is_some() => matches!(to, D1Stable | Failed | Cancelled),
             _ if self.is_running() => matches!(to, D1Stable | Crash | Stopping | Completed | Failed),

@@ -5,9 +5,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use serde_json::value::RawValue;
+
 use super::event::{
-    Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received, Scheduled,
-    Sealed, State, Stopping, Subject,
+    Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received,
+    Retriggered, Scheduled, Sealed, State, Stopping, Subject,
 };
 use super::fact::{Change, Fact};
 use super::time::Time;
@@ -62,6 +64,8 @@ pub enum Command {
     Seal(Arc<str>, Sealed),
     /// The seal cannot be made: why.
     SealFailed(Arc<str>, String),
+    /// Somebody asks for a further attempt of a job that has ended: who, and the manifest as RECEIVED has it.
+    Retrigger(Arc<str>, String, Box<RawValue>),
 }
 
 /// Limits that decisions depend on.
@@ -209,6 +213,26 @@ impl Ledger {
                 let failed = Failed { reason: "seal".into(), message, ending: Ending::default() };
                 Ok(vec![event(&id, job.attempt, Detail::Failed(failed))])
             }
+            Command::Retrigger(id, by, manifest) => {
+                let job = self.get(&id)?;
+                if job.open.as_ref().is_some_and(|open| open.retriggered_at.is_some()) {
+                    return Ok(Vec::new());
+                }
+                if !job.allows(State::Retriggered) {
+                    let why = match &job.open {
+                        Some(_) => "has not ended".to_owned(),
+                        None => format!("ended {} ({})", job.state, job.reason.as_deref().unwrap_or("exit 0")),
+                    };
+                    let message = format!(
+                        "job {id:?} {why}; only jobs that are CANCELLED, or FAILED by a crash (attempt_limit, oom), can be \
+                         retriggered: submit it under a new job_id"
+                    );
+                    return Err(Rejection::new(409, "wrong_state", message));
+                }
+                self.check_room(manifest.get().len(), limits)?;
+                let retriggered = Retriggered { by, manifest, manifest_hash: job.manifest_hash };
+                Ok(vec![event(&id, job.attempt, Detail::Retriggered(retriggered))])
+            }
         }
     }
 
@@ -224,19 +248,25 @@ impl Ledger {
             );
             return Err(Rejection::new(409, "job_exists", message).field("job_id"));
         }
+        self.check_room(parsed.canonical.len(), limits)?;
+        let manifest = RawValue::from_string(parsed.canonical.clone())
+            .map_err(|_| Rejection::new(400, "bad_json", "the manifest is not JSON"))?;
+        let received = Received { manifest, manifest_hash: parsed.hash };
+        Ok(vec![Event { time, subject: Some(Subject { job_id: id, attempt: 0 }), detail: Detail::Received(received) }])
+    }
+
+    /// Whether one more job, with a manifest of so many bytes, may be unfinished.
+    fn check_room(&self, manifest_bytes: usize, limits: Limits) -> Result<(), Rejection> {
         if self.open >= limits.jobs_open_max {
             let message = format!("{} jobs have not ended yet; submit again later", self.open);
             return Err(Rejection::new(429, "queue_full", message));
         }
-        if self.open_bytes + parsed.canonical.len() > limits.manifest_bytes_max {
+        if self.open_bytes + manifest_bytes > limits.manifest_bytes_max {
             let message =
                 format!("the manifests of unfinished jobs take {} bytes; submit again later", self.open_bytes);
             return Err(Rejection::new(429, "queue_full", message));
         }
-        let manifest = serde_json::value::RawValue::from_string(parsed.canonical.clone())
-            .map_err(|_| Rejection::new(400, "bad_json", "the manifest is not JSON"))?;
-        let received = Received { manifest, manifest_hash: parsed.hash };
-        Ok(vec![Event { time, subject: Some(Subject { job_id: id, attempt: 0 }), detail: Detail::Received(received) }])
+        Ok(())
     }
 
     fn get(&self, job_id: &str) -> Result<&Arc<Job>, Rejection> {
@@ -308,6 +338,9 @@ impl Ledger {
         if !known.allows(state) {
             return Err(format!("job {job_id:?}: {state} does not follow {}", known.state));
         }
+        if matches!(&fact.change, Change::Retriggered { manifest_hash, .. } if *manifest_hash != known.manifest_hash) {
+            return Err(format!("job {job_id:?}: it is retriggered with another manifest"));
+        }
         let starts = matches!(state, State::Running | State::Recovery);
         if attempt != known.attempt + u32::from(starts) {
             return Err(format!("job {job_id:?}: {state} of attempt {attempt} at attempt {}", known.attempt));
@@ -320,6 +353,10 @@ impl Ledger {
         job.seen |= 1 << state as u16;
         let texts = &mut self.texts;
         change(job, fact, bytes, self.boot_id.as_ref(), &mut |text| share(texts, text));
+        if state == State::Retriggered {
+            self.open += 1;
+            self.open_bytes += job.open.as_ref().map_or(0, |open| open.manifest.bytes());
+        }
         if state.is_end() {
             job.ended = Some(fact.time);
             self.open -= 1;
@@ -354,13 +391,7 @@ impl Ledger {
             reason: None,
             last_d1_stable: None,
             seen: 1 << State::Received as u16,
-            open: Some(Box::new(Open {
-                manifest,
-                attempt_began: fact.time,
-                boot_id: "".into(),
-                marks: [None; 2],
-                stop: None,
-            })),
+            open: Some(Box::new(Open::new(manifest, fact.time))),
         });
         self.jobs.insert(job.job_id.clone(), job.clone());
         Ok(job)
@@ -386,7 +417,12 @@ fn change(
     boot_id: Option<&Arc<str>>,
     share: &mut dyn FnMut(&str) -> Arc<str>,
 ) {
-    let open = job.open.as_mut().expect("an ended job allows no event");
+    if let Change::Retriggered { manifest, .. } = &fact.change {
+        let open = Open::new(StoredJson::new(manifest.of(bytes)), fact.time);
+        job.open = Some(Box::new(Open { retriggered_at: Some(job.attempt), ..open }));
+        job.ended = None;
+    }
+    let open = job.open.as_mut().expect("an ended job allows no other event");
     match &fact.change {
         Change::Scheduled { image_id, execution_hash } => {
             job.image_id = Some(share(image_id.of(bytes)));
@@ -412,18 +448,22 @@ fn change(
         | Change::NodeUp { .. }
         | Change::NodeDown
         | Change::Received { .. }
+        | Change::Retriggered { .. }
         | Change::Sealed => {}
     }
 }
 
 /// Why a crashed job gets no further attempt, if so.
 fn give_up(job: &Job) -> Option<Failed> {
-    let attempts_max = job.open.as_ref().map_or(1, |open| open.manifest.get().max_attempts);
+    let open = job.open.as_ref();
+    let attempts_max = open.map_or(1, |open| open.manifest.get().max_attempts);
+    let earlier = open.and_then(|open| open.retriggered_at).unwrap_or(0);
     let cause = job.reason.as_deref().unwrap_or_default();
     let (reason, message) = if cause == "oom" {
         ("oom", "the attempt ran out of memory; raise resources.memory_mib".to_owned())
-    } else if job.attempt >= attempts_max {
-        ("attempt_limit", format!("attempt {} of {attempts_max} crashed ({cause})", job.attempt))
+    } else if job.attempt - earlier >= attempts_max {
+        let after = if earlier > 0 { format!(", after {earlier} before it was retriggered") } else { String::new() };
+        ("attempt_limit", format!("attempt {} of {attempts_max} crashed ({cause}){after}", job.attempt - earlier))
     } else {
         return None;
     };

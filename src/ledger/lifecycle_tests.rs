@@ -74,6 +74,12 @@ fn ending(exit_code: i32) -> Ending {
     Ending { exit_code: Some(exit_code), usage: Some(Usage::default()), ..Ending::default() }
 }
 
+/// What [`Bench::submit`] submits as `j` with nothing more.
+fn manifest() -> Box<RawValue> {
+    let parsed = crate::manifest::parse(br#"{"job_id":"j","image_hash":"busybox","command":["true"]}"#).unwrap();
+    RawValue::from_string(parsed.canonical).unwrap()
+}
+
 /// Every command that a job can meet, by name, for attempt `attempt`.
 fn commands(attempt: u32) -> Vec<(&'static str, Command)> {
     let id: Arc<str> = "j".into();
@@ -91,7 +97,8 @@ fn commands(attempt: u32) -> Vec<(&'static str, Command)> {
         ("kill", Command::End(id.clone(), attempt, crashed("killed"), ending(137))),
         ("oom", Command::End(id.clone(), attempt, crashed("oom"), ending(137))),
         ("seal", Command::Seal(id.clone(), sealed())),
-        ("cannot seal", Command::SealFailed(id, "gone".into())),
+        ("cannot seal", Command::SealFailed(id.clone(), "gone".into())),
+        ("retrigger", Command::Retrigger(id, "127.0.0.1".into(), manifest())),
     ]
 }
 
@@ -110,7 +117,8 @@ fn walk(path: &str) -> Result<Vec<State>, Rejection> {
 #[test]
 fn lives_that_are_legal() {
     use State::{
-        Cancelled, Completed, Crash, D1Stable, Failed, Received, Recovery, Running, Scheduled, Sealed, Stopping,
+        Cancelled, Completed, Crash, D1Stable, Failed, Received, Recovery, Retriggered, Running, Scheduled, Sealed,
+        Stopping,
     };
     for (path, expected) in [
         ("", vec![Received]),
@@ -139,6 +147,36 @@ fn lives_that_are_legal() {
         ("schedule, start, kill, cancel", vec![Received, Scheduled, Running, Crash, Cancelled]),
         ("schedule, start, complete, cancel", vec![Received, Scheduled, Running, Completed, Cancelled]),
         ("schedule, start, complete, cannot seal", vec![Received, Scheduled, Running, Completed, Failed]),
+        ("cancel, retrigger, retrigger, schedule", vec![Received, Cancelled, Retriggered, Scheduled]),
+        ("schedule, cancel, retrigger, start", vec![Received, Scheduled, Cancelled, Retriggered, Running]),
+        ("cancel, retrigger, cancel, retrigger", vec![Received, Cancelled, Retriggered, Cancelled, Retriggered]),
+        (
+            "schedule, start, oom, retrigger, start, complete, seal",
+            vec![Received, Scheduled, Running, Crash, Failed, Retriggered, Recovery, Completed, Sealed],
+        ),
+        (
+            // Three attempts, and three more.
+            "schedule, start, kill, start, kill, start, kill, retrigger, start, kill, start, kill, start, kill",
+            vec![
+                Received,
+                Scheduled,
+                Running,
+                Crash,
+                Recovery,
+                Crash,
+                Recovery,
+                Crash,
+                Failed,
+                Retriggered,
+                Recovery,
+                Crash,
+                Recovery,
+                Crash,
+                Recovery,
+                Crash,
+                Failed,
+            ],
+        ),
     ] {
         assert_eq!(walk(path), Ok(expected), "{path}");
     }
@@ -147,8 +185,14 @@ fn lives_that_are_legal() {
 #[test]
 fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() {
     // Every path of four commands, from each of a few lives: decided or refused, never an event that apply refuses.
-    let starts =
-        ["", "schedule, start", "schedule, start, kill", "schedule, start, cancel", "schedule, start, complete"];
+    let starts = [
+        "",
+        "schedule, start",
+        "schedule, start, kill",
+        "schedule, start, cancel",
+        "schedule, start, complete",
+        "schedule, start, oom, retrigger",
+    ];
     let names: Vec<&str> = commands(0).iter().map(|(name, _)| *name).collect();
     let mut refused = 0;
     for start in starts {
@@ -166,7 +210,8 @@ fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() 
                             refused += 1;
                             assert_eq!((rejection.status, bench.bytes.len()), (409, before));
                         }
-                        assert!(!was_over || bench.bytes.len() == before, "an ended job gets no event");
+                        let silent = !was_over || name == "retrigger" || bench.bytes.len() == before;
+                        assert!(silent, "an ended job gets no other event");
                     }
                     let mut recovered = Ledger::default();
                     for bytes in &bench.bytes {
@@ -179,6 +224,34 @@ fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() 
         }
     }
     assert!(refused > 1000, "{refused}");
+}
+
+#[test]
+fn only_what_ended_by_a_crash_or_a_cancel_is_retriggered() {
+    for path in [
+        "retrigger",
+        "schedule, start, retrigger",
+        "schedule, start, fail, retrigger",
+        "schedule, start, timeout, complete, retrigger",
+        "schedule, start, complete, seal, retrigger",
+        "refuse, retrigger",
+    ] {
+        let rejection = walk(path).unwrap_err();
+        assert_eq!((rejection.status, rejection.code), (409, "wrong_state"), "{path}");
+    }
+    // With its own manifest and no other, and only where there is room.
+    let mut bench = Bench::new();
+    bench.submit("j", r#","timeout_s":5"#).unwrap();
+    bench.run(Command::Stop("j".into(), ask("cancel"))).unwrap();
+    let retrigger = || Command::Retrigger("j".into(), "127.0.0.1".into(), manifest());
+    let events = bench.ledger.decide(retrigger(), Time(bench.clock), LIMITS).unwrap();
+    let mut bytes = Vec::new();
+    events[0].write(bench.bytes.len() as u64 + 1, &Hash::ZERO, &mut bytes);
+    assert!(Fact::parse(&bytes).and_then(|fact| bench.ledger.apply(&fact, &bytes)).is_err());
+    for id in ["k", "l", "m"] {
+        bench.submit(id, "").unwrap();
+    }
+    assert_eq!(bench.run(retrigger()).unwrap_err().status, 429);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod event;
 pub mod fact;
+mod head;
 pub mod job;
 pub mod lifecycle;
 pub mod time;

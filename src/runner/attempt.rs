@@ -53,7 +53,7 @@ fn one_attempt(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
 }
 
 fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: Receiver<Signal>) -> Option<Arc<Job>> {
-    let is_new = matches!(job.state, State::Scheduled | State::Crash);
+    let is_new = matches!(job.state, State::Scheduled | State::Crash | State::Retriggered);
     let job = if is_new {
         let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
         // Whatever it says instead of answering, it is not there: only its answer lets the attempt begin.

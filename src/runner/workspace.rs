@@ -13,7 +13,7 @@ use super::docker::Bind;
 use super::docker::argv::BASE_ENV;
 use super::mounts::{BoundMount, CheckedMount};
 use super::{Fault, Runner};
-use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, Stored};
+use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, State, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
 use crate::manifest::{Manifest, MountSource};
 use crate::seal::{
@@ -68,7 +68,7 @@ pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image
     // Hashed through the binds, and so just as the payload will see it.
     let container = container_name(&job.job_id, 0);
     let hashed = bind_all(runner, &job.job_id, manifest, &container)
-        .and_then(|(bound, _)| hash_all(runner, job, manifest, &bound));
+        .and_then(|(bound, _)| hash_all(runner, job, manifest, &bound, &|_| true));
     release(runner, &container);
     let mounts = hashed?;
     let trees: Vec<MountTree<'_>> = mounts
@@ -88,6 +88,37 @@ pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image
     write_inputs(&runner.setup.data, &inputs)
         .map_err(|error| Fault::io("inputs", "the listing of the inputs cannot be written", &error))?;
     Ok(scheduled)
+}
+
+/// Whether what a job may only read is still what SCHEDULED tells of: days may lie between that and a further attempt that
+/// somebody asks for.
+pub(super) fn inputs_still(runner: &Runner, job: &Arc<Job>, manifest: &Manifest) -> Result<(), Fault> {
+    make_scratch(runner, &job.job_id).map_err(|error| Fault::io("mount", "the scratch directory", &error))?;
+    let mut recorded = Vec::new();
+    details(runner, job, &[State::Scheduled], &mut |_, detail| {
+        if let Detail::Scheduled(scheduled) = detail {
+            recorded = scheduled.mounts;
+        }
+    })
+    .map_err(|error| Fault::io("inputs", "the ledger cannot be read back", &error))?;
+    let container = container_name(&job.job_id, 0);
+    let hashed = bind_all(runner, &job.job_id, manifest, &container).and_then(|(bound, _)| {
+        let read_only = |index: usize| places(manifest).get(index).is_some_and(|place| place.read_only);
+        hash_all(runner, job, manifest, &bound, &read_only)
+    });
+    release(runner, &container);
+    for mount in hashed? {
+        let then = recorded.iter().find(|then| then.container == mount.container);
+        if then.is_none_or(|then| then.tree != mount.tree.root) {
+            let message = format!(
+                "{} is read-only, and does not hold any more what it held when the job was scheduled; restore it, or submit \
+                 the job under a new job_id",
+                mount.container
+            );
+            return Err(Fault::new("inputs", message));
+        }
+    }
+    Ok(())
 }
 
 /// COMPLETED → SEALED. `None` where the agent stops before that.
@@ -214,14 +245,16 @@ fn bound_still(runner: &Runner, job_id: &str, manifest: &Manifest, container: &s
     Ok(bound)
 }
 
+/// Hashes the mounts, by their index, that are `wanted`.
 fn hash_all(
     runner: &Runner,
     job: &Arc<Job>,
     manifest: &Manifest,
     bound: &[BoundMount],
+    wanted: &dyn Fn(usize) -> bool,
 ) -> Result<Vec<InputMount>, Fault> {
     let mut mounts = Vec::new();
-    for (place, bound) in places(manifest).iter().zip(bound) {
+    for (_, (place, bound)) in places(manifest).iter().zip(bound).enumerate().filter(|(index, _)| wanted(*index)) {
         let tree = bound
             .open()
             .map_err(|source| SealError::Io { path: Vec::new(), source })
@@ -278,25 +311,35 @@ fn release(runner: &Runner, container: &str) {
     }
 }
 
-/// How each attempt ended, as its events tell: the seal repeats what the ledger vouched for.
+/// How each attempt that ran ended, as its events tell: the seal repeats what the ledger vouched for.
 fn endings(runner: &Runner, job: &Job) -> io::Result<BTreeMap<u32, Ending>> {
     let mut endings = BTreeMap::new();
-    runner.setup.engine.view().trace(&job.job_id, &mut |bytes| {
-        // Markers may be many; only what ends an attempt is worth reading.
-        let is_end = [&b",\"state\":\"CRASH\","[..], b",\"state\":\"COMPLETED\","].iter().any(|state| {
-            bytes.get(..HEAD_BYTES.min(bytes.len())).is_some_and(|h| h.windows(state.len()).any(|w| w == *state))
-        });
-        if let Some(Ok(stored)) = is_end.then(|| Stored::parse(bytes)) {
-            let attempt = stored.event.subject.map_or(0, |subject| subject.attempt);
-            match stored.event.detail {
-                Detail::Completed(ending) => drop(endings.insert(attempt, ending)),
-                Detail::Crash(crash) => drop(endings.insert(attempt, crash.ending)),
-                _ => {}
-            }
-        }
-        true
+    details(runner, job, &[State::Crash, State::Completed, State::Cancelled], &mut |attempt, detail| {
+        let ending = match detail {
+            Detail::Completed(ending) => ending,
+            Detail::Crash(crash) => crash.ending,
+            // Of a job that was retriggered; it may have been cancelled while nothing ran.
+            Detail::Cancelled(cancelled) if cancelled.ending.stdout.is_some() => cancelled.ending,
+            _ => return,
+        };
+        endings.insert(attempt, ending);
     })?;
     Ok(endings)
+}
+
+/// Calls `each` with attempt and detail of a job's events in one of `states`. Markers may be many, so others are not read.
+fn details(runner: &Runner, job: &Job, states: &[State], each: &mut dyn FnMut(u32, Detail)) -> io::Result<()> {
+    let signs: Vec<String> = states.iter().map(|state| format!(",\"state\":\"{state}\",")).collect();
+    runner.setup.engine.view().trace(&job.job_id, &mut |bytes| {
+        let head = &bytes[..HEAD_BYTES.min(bytes.len())];
+        let fits = |sign: &String| head.windows(sign.len()).any(|window| window == sign.as_bytes());
+        if signs.iter().any(fits)
+            && let Ok(stored) = Stored::parse(bytes)
+        {
+            each(stored.event.subject.map_or(0, |subject| subject.attempt), stored.event.detail);
+        }
+        true
+    })
 }
 
 /// An event's state stands within this many bytes: seq, prev, time, the longest job id, attempt.
