@@ -12,6 +12,7 @@ use crate::hash::Hash;
 use crate::ledger::event::LogDigest;
 use crate::manifest::Manifest;
 use crate::sys::dir::Dir;
+use crate::sys::kill_point;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -393,6 +394,7 @@ pub fn write_seal(
     // The seal goes last: where it is, the list is.
     let written = serde_json::to_vec(&seal).map_err(io::Error::from).and_then(|bytes| {
         write_durably(&file_of(data_dir, SEALS_DIR, request.job_id, "sha256")?, &list)?;
+        kill_point::reached("checksums-written");
         write_durably(&file_of(data_dir, SEALS_DIR, request.job_id, "json")?, &bytes)?;
         Ok(bytes)
     });
@@ -529,6 +531,7 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    kill_point::reached("before-rename");
     fs::rename(&temporary, path)?;
     File::open(dir)?.sync_all()
 }

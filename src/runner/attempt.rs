@@ -23,6 +23,7 @@ use crate::ledger::event::{Ending, State, Stopping};
 use crate::ledger::lifecycle::{Command, Job, Outcome, container_name};
 use crate::ledger::time::Time;
 use crate::manifest::Manifest;
+use crate::sys::kill_point;
 
 /// How often a CLI that this agent did not start is looked at.
 const ADOPTED_LOOK: Duration = Duration::from_millis(100);
@@ -60,7 +61,9 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
         let ping = || runner.setup.docker.ping().map_err(|error| EngineError::Unavailable(error.to_string()));
         runner.until_engine_answers(&job.job_id, &ended, ping)?.ok()?;
         // A refusal here means that the job was cancelled meanwhile, or that the ledger is shut.
-        runner.setup.engine.execute(Command::Start(job.job_id.clone())).ok()?.job?
+        let started = runner.setup.engine.execute(Command::Start(job.job_id.clone())).ok()?.job?;
+        kill_point::reached("intent-durable");
+        started
     } else {
         job.clone()
     };
@@ -91,6 +94,7 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
         ended: Arc::new(AtomicBool::new(false)),
         seen_started: AtomicBool::new(false),
     };
+    kill_point::reached("group-made");
     log::info!("job {}: attempt {}: {}", job.job_id, job.attempt, if is_new { "starts" } else { "is taken up again" });
     let next = attempt.live(is_new);
     attempt.ended.store(true, Ordering::SeqCst);
@@ -165,7 +169,10 @@ impl Attempt<'_> {
                 }
                 Next::End(over) => {
                     output.finish();
-                    break (over.outcome, self.with_digests(over.ending, over.complete));
+                    kill_point::reached("markers-recorded");
+                    let ending = self.with_digests(over.ending, over.complete);
+                    kill_point::reached("output-digested");
+                    break (over.outcome, ending);
                 }
                 Next::Wait(writer) => {
                     cli_end = match self.wait(writer) {
@@ -195,6 +202,7 @@ impl Attempt<'_> {
             }
         };
         log::info!("job {}: attempt {}: {}", after.job_id, after.attempt, after.state);
+        kill_point::reached("end-durable");
         if after.state != State::Completed {
             // A completed job's workspace is needed once more, for the seal.
             self.runner.clean_up(self.container.clone());
@@ -223,6 +231,7 @@ impl Attempt<'_> {
                 if !self.serve_signals() {
                     return None;
                 }
+                kill_point::reached("writer-ended");
                 Some(waiter.join().unwrap_or(None))
             }
             Err(error) => {

@@ -33,6 +33,7 @@ use crate::host::Host;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
 use crate::seal::SealError;
+use crate::sys::kill_point;
 
 /// How often the engine is asked whether it is there, while nothing else asks it.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -289,6 +290,8 @@ impl Runner {
         let (done, swept) = bounded::<()>(1);
         let sweep = move |runner: &Arc<Self>| {
             runner.pins.sweep(&runner.setup.docker, true);
+            // What an earlier agent left may not have been come to yet.
+            let _ = runner.pins.sweep_stale(&runner.setup.docker);
             drop(done);
         };
         if self.spawn("unpin", sweep).is_ok() {
@@ -472,9 +475,11 @@ impl Runner {
         if let Some(Err(error)) = outcome {
             log::warn!("container {container} is not removed: {error}");
         }
+        kill_point::reached("container-removed");
         if let Err(error) = self.setup.mounts.release(&self.setup.data.join("mnt").join(container)) {
             log::warn!("the mounts of {container} are not released: {error}");
         }
+        kill_point::reached("mounts-released");
         self.remove_group(container);
     }
 

@@ -9,6 +9,7 @@ use super::workspace;
 use crate::config::Pull;
 use crate::ledger::event::Scheduled;
 use crate::ledger::lifecycle::{Command, Job};
+use crate::sys::kill_point;
 
 /// Takes a received job on; what cannot run is refused with the reason, and a stopping agent leaves it as it is. A job whose
 /// image must be pulled first goes to the threads that do that.
@@ -45,7 +46,9 @@ fn record(runner: &Arc<Runner>, job: &Arc<Job>, prepared: Result<Scheduled, Hitc
         Err(Hitch::Pull) => return runner.queues.offer(&runner.queues.pull.0, job),
         Err(Hitch::Over) => return,
     };
-    if let Err(error) = runner.setup.engine.execute(command) {
+    let recorded = runner.setup.engine.execute(command);
+    kill_point::reached("scheduling-durable");
+    if let Err(error) = recorded {
         // Cancelled meanwhile, or the agent goes down.
         log::info!("job {}: not scheduled: {error}", job.job_id);
     }
@@ -101,6 +104,7 @@ fn pinned(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool)
         }
         if let Some(image_id) = &image_id {
             runner.pins.hold(docker, image_id, &job.job_id)?;
+            kill_point::reached("image-pinned");
         }
         Ok(image_id)
     });

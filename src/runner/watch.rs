@@ -9,6 +9,7 @@ use super::output::{CountedMarker, Cuts, MarkerLimiter, MarkerScanner, OutputPat
 use crate::engine::Engine;
 use crate::ledger::event::D1Stable;
 use crate::ledger::lifecycle::{Command, Job};
+use crate::sys::kill_point;
 
 const GO_ON: u8 = 0;
 const FINISH: u8 = 1;
@@ -40,7 +41,9 @@ impl OutputWatch {
                     offset: out.marker.offset,
                     count: out.count,
                 };
-                engine.execute(Command::Mark(job_id.clone(), attempt, mark)).is_ok()
+                let recorded = engine.execute(Command::Mark(job_id.clone(), attempt, mark)).is_ok();
+                kill_point::reached("marker-durable");
+                recorded
             };
             let began = Instant::now();
             loop {

@@ -20,6 +20,7 @@ use crate::seal::{
     self, AttemptLogs, InputMount, Inputs, MountTree, SealError, SealRequest, hash_tree, write_inputs, write_seal,
 };
 use crate::sys::dir::Dir;
+use crate::sys::kill_point;
 
 /// Where a job without mounts works.
 const SCRATCH_CONTAINER: &str = "/job/workdir";
@@ -87,6 +88,7 @@ pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image
     let inputs = Inputs { format: seal::FORMAT, job_id: job.job_id.to_string(), mounts };
     write_inputs(&runner.setup.data, &inputs)
         .map_err(|error| Fault::io("inputs", "the listing of the inputs cannot be written", &error))?;
+    kill_point::reached("inputs-written");
     Ok(scheduled)
 }
 
@@ -129,11 +131,15 @@ pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
             .map_err(|error| Fault::of_seal("seal", "the artifacts cannot be sealed", &error))
     });
     let command = match outcome? {
-        Ok(sealed) => Command::Seal(job.job_id.clone(), sealed),
+        Ok(sealed) => {
+            kill_point::reached("seal-written");
+            Command::Seal(job.job_id.clone(), sealed)
+        }
         Err(fault) => Command::SealFailed(job.job_id.clone(), fault.message),
     };
     match runner.setup.engine.execute(command) {
         Ok(accepted) => {
+            kill_point::reached("seal-durable");
             runner.clean_up(container);
             let after = accepted.job?;
             log::info!("job {}: {}", after.job_id, after.state);
@@ -161,6 +167,7 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
         writable.push((place.container, bound.open().map_err(|error| fault(place.container, error))?));
     }
     let writable: Vec<(&str, &Dir)> = writable.iter().map(|(container, dir)| (*container, dir)).collect();
+    kill_point::reached("mounts-opened");
     let endings = endings(runner, job).map_err(|error| fault("ledger", error))?;
     let usage = endings.get(&job.attempt).map_or(Value::Null, |ending| json!(ending.usage));
     let summary = write_seal(

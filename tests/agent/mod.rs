@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -28,6 +28,19 @@ pub fn hackbrain() -> Command {
     }
     command.stdin(Stdio::null());
     command
+}
+
+/// The same command for the debug build, whatever `$HACKBRAIN_BIN` names: only that one has kill points.
+pub fn debug_build(command: &Command) -> Command {
+    let mut debug = Command::new(env!("CARGO_BIN_EXE_hackbrain"));
+    debug.args(command.get_args()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => debug.env(name, value),
+            None => debug.env_remove(name),
+        };
+    }
+    debug
 }
 
 /// A job id that no other run of the tests uses.
@@ -132,6 +145,23 @@ impl Site {
         let genesis: Value = serde_json::from_str(genesis.lines().next().unwrap()).unwrap();
         self.log_ids.lock().unwrap().insert(genesis["detail"]["log_id"].as_str().unwrap().to_owned());
         agent
+    }
+
+    /// What the engine and the kernel still hold of this site's ledgers, where no agent runs and none is wanted: nothing.
+    pub fn left_behind(&self) -> Vec<String> {
+        let mut left: Vec<String> = mounts_below(&self.dir).iter().map(|path| path.display().to_string()).collect();
+        let said =
+            |args: &[&str]| String::from_utf8(quietly(Command::new("docker").args(args)).unwrap().stdout).unwrap();
+        for log_id in self.log_ids.lock().unwrap().iter() {
+            let filter = format!("label=hackbrain.log={log_id}");
+            left.extend(said(&["ps", "-a", "--filter", &filter, "--format", "{{.Names}}"]).lines().map(str::to_owned));
+            let pins = said(&["images", "--format", "{{.Repository}}:{{.Tag}}", "hackbrain/pin"]);
+            left.extend(pins.lines().filter(|pin| pin.contains(&log_id[..8])).map(str::to_owned));
+            let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+            let groups = hierarchies.map(|path| path.join(format!("hackbrain-{}", &log_id[..8])));
+            left.extend(groups.filter(|path| path.exists()).map(|path| path.display().to_string()));
+        }
+        left
     }
 
     /// Runs an agent that must not come up.
@@ -252,6 +282,11 @@ impl Agent {
             thread::sleep(Duration::from_millis(5));
         }
         self.child.wait().unwrap().code()
+    }
+
+    /// Waits for an end that must come by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the agent ends by itself", || self.child.try_wait().unwrap())
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -11,6 +11,7 @@ use crate::ledger::event::{Ending, LogDigest, Usage};
 use crate::ledger::lifecycle::Outcome;
 use crate::seal;
 use crate::sys::block::sync_dir;
+use crate::sys::kill_point;
 
 /// How often a log that the engine cannot give is asked for, before the output counts as incomplete.
 const SETTLE_TRIES_MAX: u32 = 5;
@@ -99,6 +100,7 @@ impl Attempt<'_> {
     }
 
     fn judge(&self, state: &ContainerState, cli: Option<CliEnd>) -> Next {
+        kill_point::reached("container-judged");
         let mut tries = 0;
         let settled = loop {
             match settle(self.docker(), &self.container, &self.paths, state, cli) {
@@ -121,6 +123,7 @@ impl Attempt<'_> {
                 }
             }
         };
+        kill_point::reached("output-settled");
         let asked = self.stop_reason();
         let sample = self.group.as_ref().map(AttemptGroup::sample);
         let ending = Ending {

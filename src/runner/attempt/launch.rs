@@ -10,12 +10,14 @@ use super::super::workspace::{self, Workspace};
 use super::judge::failed;
 use super::{Attempt, Next, Writer};
 use crate::config::{MEMORY_MIB_MIN, PIDS_DEFAULT};
+use crate::sys::kill_point;
 
 impl Attempt<'_> {
     /// Asks the engine for this attempt's container.
     pub(super) fn launch(&self) -> Next {
         let prepared = self.runner.until_there_is_space(&self.job.job_id, || {
             let workspace = workspace::bind(self.runner, &self.job, &self.container)?;
+            kill_point::reached("mounts-bound");
             let files = OutputFiles::create(&self.paths)
                 .map_err(|error| Fault::io("not_started", "the output files cannot be made", &error))?;
             Ok((workspace, files))
@@ -25,9 +27,13 @@ impl Attempt<'_> {
             Some(Err(fault)) => return failed(fault.reason, fault.message),
             None => return Next::LetGo,
         };
+        kill_point::reached("output-files-made");
         let spec = self.spec(workspace);
         match self.docker().spawn_run(&spec, files.stdout, files.stderr) {
-            Ok(child) => Next::Wait(Writer::Ours(child)),
+            Ok(child) => {
+                kill_point::reached("cli-spawned");
+                Next::Wait(Writer::Ours(child))
+            }
             Err(error) => failed("not_started", format!("docker cannot be run: {error}")),
         }
     }
