@@ -1,5 +1,5 @@
-"""The promise that the project exists for, on the real binary and the real engine: the agent is killed with -9 at random
-moments while a payload runs, and nothing is lost, doubled or started twice. Standard library only."""
+"""The promise that the project exists for, on the real binary and the real engine: the agent, and its Docker CLIs, are killed
+with -9 at random moments while payloads run, and nothing is lost, doubled or started twice. Standard library only."""
 import json
 import os
 import pathlib
@@ -9,19 +9,36 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ROUNDS = int(os.environ.get("HACKBRAIN_KILL_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("HACKBRAIN_KILL_ROUNDS", "100"))
+IN_FLIGHT = 8
 STEPS, STEP_MS = 60, 15
 # What the payload printed, as it saw it itself, and how often it was started.
 COMMAND = ["sh", "-c", "echo start >> starts; python wal_physics.py | tee -a printed"]
+# Counts its starts; prints markers and all byte values on both streams, then 40 kB that no newline ends, and keeps a copy.
+LOUD_STEPS = 40
+LOUD = f"""
+import sys,time
+open('starts','a').write('start\\n')
+copies=[open(name,'ab') for name in ('stdout','stderr')]
+def put(data):
+    for stream,copy in zip((sys.stdout.buffer,sys.stderr.buffer),copies):
+        copy.write(data);copy.flush();stream.write(data);stream.flush()
+for step in range({LOUD_STEPS}):
+    put(b'[D1_STABLE] step=%d\\n'%step+bytes(range(256))+b'\\n')
+    time.sleep(0.04)
+put(b'q'*40000)
+"""
 
 
 class Agent:
-    def __init__(self, directory):
+    def __init__(self, directory, *flags):
+        self.flags = flags
         self.binary = os.environ.get("HACKBRAIN_BIN") or str(ROOT / "target/debug/hackbrain")
         self.data, self.payloads = directory / "data", directory / "payloads"
         self.payloads.mkdir()
@@ -34,7 +51,8 @@ class Agent:
         began = log.stat().st_size
         with open(log, "ab") as stderr:
             self.process = subprocess.Popen(
-                [self.binary, "serve", "--data", self.data, "--mount-root", self.payloads, "--listen", "127.0.0.1:0"],
+                [self.binary, "serve", "--data", self.data, "--mount-root", self.payloads, "--listen", "127.0.0.1:0",
+                 *self.flags],
                 stderr=stderr)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -53,10 +71,10 @@ class Agent:
         with urllib.request.urlopen(self.url + path, timeout=90) as answer:
             return answer.read()
 
-    def submit(self, job_id, command, payload):
+    def submit(self, job_id, command, payload, **more):
         manifest = {"job_id": job_id, "image_hash": "python:3.9-slim", "command": command,
                     "mount_spec": f"{payload}:/job/workdir",
-                    "env": {"WAL_PHYSICS_STEPS": str(STEPS), "WAL_PHYSICS_STEP_MS": str(STEP_MS)}}
+                    "env": {"WAL_PHYSICS_STEPS": str(STEPS), "WAL_PHYSICS_STEP_MS": str(STEP_MS)}, **more}
         request = urllib.request.Request(self.url + "/api/submit_job", json.dumps(manifest).encode(),
                                          {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=90) as answer:
@@ -84,8 +102,7 @@ class KillTest(unittest.TestCase):
     def tearDown(self):
         if self.agent.process.poll() is None:
             self.agent.end(signal.SIGTERM)
-        left = subprocess.run(["docker", "ps", "-aq", "--filter", f"name=^hb-{self.prefix}"],
-                              capture_output=True, text=True, check=True).stdout.split()
+        left = self.containers()
         if left:
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
         # An agent that is killed leaves its mounts to the next one, and here there is none.
@@ -115,41 +132,84 @@ class KillTest(unittest.TestCase):
         steps = [int(step) for step in re.findall(rb"^\[D1_STABLE\] step=(\d+)", printed, re.M)]
         return steps
 
-    def test_the_agent_is_killed_at_a_random_moment_of_each_of_many_jobs(self):
+    def kill_clis(self):
+        """kill -9 of every CLI that runs one of these jobs; found by what only its command line holds."""
+        killed = 0
+        for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = entry.read_bytes().split(b"\0")
+                if any(word.startswith(f"--name=hb-{self.prefix}-".encode()) for word in words):
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+                    killed += 1
+            except (OSError, ProcessLookupError):
+                continue
+        return killed
+
+    def keep_busy(self, jobs, receipts):
+        """Keeps eight jobs in flight until the agent is gone. What was not acknowledged is submitted once more, as it was."""
+        try:
+            while True:
+                for job_id, payload in jobs.items():
+                    if job_id not in receipts:
+                        receipts[job_id] = self.agent.submit(job_id, ["python", "-c", LOUD], payload)
+                states = json.loads(self.agent.get("/api/jobs?limit=1000"))["jobs"]
+                open_now = sum(job["phase"] != "ended" for job in states)
+                for _ in range(IN_FLIGHT - open_now):
+                    job_id = f"{self.prefix}-{len(jobs)}"
+                    jobs[job_id] = self.agent.payload(job_id)
+                time.sleep(0.05)
+        except OSError:
+            # URLError is one: the agent was killed.
+            return
+
+    def test_the_agent_is_killed_a_hundred_times_while_eight_jobs_are_in_flight(self):
         seed = int(os.environ.get("HACKBRAIN_SEED", time.time_ns() % 1_000_000))
-        print(f"seed {seed}, {ROUNDS} rounds")
         chance = random.Random(seed)
-        submitted = []
+        self.agent.end(signal.SIGTERM)
+        self.agent.flags = ("--workers", str(IN_FLIGHT))
+        self.agent.start()
+        jobs, receipts, clis = {}, {}, 0
         for round_number in range(ROUNDS):
-            job_id = f"{self.prefix}-{round_number}"
-            payload = self.agent.payload(job_id)
-            submitted.append(self.agent.submit(job_id, COMMAND, payload))
-            time.sleep(chance.uniform(0, 1.6))
-            self.agent.end(signal.SIGKILL)
-            self.check_ledger(submitted)
+            killer = threading.Timer(chance.uniform(0, 1.4), self.agent.end, [signal.SIGKILL])
+            killer.start()
+            self.keep_busy(jobs, receipts)
+            killer.join()
+            if round_number % 2:
+                # Before the next agent can adopt anything: what they did not copy is in the engine's log alone.
+                clis += self.kill_clis()
+            if round_number % 10 == 0:
+                self.check_ledger(receipts.values())
             self.agent.start()
+        for job_id in receipts:
             summary = json.loads(self.agent.get(f"/api/jobs/{job_id}?wait=SEALED&timeout_s=60"))
             self.assertEqual(summary["state"], "SEALED", summary)
             self.assertEqual(summary["attempt"], 1, "the container went on, so there was nothing to recover from")
-            steps = self.check_payload(job_id, payload, 1)
-            self.assertEqual(steps, list(range(1, STEPS + 1)))
-            events = self.agent.trace(job_id)
-            marks = [event["detail"] for event in events if event["state"] == "D1_STABLE"]
-            self.assertEqual(sum(mark["count"] for mark in marks), STEPS, "markers were lost or doubled")
-            self.assertIn(f"step={STEPS} ", marks[-1]["line"])
-            self.assertEqual([e["state"] for e in events if e["state"] != "D1_STABLE"],
-                             ["RECEIVED", "SCHEDULED", "RUNNING", "COMPLETED", "SEALED"])
+            self.check_loud(job_id, jobs[job_id])
+        print(f"seed {seed}: {ROUNDS} kills of the agent, {clis} of CLIs, {len(receipts)} jobs acknowledged, all sealed")
+        self.assertGreater(len(receipts), IN_FLIGHT)
         self.agent.end(signal.SIGTERM)
-        self.check_ledger(submitted)
+        self.check_ledger(receipts.values())
         self.agent.start()
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            left = subprocess.run(["docker", "ps", "-aq", "--filter", f"name=^hb-{self.prefix}"],
-                                  capture_output=True, text=True, check=True).stdout
-            if not left:
-                break
+        while (left := self.containers()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        self.assertEqual(left, "", "a container was left behind")
+        self.assertEqual(left, [], "a container was left behind")
+
+    def check_loud(self, job_id, payload):
+        self.assertEqual((payload / "starts").read_text(), "start\n", f"{job_id}: an attempt was started twice")
+        events = self.agent.trace(job_id)
+        self.assertEqual([e["state"] for e in events if e["state"] != "D1_STABLE"],
+                         ["RECEIVED", "SCHEDULED", "RUNNING", "COMPLETED", "SEALED"])
+        for stream in ("stdout", "stderr"):
+            stored, printed = self.agent.get(f"/api/jobs/{job_id}/{stream}"), (payload / stream).read_bytes()
+            self.assertTrue(stored == printed, f"{job_id}: {stream}: {len(stored)} bytes stored, {len(printed)} printed")
+            marks = [e["detail"] for e in events if e["state"] == "D1_STABLE" and e["detail"]["stream"] == stream]
+            self.assertEqual(sum(mark["count"] for mark in marks), LOUD_STEPS, f"{job_id}: markers were lost or doubled")
+            self.assertEqual(marks[-1]["line"], f"[D1_STABLE] step={LOUD_STEPS - 1}")
+
+    def containers(self):
+        return subprocess.run(["docker", "ps", "-aq", "--filter", f"name=^hb-{self.prefix}"],
+                              capture_output=True, text=True, check=True).stdout.split()
 
     def test_an_event_is_the_same_bytes_on_disk_in_the_stream_in_a_trace_and_in_a_dump(self):
         job_id = f"{self.prefix}-bytes"
