@@ -4,6 +4,7 @@
 
 mod attempt;
 pub mod cgroup;
+mod cleanup;
 pub mod docker;
 pub mod mounts;
 pub mod output;
@@ -23,8 +24,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
-use self::cgroup::{AttemptGroup, Hierarchies};
-use self::docker::{Docker, EngineError, EngineInfo, Inspect};
+use self::cgroup::Hierarchies;
+use self::cleanup::Clean;
+use self::docker::{Docker, EngineError, EngineInfo};
 use self::mounts::MountPolicy;
 use self::pins::Pins;
 use crate::config::Pull;
@@ -33,7 +35,6 @@ use crate::host::Host;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
 use crate::seal::SealError;
-use crate::sys::kill_point;
 
 /// How often the engine is asked whether it is there, while nothing else asks it.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -87,14 +88,6 @@ impl Fault {
         let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false }
     }
-}
-
-/// What is left to do after an end that is durable.
-enum Clean {
-    /// Of an attempt: its container is removed, with its mounts and its control group.
-    Attempt(String),
-    /// Of a job: its image is let go of.
-    Job(Arc<str>),
 }
 
 /// The queues. They exist before the engine, which fills them, and the runner, which empties them.
@@ -281,28 +274,6 @@ impl Runner {
         self.queues.signal_all(Signal::Shutdown);
     }
 
-    /// Gives the clean-up of attempts that have ended until `deadline`, then removes the ledger's own control group.
-    pub fn finish_cleaning(self: &Arc<Self>, deadline: Instant) {
-        while self.cleaning.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-        }
-        // An engine that does not answer must not keep the agent; the next one lets go of what is left.
-        let (done, swept) = bounded::<()>(1);
-        let sweep = move |runner: &Arc<Self>| {
-            runner.pins.sweep(&runner.setup.docker, true);
-            // What an earlier agent left may not have been come to yet.
-            let _ = runner.pins.sweep_stale(&runner.setup.docker);
-            drop(done);
-        };
-        if self.spawn("unpin", sweep).is_ok() {
-            let _ = swept.recv_deadline(deadline);
-        }
-        if let Some(hierarchies) = self.hierarchies() {
-            // Where attempts go on it is not empty, and stays.
-            let _ = cgroup::remove_log_group(&hierarchies, self.short_log_id());
-        }
-    }
-
     /// Why a job does not go on.
     pub fn waiting_for(&self, job: &Job) -> Option<String> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned()
@@ -403,91 +374,6 @@ impl Runner {
             Err(error) => self.engine_is_away(error),
         }
         outcome
-    }
-
-    /// Lets go of an attempt whose end is durable: container, mounts, control group. In a thread of its own, since nothing
-    /// waits for it.
-    fn clean_up(&self, container: String) {
-        self.cleaning.fetch_add(1, Ordering::SeqCst);
-        let _ = self.queues.clean.0.send(Clean::Attempt(container));
-    }
-
-    /// First what an earlier agent left, then what comes in.
-    fn keep_clean(&self) {
-        let label = format!("hackbrain.log={}", self.setup.log_id);
-        let nobody: Arc<str> = "clean-up".into();
-        let never = || false;
-        if let Some(Ok(found)) = self.until_engine_answers(&nobody, &never, || self.setup.docker.list(&label)) {
-            for left in found.into_iter().filter(|container| !self.is_under_way(&container.name)) {
-                log::info!("removing container {}, whose end is recorded", left.name);
-                self.remove(&left.name);
-            }
-        }
-        if let Some(Err(error)) =
-            self.until_engine_answers(&nobody, &never, || self.pins.sweep_stale(&self.setup.docker))
-        {
-            log::warn!("a pin that an earlier agent left is not removed: {error}");
-        }
-        if let Err(error) = self.setup.mounts.clean_stale(&|container| self.is_under_way(container)) {
-            log::warn!("a mount that an earlier agent left is not released: {error}");
-        }
-        if let Some(hierarchies) = self.hierarchies() {
-            for left in cgroup::attempts_of(&hierarchies, self.short_log_id()) {
-                if !self.is_under_way(&left) {
-                    self.remove_group(&left);
-                }
-            }
-        }
-        while let Ok(what) = self.queues.clean.1.recv() {
-            match what {
-                Clean::Job(job_id) => self.pins.release(&job_id),
-                Clean::Attempt(container) => {
-                    self.remove(&container);
-                    self.cleaning.fetch_sub(1, Ordering::SeqCst);
-                }
-            }
-        }
-    }
-
-    /// Whether a container, or mounts for it, belong to an attempt that has not ended. An intent is published before
-    /// either is made, so what is seen first and looked up here afterwards is never somebody's who is just starting.
-    fn is_under_way(&self, container: &str) -> bool {
-        let named = container.strip_prefix("hb-").and_then(|rest| rest.rsplit_once('-'));
-        let Some((job_id, attempt)) = named else { return false };
-        self.setup
-            .engine
-            .view()
-            .job(job_id)
-            .is_some_and(|job| job.open.is_some() && job.attempt.to_string() == attempt && job.state != State::Crash)
-    }
-
-    fn remove(&self, container: &str) {
-        let nobody: Arc<str> = "clean-up".into();
-        // Only our own: the name alone may be somebody else's. By its id, in case the name changes hands meanwhile.
-        let ask = || match self.setup.docker.inspect(container)? {
-            Inspect::Present(state) if state.labels.get("hackbrain.log") == Some(&self.setup.log_id) => {
-                self.setup.docker.remove(&state.id, true)
-            }
-            _ => Ok(()),
-        };
-        // An agent that stops tries once; what it leaves the next one removes.
-        let outcome = if self.is_stopping() { Some(ask()) } else { self.until_engine_answers(&nobody, &|| false, ask) };
-        if let Some(Err(error)) = outcome {
-            log::warn!("container {container} is not removed: {error}");
-        }
-        kill_point::reached("container-removed");
-        if let Err(error) = self.setup.mounts.release(&self.setup.data.join("mnt").join(container)) {
-            log::warn!("the mounts of {container} are not released: {error}");
-        }
-        kill_point::reached("mounts-released");
-        self.remove_group(container);
-    }
-
-    fn remove_group(&self, container: &str) {
-        let group = self.hierarchies().and_then(|h| AttemptGroup::create(&h, self.short_log_id(), container).ok());
-        if let Some(Err(error)) = group.map(|group| group.remove()) {
-            log::warn!("the control group of {container} is not removed: {error}");
-        }
     }
 
     fn short_log_id(&self) -> &str {
