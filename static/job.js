@@ -4,6 +4,7 @@
 const { h, setText, setAttr, format } = HB;
 const HEAD_ROWS = 10;
 const TAIL_ROWS = 50;
+const ASK_TICKS = 3;
 const WORDS = { true: 'checked', false: 'mismatch', null: 'unread', undefined: 'checking' };
 
 class JobPage {
@@ -11,6 +12,7 @@ class JobPage {
 	rows = new Map(); // seq → li
 	fold = h('li', null, h('button', { class: 'quiet', click: () => this.drawTrace((this.isWhole = true)) }));
 	verdicts = new Map(); // seq → verdict
+	ticks = 0;
 
 	constructor(api, id, summary) {
 		Object.assign(this, { api, id });
@@ -19,6 +21,7 @@ class JobPage {
 		this.title = h('h1', { tabindex: -1 }, id);
 		this.state = HB.mark('state', this.job.state);
 		this.story = h('p', { class: 'story' }, 'Reading its history …');
+		this.waits = h('p', { class: 'note' });
 		this.chain = HB.mark('verdict', 'checking');
 		this.lane = h('div', { class: 'lane', role: 'img', 'aria-label': 'Time' });
 		this.facts = h('dl', { class: 'facts' });
@@ -30,6 +33,7 @@ class JobPage {
 			h('nav', null, h('a', { href: '#/' }, '← All jobs')),
 			h('header', null, this.title, this.state, HB.copyButton('Copy as curl', () => api.curl(this.manifest))),
 			this.story,
+			this.waits,
 			this.chain,
 			this.lane,
 			this.facts,
@@ -73,9 +77,16 @@ class JobPage {
 		this.log.update();
 	}
 
+	/** Why it does not go on: no event tells. */
+	async ask() {
+		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
+		setText(this.waits, summary?.waiting_for ? `Waits: ${summary.waiting_for}` : '');
+	}
+
 	/** What changes with the clock alone. */
 	tick() {
 		if (!this.events) return;
+		if (this.ticks++ % ASK_TICKS === 0) this.ask();
 		setText(this.story, HB.model.story(this.events, Date.now()));
 		const parts = HB.model.lane(this.events, Date.now());
 		const words = parts.map(({ kind, attempt, from, to }) => `${{ wait: 'waiting', down: 'down', seal: 'sealing' }[kind] ?? `attempt ${attempt}`} ${format.duration(to - from)}`);
@@ -96,7 +107,7 @@ class JobPage {
 		const facts = {
 			Image: job.image_hash,
 			Command: manifest?.command.join(' '),
-			Attempts: `${job.attempt} of ${manifest?.max_attempts ?? 3}`,
+			Attempts: `${job.attempt} of ${HB.model.attemptsMax(this.events, manifest)}`,
 			'Exit code': job.exit_code,
 			'Last stable': format.marker(job.last_d1_stable),
 			Execution: job.execution_hash,

