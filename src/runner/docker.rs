@@ -4,6 +4,7 @@
 //! Every answer comes from asking the engine about a container's name, never from how the CLI that started it ended.
 
 pub mod argv;
+pub mod init;
 pub mod inspect;
 mod process;
 pub mod verdict;
