@@ -46,7 +46,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the control agent.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Offline: checks frames, hash chain and lifecycle of a ledger.
     Verify(Verify),
     /// Offline: prints the ledger, one event per line, exactly the stored bytes.
@@ -222,7 +222,7 @@ mod tests {
         let words = ["hackbrain", "serve"].iter().chain(args).map(OsString::from);
         let Command::Serve(mut serve) = Cli::try_parse_from(words)?.command else { panic!("serve was asked for") };
         serve.fill_lists(&|name| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))?;
-        Ok(serve)
+        Ok(*serve)
     }
 
     #[test]

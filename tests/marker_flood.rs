@@ -131,6 +131,8 @@ fn a_flood_that_outlives_two_agents_is_counted_to_the_last_marker() {
         if n == 1 {
             agent.kill();
             agent = site.start(&[]);
+            // It has taken the attempt up before it is killed, too.
+            eventually("the second agent counts", || (agent.get("/readyz").status == 200).then_some(()));
         }
         fs::write(dir.join(format!("go{n}")), "").unwrap();
         if n == 2 {
