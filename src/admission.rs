@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::host::Host;
 use crate::manifest::{Manifest, MountSource, Network};
 use crate::rejection::Rejection;
+use crate::resources::{EngineCapacity, ResourceLimits};
 use crate::runner::mounts::MountPolicy;
 
 /// What this agent allows.
@@ -16,15 +16,15 @@ pub struct Admission {
     /// `--mount-root`.
     pub mounts: Arc<MountPolicy>,
     /// What there is to give.
-    pub host: Host,
+    pub resources: Arc<ResourceLimits>,
 }
 
 impl Admission {
-    /// Refuses what could only fail later.
+    /// Refuses what could only fail later. `engine` is what the container engine can give, if it has told.
     ///
     /// # Errors
     /// 400 where the host cannot do it, 403 where the agent does not allow it.
-    pub fn check(&self, manifest: &Manifest) -> Result<(), Rejection> {
+    pub fn check(&self, manifest: &Manifest, engine: Option<&EngineCapacity>) -> Result<(), Rejection> {
         if !self.images.iter().any(|glob| glob_matches(glob, &manifest.image_hash)) {
             let message =
                 format!("image {:?} is not allowed here; allowed are: {}", manifest.image_hash, self.images.join(", "));
@@ -34,7 +34,10 @@ impl Admission {
             let message = "this agent was started without --allow-network; leave network out, or ask its operator";
             return Err(Rejection::new(403, "network_not_allowed", message).field("network"));
         }
-        self.check_resources(manifest)?;
+        self.resources.check(&manifest.resources)?;
+        if let Some(engine) = engine {
+            self.resources.check_engine(&manifest.resources, engine)?;
+        }
         if !manifest.depends_on.is_empty() {
             return Err(unsupported("depends_on", "submit the job once its parents are SEALED"));
         }
@@ -45,26 +48,6 @@ impl Admission {
             }
         }
         Ok(())
-    }
-
-    fn check_resources(&self, manifest: &Manifest) -> Result<(), Rejection> {
-        let asked = &manifest.resources;
-        let refuse = |field: &str, message: String| {
-            Err(Rejection::new(400, "resources_exceed_host", message).field(format!("resources.{field}")))
-        };
-        if let Some(cpus) = asked.cpus.filter(|cpus| *cpus > f64::from(self.host.cpus)) {
-            return refuse("cpus", format!("{cpus} CPUs were asked for; this host has {}", self.host.cpus));
-        }
-        if let Some(memory) = asked.memory_mib.filter(|memory| *memory > self.host.memory_mib) {
-            return refuse(
-                "memory_mib",
-                format!("{memory} MiB were asked for; this host has {}", self.host.memory_mib),
-            );
-        }
-        match asked.gpus {
-            Some(gpus) if gpus > 0 => Err(unsupported("resources.gpus", "leave it out")),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Flags, their environment variables, and the limits that are nobody's choice. Every limit is a constant with its unit.
 
+mod resources;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::wal::frame::BLOCK;
 use crate::wal::writer::SEGMENT_BYTES_MIN;
+
+pub use resources::ResourceFlags;
 
 /// Where the agent listens unless told otherwise.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:4005";
@@ -42,7 +46,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the control agent.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Offline: checks frames, hash chain and lifecycle of a ledger.
     Verify(Verify),
     /// Offline: prints the ledger, one event per line, exactly the stored bytes.
@@ -85,6 +89,9 @@ pub struct Serve {
     /// Containers at once [default: cores].
     #[arg(long, value_name = "N", env = "HACKBRAIN_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+    /// Resources of attempts.
+    #[command(flatten)]
+    pub resources: ResourceFlags,
     /// Jobs not yet ended; above it submissions get 429.
     #[arg(long, value_name = "N", env = "HACKBRAIN_MAX_QUEUE", default_value_t = QUEUE_MAX_DEFAULT)]
     pub max_queue: usize,
@@ -215,7 +222,7 @@ mod tests {
         let words = ["hackbrain", "serve"].iter().chain(args).map(OsString::from);
         let Command::Serve(mut serve) = Cli::try_parse_from(words)?.command else { panic!("serve was asked for") };
         serve.fill_lists(&|name| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))?;
-        Ok(serve)
+        Ok(*serve)
     }
 
     #[test]

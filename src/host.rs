@@ -1,6 +1,7 @@
 //! The host's fingerprint, read from the system itself.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 
 use serde_json::{Value, json};
@@ -18,6 +19,10 @@ pub struct Host {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// `/proc/sys/kernel/pid_max`: processes and threads that there can be at once.
+    pub pids_max: u64,
+    /// NVIDIA GPUs; none where the host does not tell, as without their driver.
+    pub gpus: Option<u32>,
 }
 
 impl Host {
@@ -33,6 +38,8 @@ impl Host {
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             cpus: thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory_mib: memory_kib.unwrap_or(0) / 1024,
+            pids_max: read("/proc/sys/kernel/pid_max").parse().unwrap_or(0),
+            gpus: gpus(Path::new("/proc/driver/nvidia/gpus"), Path::new("/dev")),
         }
     }
 
@@ -62,6 +69,18 @@ impl Host {
     }
 }
 
+/// One directory each where the driver lists them; else the device files that it has made so far.
+fn gpus(listed: &Path, devices: &Path) -> Option<u32> {
+    let count = |dir: &Path, counts: fn(&str) -> bool| {
+        let names = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.file_name());
+        u32::try_from(names.filter(|name| name.to_str().is_some_and(counts)).count()).ok()
+    };
+    let is_device = |name: &str| {
+        name.strip_prefix("nvidia").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+    };
+    count(listed, |_| true).or_else(|| count(devices, is_device).filter(|found| *found > 0))
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
@@ -77,5 +96,21 @@ mod tests {
         assert_eq!(host.boot_id.len(), 36);
         let fingerprint = host.fingerprint();
         assert!(fingerprint["kernel"].as_str().is_some_and(|kernel| !kernel.is_empty()), "{fingerprint}");
+    }
+    #[test]
+    fn gpus_are_counted_where_the_driver_tells_of_them() {
+        let dir = std::env::temp_dir().join(format!("hb-gpus-{}", std::process::id()));
+        let (listed, devices) = (dir.join("gpus"), dir.join("dev"));
+        for name in ["nvidiactl", "nvidia-uvm", "nvidia", "null", "nvidia1x"] {
+            fs::create_dir_all(devices.join(name)).expect("a temporary directory");
+        }
+        assert_eq!(gpus(&listed, &devices), None, "no driver");
+        for name in ["nvidia0", "nvidia10"] {
+            fs::create_dir_all(devices.join(name)).expect("a temporary directory");
+        }
+        assert_eq!(gpus(&listed, &devices), Some(2));
+        fs::create_dir_all(listed.join("0000:01:00.0")).expect("a temporary directory");
+        assert_eq!(gpus(&listed, &devices), Some(1), "the driver's own list goes before");
+        fs::remove_dir_all(&dir).expect("it is ours");
     }
 }

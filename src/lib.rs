@@ -15,6 +15,7 @@
 //! | [`runner`] | attempts from intent to verdict, adoption, mounts, output, control groups, the Docker CLI |
 //! | [`seal`] | tree hash of inputs, seal of artifacts |
 //! | [`http`] | accept loop, requests, routes, event stream, the viewer's files |
+//! | [`resources`] | what an attempt gets of CPUs, memory, processes and GPUs: pure |
 //! | [`host`] | the host's fingerprint |
 //! | [`rejection`] | the caller's mistakes |
 //!
@@ -33,6 +34,7 @@ pub mod http;
 pub mod ledger;
 pub mod manifest;
 pub mod rejection;
+pub mod resources;
 pub mod runner;
 pub mod seal;
 pub mod serve;

@@ -24,6 +24,7 @@ use crate::http::routes::App;
 use crate::http::server::{Limits as HttpLimits, Server};
 use crate::ledger::event::{EVENT_FORMAT, Genesis, NodeDown, NodeUp};
 use crate::ledger::lifecycle::{Command, Ledger, Limits};
+use crate::resources::ResourceLimits;
 use crate::runner::docker::Docker;
 use crate::runner::mounts::MountPolicy;
 use crate::runner::{Queues, Runner, Setup};
@@ -98,13 +99,15 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     let access = Access::new(config.token_file.as_deref(), &config.allow_host, &config.allow_origin)
         .map_err(|error| Fault::Usage(error.to_string()))?;
     check_exposure(config, &access)?;
+    let host = Host::read();
+    let workers = config.workers.map_or(host.cpus as usize, usize::from);
+    let resources = Arc::new(ResourceLimits::new(&config.resources, &host, workers).map_err(Fault::Usage)?);
     let _lock = take_data_dir(&config.data)?;
     let data = fs::canonicalize(&config.data).map_err(|error| io_fault("--data", &config.data, &error))?;
     // Bound before the ledger is read: a client that comes early waits instead of being refused.
     let listeners = listen(config)?;
     let (ends, ended) = bounded(4);
     let signals = watch_signals(ends.clone())?;
-    let host = Host::read();
     let mounts =
         MountPolicy::new(&config.mount_root, &data).map_err(|error| Fault::Usage(format!("--mount-root: {error}")))?;
     let mounts = Arc::new(mounts);
@@ -130,14 +133,13 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         // Never blocks: who is already told to end need not be told again.
         let _ = ends.try_send(End::Fault(latched.to_string()));
     });
-    let limits = Limits { jobs_open_max: config.max_queue, manifest_bytes_max: QUEUED_MANIFEST_BYTES_MAX };
+    let ledger_limits = Limits { jobs_open_max: config.max_queue, manifest_bytes_max: QUEUED_MANIFEST_BYTES_MAX };
     let (engine, engine_thread) =
-        recovered.start(limits, queues.on_job(), on_fault).map_err(|error| Fault::Io(error.to_string()))?;
+        recovered.start(ledger_limits, queues.on_job(), on_fault).map_err(|error| Fault::Io(error.to_string()))?;
     let log_id = match known_log_id {
         Some(log_id) => log_id,
         None => begin_ledger(&engine, &ended)?,
     };
-    let workers = config.workers.map_or(host.cpus as usize, usize::from);
     let setup = Setup {
         engine: engine.clone(),
         docker: Docker::from_env(),
@@ -145,6 +147,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         data: data.clone(),
         log_id: log_id.clone(),
         host: host.clone(),
+        resources: resources.clone(),
         workers,
         pull: config.pull,
     };
@@ -155,6 +158,18 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     let ready = Arc::new(OnceLock::new());
     let addresses: Vec<String> =
         listeners.iter().filter_map(|l| l.local_addr().ok()).map(|address| format!("http://{address}")).collect();
+    let mut limits = resources.to_json();
+    let others = json!({
+        "workers": workers,
+        "max_queue": config.max_queue,
+        "cpus": host.cpus,
+        "memory_mib": host.memory_mib,
+        "allow_image": config.allow_image,
+        "allow_network": config.allow_network,
+    });
+    if let (Some(limits), serde_json::Value::Object(others)) = (limits.as_object_mut(), others) {
+        limits.extend(others);
+    }
     let app = App {
         engine: engine.clone(),
         runner: runner.clone(),
@@ -162,7 +177,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
             images: config.allow_image.clone(),
             network: config.allow_network,
             mounts: mounts.clone(),
-            host: host.clone(),
+            resources: resources.clone(),
         },
         access,
         data,
@@ -171,14 +186,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
             "version": env!("CARGO_PKG_VERSION"),
             "log_id": log_id,
             "host": &fingerprint,
-            "limits": {
-                "workers": workers,
-                "max_queue": config.max_queue,
-                "cpus": host.cpus,
-                "memory_mib": host.memory_mib,
-                "allow_image": config.allow_image,
-                "allow_network": config.allow_network,
-            },
+            "limits": limits,
             "mount_roots": config.mount_root,
             "mount_protection": mounts.protection().to_string(),
         }),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name. A room may always name itself.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("admission", &["host", "manifest", "rejection", "runner"]),
+    ("admission", &["manifest", "rejection", "resources", "runner"]),
     ("canonical", &[]),
     ("config", &["hash", "wal"]),
     ("engine", &["hash", "ledger", "manifest", "rejection", "view", "wal"]),
@@ -16,7 +16,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ledger", &["hash", "manifest", "rejection"]),
     ("manifest", &["canonical", "hash", "rejection"]),
     ("rejection", &[]),
-    ("runner", &["config", "engine", "hash", "host", "ledger", "manifest", "rejection", "seal", "sys"]),
+    ("resources", &["config", "host", "manifest", "rejection"]),
+    ("runner", &["config", "engine", "hash", "host", "ledger", "manifest", "rejection", "resources", "seal", "sys"]),
     ("seal", &["canonical", "hash", "ledger", "manifest", "sys"]),
     ("sys", &[]),
     ("verify", &["config", "engine", "hash", "ledger", "wal"]),

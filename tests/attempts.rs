@@ -47,47 +47,6 @@ fn running(agent: &Agent, id: &str, dir: &std::path::Path) {
 }
 
 #[test]
-fn verdicts() {
-    let site = Site::new("verdicts");
-    let agent = site.start(&[]);
-    for (line, more, expected) in [
-        ("true", "", (vec!["COMPLETED", "SEALED"], Value::Null, Some(0))),
-        ("exit 7", "", (vec!["FAILED"], "exit".into(), Some(7))),
-        ("exit 125", "", (vec!["FAILED"], "exit".into(), Some(125))),
-        ("exit 1", "", (vec!["FAILED"], "exit".into(), Some(1))),
-        ("kill -9 $$", "", (vec!["CRASH", "FAILED"], "attempt_limit".into(), Some(137))),
-        ("a=x; while true; do a=$a$a; done", "memory", (vec!["CRASH", "FAILED"], "oom".into(), Some(137))),
-        ("sleep 60", "timeout", (vec!["STOPPING", "FAILED"], "timeout".into(), Some(143))),
-        (
-            "trap 'exit 0' TERM; while :; do sleep 0.1; done",
-            "timeout",
-            (vec!["STOPPING", "FAILED"], "timeout".into(), Some(0)),
-        ),
-    ] {
-        let id = job_id("verdict");
-        let (mut job, dir) = shell(&site, &id, line);
-        job["max_attempts"] = 1.into();
-        match more {
-            "memory" => job["resources"] = serde_json::json!({ "memory_mib": 16 }),
-            "timeout" => job["timeout_s"] = 1.into(),
-            _ => {}
-        }
-        agent.accepted(&job);
-        let summary = agent.ended(&id);
-        let (states_expected, reason, exit_code) = expected;
-        let events = events(&agent, &id);
-        assert_eq!(states(&events)[3..], states_expected, "{line}: {summary}");
-        assert_eq!(summary["reason"], reason, "{line}: {summary}");
-        assert_eq!(summary["exit_code"], exit_code.map_or(Value::Null, Value::from), "{line}: {summary}");
-        assert_eq!(starts(&dir), 1, "{line}");
-    }
-    let id = job_id("no-command");
-    agent.accepted(&manifest(&id, &["/no/such/command"]));
-    assert_eq!(agent.ended(&id)["state"], "FAILED");
-    assert_eq!(agent.terminate(), Some(0));
-}
-
-#[test]
 fn a_container_of_somebody_else_is_left_alone() {
     let site = Site::new("foreign");
     let agent = site.start(&[]);

@@ -155,7 +155,8 @@ impl App {
         let id = parsed.manifest.job_id.clone();
         // A repeated submission is answered from the ledger, whatever became of its mounts since.
         if self.engine.view().job(&id).is_none_or(|job| job.manifest_hash != parsed.hash) {
-            self.admission.check(&parsed.manifest)?;
+            let engine = self.runner.capacity_for(&parsed.manifest.resources);
+            self.admission.check(&parsed.manifest, engine.as_ref())?;
         }
         let accepted = self.engine.execute(Command::Submit(Box::new(parsed)))?;
         let job =

@@ -297,7 +297,8 @@ pub struct Crash {
 /// Ended without success.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
-    /// One word of a fixed set: `exit`, `timeout`, `not_started`, `image`, `mount`, `inputs`, `attempt_limit`, `oom`, `seal`.
+    /// One word of a fixed set: `exit`, `timeout`, `not_started`, `image`, `mount`, `inputs`, `resources`,
+    /// `attempt_limit`, `oom`, `seal`.
     pub reason: String,
     /// For a person, with Docker's own words where it has any.
     pub message: String,

@@ -6,6 +6,7 @@
 
 mod api;
 pub mod argv;
+pub mod init;
 pub mod inspect;
 mod process;
 pub mod verdict;

@@ -34,6 +34,8 @@ use crate::engine::{Engine, OnJob};
 use crate::host::Host;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
+use crate::manifest::Resources;
+use crate::resources::{EngineCapacity, ResourceLimits};
 use crate::seal::SealError;
 
 /// How often the engine is asked whether it is there, while nothing else asks it.
@@ -153,6 +155,8 @@ pub struct Setup {
     pub log_id: String,
     /// The host.
     pub host: Host,
+    /// What attempts get.
+    pub resources: Arc<ResourceLimits>,
     /// `--workers`.
     pub workers: usize,
     /// `--pull`.
@@ -287,7 +291,20 @@ impl Runner {
             "available": away.is_none(),
             "message": away,
             "version": info.as_ref().map(|info| info.version.clone()),
+            "nvidia": info.as_ref().map(|info| info.nvidia),
         })
+    }
+
+    /// What the engine can give, if it has told. Before GPUs are refused it is asked anew: somebody may just have given it
+    /// the runtime for them.
+    pub fn capacity_for(&self, asked: &Resources) -> Option<EngineCapacity> {
+        let known = || self.info.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(EngineInfo::capacity);
+        match known() {
+            Some(engine) if asked.gpus.is_some_and(|gpus| gpus > 0) && !engine.nvidia => {
+                self.learn().ok().map(|info| info.capacity())
+            }
+            known => known,
+        }
     }
 
     /// One of `--workers` places for a container; waits for one if `patient`, else takes one too many.

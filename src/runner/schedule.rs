@@ -9,6 +9,7 @@ use super::workspace;
 use crate::config::Pull;
 use crate::ledger::event::Scheduled;
 use crate::ledger::lifecycle::{Command, Job};
+use crate::manifest::Resources;
 use crate::sys::kill_point;
 
 /// Takes a received job on; what cannot run is refused with the reason, and a stopping agent leaves it as it is. A job whose
@@ -56,6 +57,7 @@ fn record(runner: &Arc<Runner>, job: &Arc<Job>, prepared: Result<Scheduled, Hitc
 
 fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may_pull: bool) -> Result<Scheduled, Hitch> {
     let manifest = job.open.as_ref().ok_or(Hitch::Over)?.manifest.get().clone();
+    check_capacity(runner, job, &manifest.resources)?;
     let image_id = image(runner, job, &manifest.image_hash, may_pull)?;
     runner
         .until_there_is_space(&job.job_id, || workspace::inputs(runner, job, &manifest, &image_id))
@@ -72,10 +74,29 @@ fn prepare_again(runner: &Arc<Runner>, job: &Arc<Job>, image_id: &Arc<str>) -> R
         );
         return Err(Hitch::Refused("image", message));
     }
+    check_capacity(runner, job, &manifest.resources)?;
     runner
         .until_there_is_space(&job.job_id, || workspace::inputs_still(runner, job, &manifest))
         .ok_or(Hitch::Over)?
         .map_err(|fault| Hitch::Refused(fault.reason, fault.message))
+}
+
+/// Whether the engine can give what was asked for. A submission is checked too, but not while the engine is away.
+fn check_capacity(runner: &Arc<Runner>, job: &Arc<Job>, asked: &Resources) -> Result<(), Hitch> {
+    let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
+    let answer = runner.until_engine_answers(&job.job_id, &ended, || match runner.capacity_for(asked) {
+        Some(engine) => Ok(engine),
+        None => runner.learn().map(|info| info.capacity()),
+    });
+    match answer.ok_or(Hitch::Over)? {
+        Ok(engine) => runner
+            .setup
+            .resources
+            .check_engine(asked, &engine)
+            .map_err(|rejection| Hitch::Refused("resources", rejection.message)),
+        // An engine that cannot tell of itself has words for what it cannot do.
+        Err(_) => Ok(()),
+    }
 }
 
 /// The id that the manifest's image means now, pinned.

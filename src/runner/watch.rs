@@ -1,11 +1,12 @@
 //! Watches an attempt's output for D1_STABLE markers and records them, at most so many a second.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::output::{CountedMarker, Cuts, MarkerLimiter, MarkerScanner, OutputPaths, Stream, Tail};
+use super::output::{CountedMarker, Cuts, Marker, MarkerLimiter, MarkerScanner, OutputPaths, Stream, Tail};
 use crate::engine::Engine;
 use crate::ledger::event::D1Stable;
 use crate::ledger::lifecycle::{Command, Job};
@@ -15,8 +16,11 @@ const GO_ON: u8 = 0;
 const FINISH: u8 = 1;
 const ABANDON: u8 = 2;
 
-/// Pause while nothing comes and nothing is held back.
+/// Pauses between two looks: the longest, and the shortest while a marker waits for its time.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Bytes of one stream that are taken in before the other has its turn.
+const LOOK_BYTES_MAX: u64 = 1 << 20;
 
 /// The thread that watches.
 pub(super) struct OutputWatch {
@@ -30,10 +34,6 @@ impl OutputWatch {
         let order = Arc::new(AtomicU8::new(GO_ON));
         let (their_order, job_id, attempt) = (order.clone(), job.job_id.clone(), job.attempt);
         let spawned = thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || {
-            let mut streams = [
-                Watched::new(Stream::Stdout, &paths.stdout, marks[0], paths.cuts.clone()),
-                Watched::new(Stream::Stderr, &paths.stderr, marks[1], paths.cuts.clone()),
-            ];
             let record = |out: CountedMarker| {
                 let mark = D1Stable {
                     line: out.marker.line,
@@ -45,25 +45,29 @@ impl OutputWatch {
                 kill_point::reached("marker-durable");
                 recorded
             };
-            let began = Instant::now();
+            let mut pace = Pace::new(marks, &record);
+            let mut streams = [
+                Watched::new(Stream::Stdout, &paths.stdout, marks[0], paths.cuts.clone()),
+                Watched::new(Stream::Stderr, &paths.stderr, marks[1], paths.cuts.clone()),
+            ];
             loop {
                 // Read before the output is: all that was written when the order came is taken in.
                 let order = their_order.load(Ordering::SeqCst);
-                let mut pause = PAUSE_MAX;
+                let (mut is_behind, mut pause) = (false, PAUSE_MAX);
                 for stream in &mut streams {
-                    if !stream.look(began, &record) {
-                        return;
-                    }
+                    is_behind |= stream.look(&mut pace);
                     pause = pause.min(stream.pause());
                 }
+                pace.send_what_is_due();
                 match order {
+                    _ if pace.refused => return,
                     ABANDON => return,
+                    _ if is_behind => {}
                     FINISH => {
-                        let [stdout, stderr] = streams;
-                        let _ = stdout.finish(&record) && stderr.finish(&record);
-                        return;
+                        streams.into_iter().for_each(|stream| stream.finish(&mut pace));
+                        return pace.flush();
                     }
-                    _ => thread::sleep(pause),
+                    _ => thread::sleep(pause.min(pace.time_to_next().unwrap_or(pause))),
                 }
             }
         });
@@ -97,107 +101,138 @@ impl Drop for OutputWatch {
     }
 }
 
+/// Records the markers of both streams, at the pace of one attempt.
+struct Pace<'r> {
+    limiter: MarkerLimiter,
+    began: Instant,
+    /// Offsets of the last recorded markers.
+    recorded: [Option<u64>; 2],
+    record: &'r dyn Fn(CountedMarker) -> bool,
+    /// The ledger takes no more markers of this attempt.
+    refused: bool,
+}
+
+impl<'r> Pace<'r> {
+    fn new(recorded: [Option<u64>; 2], record: &'r dyn Fn(CountedMarker) -> bool) -> Self {
+        Self { limiter: MarkerLimiter::new(), began: Instant::now(), recorded, record, refused: false }
+    }
+
+    fn offer(&mut self, marker: Marker) {
+        if let Some(out) = self.limiter.offer(marker, self.began.elapsed()) {
+            self.send(out);
+        }
+    }
+
+    fn send_what_is_due(&mut self) {
+        if let Some(out) = self.limiter.due(self.began.elapsed()) {
+            self.send(out);
+        }
+    }
+
+    /// Time does not matter any more.
+    fn flush(mut self) {
+        for out in self.limiter.flush().into_iter().flatten() {
+            self.send(out);
+        }
+    }
+
+    fn send(&mut self, out: CountedMarker) {
+        let (stream, offset) = (out.marker.stream.index(), out.marker.offset);
+        // After a refusal nothing is counted as recorded any more; the thread ends soon.
+        if self.refused || !(self.record)(out) {
+            self.refused = true;
+            return;
+        }
+        self.recorded[stream] = Some(offset);
+        self.limiter.sent(self.began.elapsed());
+    }
+
+    fn time_to_next(&self) -> Option<Duration> {
+        let due_at = self.limiter.due_at()?;
+        Some(due_at.saturating_sub(self.began.elapsed()).max(PAUSE_MIN))
+    }
+}
+
 struct Watched {
     stream: Stream,
-    path: std::path::PathBuf,
-    /// Offset of the last recorded marker.
-    known: Option<u64>,
+    path: PathBuf,
+    /// Offset of the recorded marker at which reading began; it comes first, and is not counted again.
+    from: Option<u64>,
     cuts: Cuts,
-    /// Their number when reading began at `known`.
+    /// Their number when reading began at `from`.
     cuts_seen: u64,
     tail: Option<Tail>,
     scanner: MarkerScanner,
-    limiter: MarkerLimiter,
 }
 
 impl Watched {
-    fn new(stream: Stream, path: &std::path::Path, known: Option<u64>, cuts: Cuts) -> Self {
+    fn new(stream: Stream, path: &Path, from: Option<u64>, cuts: Cuts) -> Self {
         Self {
             stream,
             path: path.to_owned(),
-            known,
+            from,
             cuts_seen: cuts.count(),
             cuts,
             tail: None,
-            scanner: MarkerScanner::new(stream, known.unwrap_or(0)),
-            limiter: MarkerLimiter::new(),
+            scanner: MarkerScanner::new(stream, from.unwrap_or(0)),
         }
     }
 
     /// Reads again from the last recorded marker: what was read since may have been cut off and replaced.
-    fn start_over(&mut self) {
-        self.cuts_seen = self.cuts.count();
-        self.tail = None;
-        self.scanner = MarkerScanner::new(self.stream, self.known.unwrap_or(0));
-        self.limiter = MarkerLimiter::new();
+    fn start_over(&mut self, pace: &mut Pace<'_>) {
+        pace.limiter.forget(self.stream);
+        *self = Self::new(self.stream, &self.path, pace.recorded[self.stream.index()], self.cuts.clone());
     }
 
-    /// Takes in what is there. `false`: the ledger takes no more markers of this attempt.
-    fn look(&mut self, began: Instant, record: &dyn Fn(CountedMarker) -> bool) -> bool {
+    /// Takes in some of what is there; whether there may be more.
+    fn look(&mut self, pace: &mut Pace<'_>) -> bool {
         if self.cuts.count() != self.cuts_seen {
-            self.start_over();
+            self.start_over(pace);
         }
         if self.cuts_seen % 2 == 1 {
             // A cut is under way; what is read now may be neither the old nor the new.
-            return true;
+            return false;
         }
         if self.tail.is_none() {
             // Not there before the CLI is started.
-            self.tail = Tail::open(&self.path, self.known.unwrap_or(0)).ok();
+            self.tail = Tail::open(&self.path, self.from.unwrap_or(0)).ok();
         }
-        let mut out = Vec::new();
-        if let Some(tail) = &mut self.tail {
-            let (scanner, limiter, known) = (&mut self.scanner, &mut self.limiter, self.known);
-            let (cuts, cuts_seen) = (&self.cuts, self.cuts_seen);
-            let polled = tail.poll(&mut |_, chunk| {
-                // Asked after reading and before believing.
-                if cuts.count() != cuts_seen {
-                    return Err(std::io::ErrorKind::Interrupted.into());
+        let Some(tail) = &mut self.tail else { return false };
+        let (scanner, from) = (&mut self.scanner, self.from);
+        let (cuts, cuts_seen) = (&self.cuts, self.cuts_seen);
+        let polled = tail.poll_some(LOOK_BYTES_MAX, &mut |_, chunk| {
+            // Asked after reading and before believing.
+            if cuts.count() != cuts_seen {
+                return Err(std::io::ErrorKind::Interrupted.into());
+            }
+            scanner.push(chunk, &mut |marker| {
+                if Some(marker.offset) != from {
+                    pace.offer(marker);
                 }
-                scanner.push(chunk, &mut |marker| {
-                    if Some(marker.offset) != known {
-                        out.extend(limiter.offer(marker, began.elapsed()));
-                    }
-                });
-                Ok(())
             });
-            match polled {
-                Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
-                    log::warn!("{}: cannot be read: {error}", self.path.display());
-                }
-                _ => {}
+            Ok(())
+        });
+        match polled {
+            Ok(read) => read >= LOOK_BYTES_MAX,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => false,
+            Err(error) => {
+                log::warn!("{}: cannot be read: {error}", self.path.display());
+                false
             }
         }
-        out.extend(self.limiter.due(began.elapsed()));
-        out.into_iter().all(|out| self.record(out, record))
-    }
-
-    fn record(&mut self, out: CountedMarker, record: &dyn Fn(CountedMarker) -> bool) -> bool {
-        let offset = out.marker.offset;
-        let recorded = record(out);
-        if recorded {
-            self.known = Some(offset);
-        }
-        recorded
     }
 
     fn pause(&self) -> Duration {
-        let held_back = self.limiter.due_at().is_some();
-        self.tail
-            .as_ref()
-            .map_or(PAUSE_MAX, |tail| if held_back { tail.pause().min(PAUSE_MAX / 2) } else { tail.pause() })
+        self.tail.as_ref().map_or(PAUSE_MAX, Tail::pause)
     }
 
-    fn finish(mut self, record: &dyn Fn(CountedMarker) -> bool) -> bool {
-        let mut last = Vec::new();
-        let scanner = std::mem::replace(&mut self.scanner, MarkerScanner::new(self.stream, 0));
-        scanner.finish(&mut |marker| last.push(marker));
-        for marker in last.into_iter().filter(|marker| Some(marker.offset) != self.known) {
-            // Time does not matter any more: what is held back goes out together with the last one.
-            if let Some(out) = self.limiter.offer(marker, Duration::ZERO) {
-                record(out);
+    /// The stream has ended: an unterminated line counts now.
+    fn finish(self, pace: &mut Pace<'_>) {
+        let from = self.from;
+        self.scanner.finish(&mut |marker| {
+            if Some(marker.offset) != from {
+                pace.limiter.hold(marker);
             }
-        }
-        self.limiter.flush().is_none_or(record)
+        });
     }
 }

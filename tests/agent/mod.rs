@@ -266,6 +266,11 @@ impl Agent {
         self.said.text.lock().unwrap().0.clone()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and waits for the end.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

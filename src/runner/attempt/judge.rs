@@ -1,10 +1,13 @@
 //! What an attempt's container is seen to be, and what that means: wait, start, follow, or a verdict.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::super::cgroup::AttemptGroup;
-use super::super::docker::{CliEnd, ContainerState, EngineError, Inspect, StopReason, Verdict, verdict, verdict_gone};
+use super::super::docker::{
+    CliEnd, ContainerState, EngineError, Inspect, StopReason, Verdict, init, verdict, verdict_gone,
+};
 use super::super::output::{Completeness, SettleError, Settled, settle};
 use super::{Attempt, Next, Over, Writer};
 use crate::ledger::event::{Ending, LogDigest, Usage};
@@ -95,7 +98,7 @@ impl Attempt<'_> {
             }
             // The CLI was killed before it could ask: the intent stands, so it is started now, in the same attempt.
             (EngineError::Other(words), None | Some(CliEnd::Signalled(_))) if words.is_empty() => self.launch(),
-            (EngineError::Other(words), _) => failed("not_started", words),
+            (EngineError::Other(words), _) => failed(reason_without_container(&words), words),
         }
     }
 
@@ -125,8 +128,19 @@ impl Attempt<'_> {
         };
         kill_point::reached("output-settled");
         let asked = self.stop_reason();
+        let over =
+            end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), &settled, self.ending(state));
+        match (over, self.never_executed(state, &settled)) {
+            (Next::End(over), Some(message)) if matches!(&over.outcome, Outcome::Failed { reason, .. } if reason == "exit") => {
+                Next::End(Over { outcome: Outcome::Failed { reason: "not_started".into(), message }, ..over })
+            }
+            (next, _) => next,
+        }
+    }
+
+    fn ending(&self, state: &ContainerState) -> Ending {
         let sample = self.group.as_ref().map(AttemptGroup::sample);
-        let ending = Ending {
+        Ending {
             exit_code: (state.started || state.exit_code != 0).then_some(state.exit_code),
             usage: sample.map(|sample| Usage {
                 cpu_ns: sample.cpu_ns.unwrap_or(0),
@@ -137,8 +151,18 @@ impl Attempt<'_> {
             }),
             oom_seen: state.oom_killed,
             ..Ending::default()
-        };
-        end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), &settled, ending)
+        }
+    }
+
+    /// What the container's init said, if the command could not be executed.
+    fn never_executed(&self, state: &ContainerState, settled: &Settled) -> Option<String> {
+        let stdout_bytes = std::fs::metadata(&self.paths.stdout).ok()?.len();
+        let mut stderr = std::fs::File::open(&self.paths.stderr).ok()?;
+        // Behind the CLI's own warnings, where there are any.
+        stderr.seek(SeekFrom::Start(settled.leading_warnings)).ok()?;
+        let mut words = Vec::new();
+        stderr.take(init::WORDS_BYTES_MAX + 1).read_to_end(&mut words).ok()?;
+        init::never_executed(state.exit_code, stdout_bytes, &words)
     }
 
     /// Who owns the container, if it is not this attempt of this ledger.
@@ -170,6 +194,12 @@ impl Attempt<'_> {
         ending.stderr = digest(&self.paths.stderr, complete[1]);
         ending
     }
+}
+
+/// Which of FAILED's reasons Docker's words are, where it did not even make the container.
+fn reason_without_container(words: &str) -> &'static str {
+    // Somebody removed it after the job was scheduled.
+    if words.to_ascii_lowercase().contains("no such image") { "image" } else { "not_started" }
 }
 
 pub(super) fn failed(reason: &str, message: String) -> Next {

@@ -4,12 +4,11 @@ use std::sync::PoisonError;
 
 use super::super::Fault;
 use super::super::cgroup::AttemptGroup;
-use super::super::docker::RunSpec;
+use super::super::docker::{EngineInfo, RunSpec};
 use super::super::output::OutputFiles;
 use super::super::workspace::{self, Workspace};
 use super::judge::failed;
 use super::{Attempt, Next, Writer};
-use crate::config::{MEMORY_MIB_MIN, PIDS_DEFAULT};
 use crate::sys::kill_point;
 
 impl Attempt<'_> {
@@ -48,7 +47,8 @@ impl Attempt<'_> {
             ("hackbrain.execution", execution),
         ];
         let info = self.runner.info.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let share_mib = setup.host.memory_mib / setup.workers as u64;
+        let engine = info.as_ref().map(EngineInfo::capacity);
+        let grant = setup.resources.grant(&manifest.resources, engine.as_ref());
         RunSpec {
             container: self.container.clone(),
             labels: labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
@@ -58,11 +58,11 @@ impl Attempt<'_> {
             workdir: workspace.workdir,
             user: workspace.user,
             env: manifest.env.clone(),
-            cpus: manifest.resources.cpus.unwrap_or(f64::from(setup.host.cpus)),
-            memory_mib: manifest.resources.memory_mib.unwrap_or(share_mib.max(MEMORY_MIB_MIN)),
+            cpus: grant.cpus,
+            memory_mib: grant.memory_mib,
             swap_limit: info.is_some_and(|info| info.swap_limit),
-            pids: manifest.resources.pids.unwrap_or(PIDS_DEFAULT),
-            gpus: 0,
+            pids: grant.pids,
+            gpus: grant.gpus,
             network: manifest.network,
             cgroup_parent: self.group.as_ref().map(AttemptGroup::parent_argument),
             cidfile: Some(self.paths.cidfile.clone()),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::process::EngineError;
+use crate::resources::EngineCapacity;
 
 /// Answer to "is there a container of this name?".
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +79,13 @@ pub struct EngineInfo {
     pub swap_limit: bool,
     /// Whether an NVIDIA runtime is there.
     pub nvidia: bool,
+}
+
+impl EngineInfo {
+    /// What it can give to an attempt.
+    pub fn capacity(&self) -> EngineCapacity {
+        EngineCapacity { cpus: self.cpus, memory_mib: self.memory_bytes >> 20, nvidia: self.nvidia }
+    }
 }
 
 /// The start of every time the engine has not set.

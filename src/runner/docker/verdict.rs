@@ -70,6 +70,8 @@ pub enum Verdict {
 const EXIT_NOT_EXECUTABLE: i32 = 126;
 /// Exit code of a command that does not exist, given by the engine before anything ran.
 const EXIT_NOT_FOUND: i32 = 127;
+/// With this an engine begins that was asked for GPUs and has no driver for them.
+const NO_DEVICE_DRIVER: &str = "could not select device driver";
 /// 128 + SIGKILL.
 const EXIT_SIGKILL: i32 = 137;
 /// What the engine writes for a container that ran when the host went down.
@@ -99,17 +101,27 @@ pub fn verdict(
             EXIT_NOT_EXECUTABLE | EXIT_NOT_FOUND => {
                 Verdict::Failed { reason: format!("not started: {}", state.error), exit_code }
             }
+            // Every further attempt would hear the same.
+            _ if state.error.starts_with(NO_DEVICE_DRIVER) => {
+                Verdict::Failed { reason: format!("not started: {}", state.error), exit_code }
+            }
             _ => crash(CrashCause::Engine),
         };
     }
     match state.exit_code {
         EXIT_SIGKILL if state.oom_killed => crash(CrashCause::Oom),
+        // `docker rm --force`: the removal is noted before the kill, and the container is about to be gone.
+        EXIT_SIGKILL if is_being_removed(state) => crash(CrashCause::Lost),
         EXIT_SIGKILL => crash(CrashCause::Killed),
         // With the same boot id it is the payload's own, e.g. Python's sys.exit(-1).
         EXIT_UNKNOWN if boot_id_at_start != boot_id_now => crash(CrashCause::Host),
         0 => Verdict::Completed { oom_seen: state.oom_killed },
         _ => Verdict::Failed { reason: "exit".into(), exit_code },
     }
+}
+
+fn is_being_removed(state: &ContainerState) -> bool {
+    matches!(state.status.as_str(), "removing" | "dead")
 }
 
 /// The verdict on an attempt whose container was started and no longer exists.
@@ -128,6 +140,10 @@ mod tests {
 
     fn ended(exit_code: i32, oom_killed: bool) -> ContainerState {
         ContainerState { status: "exited".into(), started: true, exit_code, oom_killed, ..Default::default() }
+    }
+
+    fn removing(exit_code: i32) -> ContainerState {
+        ContainerState { status: "removing".into(), ..ended(exit_code, false) }
     }
 
     fn never_started(exit_code: i32, error: &str) -> ContainerState {
@@ -153,6 +169,8 @@ mod tests {
             ("exit 0 after a reboot", ended(0, false), None, rebooted, Verdict::Completed { oom_seen: false }),
             ("OOM of PID 1", ended(137, true), None, same, crash(CrashCause::Oom, 137)),
             ("docker kill or host kill -9", ended(137, false), None, same, crash(CrashCause::Killed, 137)),
+            ("docker rm -f, seen before it is gone", removing(137), None, same, crash(CrashCause::Lost, 137)),
+            ("removed just after it ended", removing(0), None, same, Verdict::Completed { oom_seen: false }),
             ("OOM of PID 1, then a reboot", ended(137, true), None, rebooted, crash(CrashCause::Oom, 137)),
             ("host power loss", ended(255, false), None, rebooted, crash(CrashCause::Host, 255)),
             ("the payload's own exit 255", ended(255, false), None, same, failed("exit", 255)),
@@ -175,6 +193,13 @@ mod tests {
                 failed(&format!("not started: {not_found}"), 127),
             ),
             ("not executable", never_started(126, "denied"), None, same, failed("not started: denied", 126)),
+            (
+                "no driver for GPUs",
+                never_started(128, "could not select device driver \"\""),
+                None,
+                same,
+                failed("not started: could not select device driver \"\"", 128),
+            ),
             ("runtime failed", never_started(128, "runc: busy"), None, same, crash(CrashCause::Engine, 128)),
             ("cancelled before the start", never_started(0, ""), Some(Cancel), same, Verdict::Cancelled),
         ];

@@ -26,6 +26,11 @@ impl Stream {
             Self::Stderr => "stderr",
         }
     }
+
+    /// 0 for stdout, 1 for stderr.
+    pub fn index(self) -> usize {
+        usize::from(self == Self::Stderr)
+    }
 }
 
 /// One marker line.
@@ -125,12 +130,15 @@ pub struct CountedMarker {
     pub count: u64,
 }
 
-/// Lets at most [`MARKERS_PER_S_MAX`] markers a second through, evenly spaced; the others are folded into the next.
-/// `now` is any clock that does not go back.
+/// Lets at most [`MARKERS_PER_S_MAX`] markers a second through, of both streams together and evenly spaced; the others are
+/// folded into the next of their stream. While both wait they take turns. `now` is any clock that does not go back.
 #[derive(Debug, Default)]
 pub struct MarkerLimiter {
     next_at: Duration,
-    folded: Option<CountedMarker>,
+    /// What is held back of each stream.
+    held: [Option<CountedMarker>; 2],
+    /// Whose turn it is where both wait.
+    turn: usize,
 }
 
 /// Shortest time between two markers that go out.
@@ -142,11 +150,17 @@ impl MarkerLimiter {
         Self::default()
     }
 
-    /// Takes a marker, and gives what may go out now.
+    /// Takes a marker, and gives what may go out now: it, or one of the other stream.
     pub fn offer(&mut self, marker: Marker, now: Duration) -> Option<CountedMarker> {
-        let count = self.folded.take().map_or(0, |folded| folded.count) + 1;
-        self.folded = Some(CountedMarker { marker, count });
+        self.hold(marker);
         self.due(now)
+    }
+
+    /// Takes a marker and keeps it.
+    pub fn hold(&mut self, marker: Marker) {
+        let held = &mut self.held[marker.stream.index()];
+        let count = held.take().map_or(0, |folded| folded.count) + 1;
+        *held = Some(CountedMarker { marker, count });
     }
 
     /// What was held back and may go out now.
@@ -154,19 +168,31 @@ impl MarkerLimiter {
         if now < self.next_at {
             return None;
         }
-        let out = self.folded.take()?;
+        let from = if self.held[self.turn].is_some() { self.turn } else { 1 - self.turn };
+        let out = self.held[from].take()?;
+        self.turn = 1 - from;
         self.next_at = now + SPACING;
         Some(out)
     }
 
-    /// When to ask [`MarkerLimiter::due`] again; none while nothing is held back.
-    pub fn due_at(&self) -> Option<Duration> {
-        self.folded.as_ref().map(|_| self.next_at)
+    /// What went out last has its time only now, e.g. because recording it took a while: the pace counts from here.
+    pub fn sent(&mut self, now: Duration) {
+        self.next_at = self.next_at.max(now + SPACING);
     }
 
-    /// What is still held back, whatever the time: the last marker is never lost.
-    pub fn flush(&mut self) -> Option<CountedMarker> {
-        self.folded.take()
+    /// When to ask [`MarkerLimiter::due`] again; none while nothing is held back.
+    pub fn due_at(&self) -> Option<Duration> {
+        self.held.iter().any(Option::is_some).then_some(self.next_at)
+    }
+
+    /// Drops what is held back of a stream, which is going to be read again. The pace stays.
+    pub fn forget(&mut self, stream: Stream) {
+        self.held[stream.index()] = None;
+    }
+
+    /// What is still held back, whatever the time: the last marker of a stream is never lost.
+    pub fn flush(&mut self) -> [Option<CountedMarker>; 2] {
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -226,26 +252,93 @@ mod tests {
         assert!(found[0].line.len() <= MARKER_LINE_BYTES_MAX && found[0].line.ends_with('\u{fffd}'));
     }
 
+    fn marker(stream: Stream, offset: u64) -> Marker {
+        Marker { line: format!("[D1_STABLE] {offset}"), stream, offset }
+    }
+
     #[test]
-    fn a_flood_is_thinned_to_twenty_a_second_and_counts_add_up() {
-        let marker = |offset| Marker { line: format!("[D1_STABLE] {offset}"), stream: Stream::Stdout, offset };
-        for step_us in [1, 700, 49_999, 50_000, 120_000] {
+    fn a_flood_is_thinned_to_twenty_a_second_of_both_streams_and_counts_add_up() {
+        const EACH: u64 = 5_000;
+        // How often each stream prints, in microseconds, and how long it takes to record an event. The streams never end
+        // within the time, so neither may be quiet for longer than a few turns.
+        for (step_us, record_us) in [
+            ([1, 1], 0),
+            ([1, 700], 0),
+            ([700, 1], 30_000),
+            ([49_999, 50_000], 0),
+            ([25_000, 130_000], 10_000),
+            ([60_000, 60_000], 70_000),
+        ] {
+            let case = format!("{step_us:?} {record_us}");
             let mut limiter = MarkerLimiter::new();
             let mut out: Vec<(Duration, CountedMarker)> = Vec::new();
-            for i in 0..5_000 {
-                let now = Duration::from_micros(i * step_us);
-                out.extend(limiter.due(now).map(|counted| (now, counted)));
-                out.extend(limiter.offer(marker(i), now).map(|counted| (now, counted)));
+            let mut busy_until = 0;
+            let mut offered = [0; 2];
+            while offered.iter().all(|offered| *offered < EACH) {
+                let stream = usize::from(offered[1] * step_us[1] < offered[0] * step_us[0]);
+                let at = (offered[stream] * step_us[stream]).max(busy_until);
+                let now = Duration::from_micros(at);
+                for ready in [
+                    limiter.due(now),
+                    limiter.offer(marker([Stream::Stdout, Stream::Stderr][stream], offered[stream]), now),
+                ]
+                .into_iter()
+                .flatten()
+                {
+                    busy_until = at + record_us;
+                    limiter.sent(Duration::from_micros(busy_until));
+                    out.push((Duration::from_micros(busy_until), ready));
+                }
+                offered[stream] += 1;
             }
             for window in out.windows(MARKERS_PER_S_MAX as usize + 1) {
-                assert!(window[MARKERS_PER_S_MAX as usize].0 - window[0].0 >= Duration::from_secs(1), "{step_us}");
+                assert!(window[MARKERS_PER_S_MAX as usize].0 - window[0].0 >= Duration::from_secs(1), "{case}");
             }
-            assert!(out.windows(2).all(|pair| pair[0].1.marker.offset < pair[1].1.marker.offset));
-            assert_eq!(limiter.due_at().is_none(), out[out.len() - 1].1.marker.offset == 4_999);
-            out.extend(limiter.flush().map(|counted| (Duration::MAX, counted)));
-            assert_eq!(out[out.len() - 1].1.marker.offset, 4_999, "the latest line wins");
-            assert_eq!(out.iter().map(|(_, counted)| counted.count).sum::<u64>(), 5_000);
-            assert_eq!(limiter.flush(), None);
+            let last = out.last().expect("the first goes out at once").0;
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                let mine: Vec<_> = out.iter().filter(|(_, counted)| counted.marker.stream == stream).collect();
+                let step = Duration::from_micros(step_us[stream.index()]);
+                let patience = 2 * (SPACING + Duration::from_micros(record_us)) + 2 * step;
+                assert!(last < patience || mine.len() > 1, "{case}: {stream:?} never had its turn");
+                assert!(mine.windows(2).all(|pair| pair[1].0 - pair[0].0 <= patience), "{case}: {stream:?} starved");
+                assert!(mine.windows(2).all(|pair| pair[0].1.marker.offset < pair[1].1.marker.offset), "{case}");
+            }
+            let rest = limiter.flush().into_iter().flatten().map(|counted| (Duration::MAX, counted));
+            out.extend(rest);
+            for (stream, offered) in [Stream::Stdout, Stream::Stderr].into_iter().zip(offered) {
+                let mine: Vec<_> = out.iter().filter(|(_, counted)| counted.marker.stream == stream).collect();
+                assert_eq!(mine.iter().map(|(_, counted)| counted.count).sum::<u64>(), offered, "{case}");
+                assert_eq!(
+                    mine.last().map(|(_, counted)| counted.marker.offset),
+                    offered.checked_sub(1),
+                    "the latest line wins"
+                );
+            }
+            assert_eq!((limiter.flush(), limiter.due_at()), ([None, None], None));
         }
+    }
+
+    #[test]
+    fn streams_take_turns_and_one_alone_need_not_wait_for_the_other() {
+        use Stream::{Stderr, Stdout};
+        let mut limiter = MarkerLimiter::new();
+        let at = |spacings: u32| SPACING * spacings;
+        let sent = |out: Option<CountedMarker>| out.map(|out| (out.marker.stream, out.marker.offset, out.count));
+        assert_eq!(sent(limiter.offer(marker(Stdout, 1), at(0))), Some((Stdout, 1, 1)));
+        assert_eq!(limiter.due_at(), None);
+        for offset in 2..5 {
+            assert_eq!(sent(limiter.offer(marker(Stdout, offset), at(0))), None);
+        }
+        assert_eq!(sent(limiter.offer(marker(Stderr, 9), at(0))), None);
+        assert_eq!(limiter.due_at(), Some(at(1)));
+        assert_eq!(sent(limiter.due(at(1))), Some((Stderr, 9, 1)), "the other one's turn");
+        assert_eq!(sent(limiter.due(at(2))), Some((Stdout, 4, 3)));
+        assert_eq!(sent(limiter.offer(marker(Stdout, 5), at(3))), Some((Stdout, 5, 1)), "alone");
+        limiter.hold(marker(Stderr, 10));
+        limiter.hold(marker(Stdout, 6));
+        limiter.forget(Stdout);
+        assert_eq!(limiter.due_at(), Some(at(4)), "the pace outlives what is forgotten");
+        limiter.hold(marker(Stdout, 6));
+        assert_eq!(limiter.flush().map(sent), [Some((Stdout, 6, 1)), Some((Stderr, 10, 1))]);
     }
 }

@@ -42,8 +42,17 @@ impl Tail {
     /// # Errors
     /// What reading reports, or `sink`; after an error of `sink` its chunk comes again.
     pub fn poll(&mut self, sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<u64> {
+        self.poll_some(u64::MAX, sink)
+    }
+
+    /// The same, but ends after the chunk with which it has handed on `bytes_max` bytes: a writer that is faster than the
+    /// reader must not hold it here.
+    ///
+    /// # Errors
+    /// As for [`Tail::poll`].
+    pub fn poll_some(&mut self, bytes_max: u64, sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<u64> {
         let began_at = self.offset;
-        loop {
+        while self.offset - began_at < bytes_max {
             let length = match self.file.read_at(&mut self.buffer, self.offset) {
                 Ok(0) => break,
                 Ok(length) => length,
@@ -134,6 +143,9 @@ mod tests {
         assert!(tail.poll(&mut |_, _| Err(io::Error::other("full"))).is_err());
         assert_eq!(tail.poll(&mut |_, _| Ok(())).unwrap(), 1, "what the sink refused comes again");
         assert_eq!(tail.pause(), PAUSE_MIN);
+        writer.write_all(&vec![b'y'; 3 * BUFFER_BYTES]).unwrap();
+        assert_eq!(tail.poll_some(1, &mut |_, _| Ok(())).unwrap(), BUFFER_BYTES as u64, "no further than asked");
+        assert_eq!(tail.poll(&mut |_, _| Ok(())).unwrap(), 2 * BUFFER_BYTES as u64);
         std::fs::remove_file(&path).unwrap();
     }
 }
