@@ -31,7 +31,7 @@ def put(data):
         copy.write(data);copy.flush();stream.write(data);stream.flush()
 for step in range(10):
     put(b'[D1_STABLE] step=%d\\n'%step+bytes(range(256))+b'\\n')
-    time.sleep(0.02)
+    time.sleep(0.04)
 if n==1 and 'CRASH' in os.environ: os.kill(os.getpid(),9)
 put(b'q'*40000)
 ";
@@ -74,7 +74,7 @@ fn the_agent_dies_at_every_named_point_and_the_job_ends_as_if_nothing_had_been()
     for point in ["before-rename:2", "before-rename:3", "marker-durable:5"] {
         cases.push(case(point, false, None));
     }
-    for point in ["end-durable", "intent-durable:2", "cli-spawned:2", "marker-durable:15", "output-settled:2"] {
+    for point in ["end-durable", "intent-durable:2", "cli-spawned:2", "marker-durable:12", "output-settled:2"] {
         cases.push(case(point, true, None));
     }
     // The CLI before it asked, around the creation, around the start, and while it copies output.
@@ -82,7 +82,7 @@ fn the_agent_dies_at_every_named_point_and_the_job_ends_as_if_nothing_had_been()
         cases.push(case("cli-spawned", false, Some(cli_dies_ms)));
     }
     cases.push(case("marker-durable:4", false, Some(0)));
-    cases.push(case("marker-durable:14", true, Some(0)));
+    cases.push(case("marker-durable:11", true, Some(0)));
 
     let queue = Mutex::new(cases);
     thread::scope(|scope| {
