@@ -3,4 +3,5 @@
 
 pub mod block;
 pub mod dir;
+pub mod kmsg;
 pub mod lock;

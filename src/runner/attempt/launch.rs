@@ -58,7 +58,7 @@ impl Attempt<'_> {
             pids: manifest.resources.pids.unwrap_or(PIDS_DEFAULT),
             gpus: 0,
             network: manifest.network,
-            cgroup_parent: self.group.as_ref().map(AttemptGroup::parent_argument),
+            cgroup_parent: self.metered.meter().group().and_then(AttemptGroup::parent_argument),
             cidfile: Some(self.paths.cidfile.clone()),
         }
     }
