@@ -35,6 +35,19 @@ impl Kills {
     }
 }
 
+/// Whether the group at `path` is `group`, e.g. `/hackbrain-1f2e3d4c/hb-job-1`, or below it.
+pub fn is_in(path: &str, group: &str) -> bool {
+    path.strip_prefix(group).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether the group at `path` is of the container with this id, or below it: `/docker/<id>`,
+/// `/system.slice/docker-<id>.scope`.
+pub fn is_of(path: &str, id: &str) -> bool {
+    let named =
+        |part: &str| part == id || part.strip_suffix(".scope").is_some_and(|part| part.ends_with(&format!("-{id}")));
+    !id.is_empty() && path.split('/').any(named)
+}
+
 /// The kernel's log, read on from time to time.
 #[derive(Debug, Default)]
 pub struct KernelLog(Mutex<Inner>);
@@ -61,11 +74,11 @@ impl KernelLog {
         }
     }
 
-    /// The kills in this group and below it, e.g. `/hackbrain-1f2e3d4c/hb-job-1`. None where the log cannot be read.
-    pub fn kills(&self, group: &str) -> Option<Kills> {
+    /// The kills in the groups that are `ours`, see [`is_in`] and [`is_of`]. None where the log cannot be read.
+    pub fn kills(&self, ours: &dyn Fn(&str) -> bool) -> Option<Kills> {
         self.read_on();
         let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.device.as_ref().map(|_| inner.tally.kills(group))
+        inner.device.as_ref().map(|_| inner.tally.kills(ours))
     }
 }
 
@@ -130,10 +143,6 @@ fn parse(record: &str) -> Option<Kill<&str>> {
     (level < 8 && group.starts_with('/')).then_some(Kill { group, limit })
 }
 
-fn is_in(path: &str, group: &str) -> bool {
-    path.strip_prefix(group).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// How often each kind of kill was seen, and which number the last of them had.
 #[derive(Debug, Default)]
 struct Tally {
@@ -154,11 +163,11 @@ impl Tally {
         }
     }
 
-    fn kills(&self, group: &str) -> Kills {
+    fn kills(&self, ours: &dyn Fn(&str) -> bool) -> Kills {
         let mut kills = Kills::default();
-        for (kind, (count, _)) in self.kinds.iter().filter(|(kind, _)| is_in(&kind.group, group)) {
+        for (kind, (count, _)) in self.kinds.iter().filter(|(kind, _)| ours(&kind.group)) {
             match &kind.limit {
-                Some(limit) if is_in(limit, group) => kills.own_limit += count,
+                Some(limit) if ours(limit) => kills.own_limit += count,
                 _ => kills.from_outside += count,
             }
         }
@@ -222,9 +231,26 @@ mod tests {
         ] {
             tally.add(&Kill { group, limit });
         }
-        assert_eq!(tally.kills("/h/hb-a-1"), Kills { own_limit: 4, from_outside: 2 });
-        assert_eq!(tally.kills("/h/hb-a-10"), Kills { own_limit: 1, from_outside: 0 });
-        assert_eq!(tally.kills("/h/hb-a"), Kills::default());
+        assert_eq!(tally.kills(&|path| is_in(path, "/h/hb-a-1")), Kills { own_limit: 4, from_outside: 2 });
+        assert_eq!(tally.kills(&|path| is_in(path, "/h/hb-a-10")), Kills { own_limit: 1, from_outside: 0 });
+        assert_eq!(tally.kills(&|path| is_in(path, "/h/hb-a")), Kills::default());
+    }
+
+    #[test]
+    fn a_containers_group_is_known_by_its_id() {
+        let id = "0123456789abcdef";
+        for (path, expected) in [
+            ("/docker/0123456789abcdef", true),
+            ("/hackbrain-1/hb-a-1/0123456789abcdef/inner", true),
+            ("/system.slice/docker-0123456789abcdef.scope", true),
+            ("/machine.slice/libpod-0123456789abcdef.scope/container", true),
+            ("/system.slice/docker-0123456789abcdef", false),
+            ("/docker/0123456789abcdef0", false),
+            ("/docker", false),
+        ] {
+            assert_eq!(is_of(path, id), expected, "{path}");
+            assert!(!is_of(path, ""), "{path}");
+        }
     }
 
     #[test]
@@ -235,8 +261,8 @@ mod tests {
             tally.add(&Kill { group: &format!("/{n}"), limit: None });
         }
         assert_eq!(tally.kinds.len(), GROUPS_MAX);
-        assert_eq!(tally.kills("/kept").total(), 2 * GROUPS_MAX as u64);
-        assert_eq!(tally.kills("/0").total(), 0);
+        assert_eq!(tally.kills(&|path| is_in(path, "/kept")).total(), 2 * GROUPS_MAX as u64);
+        assert_eq!(tally.kills(&|path| is_in(path, "/0")).total(), 0);
     }
 
     /// Answers from a list, as the device does: a record for each read, or an error.
@@ -267,9 +293,9 @@ mod tests {
         ]);
         take_in(&mut device, &mut tally).unwrap();
         let group = "/hackbrain-1f2e3d4c/hb-a-1";
-        assert_eq!(tally.kills(group).own_limit, 3);
+        assert_eq!(tally.kills(&|path| is_in(path, group)).own_limit, 3);
         take_in(&mut device, &mut tally).unwrap();
-        assert_eq!(tally.kills(group).own_limit, 4, "read on, not again");
+        assert_eq!(tally.kills(&|path| is_in(path, group)).own_limit, 4, "read on, not again");
         assert!(take_in(&mut Script(vec![Err(io::ErrorKind::PermissionDenied)]), &mut tally).is_err());
         assert!(take_in(&mut Script(vec![Err(io::ErrorKind::BrokenPipe); 1000]), &mut tally).is_err(), "bounded");
     }

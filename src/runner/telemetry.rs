@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::file::SampleFile;
 use super::cgroup::{AttemptGroup, Sample};
-use super::kernel_log::{KernelLog, Kills};
+use super::kernel_log::{KernelLog, Kills, is_in, is_of};
 
 /// How often an attempt's sample is written and published.
 const EVERY: Duration = Duration::from_secs(1);
@@ -282,21 +282,22 @@ impl Metered {
         &self.meter
     }
 
-    /// Takes the last sample of an attempt whose container runs no more, and stores it. `engine` says that the engine saw the
-    /// memory run out.
-    pub fn finish(&self, engine: bool) -> Measured {
+    /// Takes the last sample of an attempt whose container runs no more, and stores it. `id` is the container's, empty where it
+    /// is gone; `engine` says that the engine saw the memory run out.
+    pub fn finish(&self, id: &str, engine: bool) -> Measured {
         let meter = &self.meter;
         let mut book = lock(&meter.book);
-        let Some(group) = meter.group.get() else {
-            return Measured { witnesses: Witnesses { engine, ..Witnesses::default() }, ..Measured::default() };
-        };
-        let mut sample = group.sample().after(&book.seen);
-        let log = group.memory_path().and_then(|path| self.telemetry.kernel_log.kills(&path));
+        let group = meter.group.get();
+        let mut sample = group.map(AttemptGroup::sample).unwrap_or_default().after(&book.seen);
+        let path = group.and_then(AttemptGroup::memory_path);
+        let ours = |found: &str| path.as_ref().is_some_and(|path| is_in(found, path)) || is_of(found, id);
+        let log = self.telemetry.kernel_log.kills(&ours);
         let mut witnesses = Witnesses { engine, counted: sample.oom_kills.unwrap_or(0), log, lived_on: None };
         let kills = witnesses.kills();
         // A kill after the last look would be known to whoever counts to the end.
         let seen = book.seen.oom_kills.unwrap_or(0);
-        let all_seen = seen == kills && (group.outlives_container() || log.is_some_and(|log| log.total() == kills));
+        let all_seen = seen == kills
+            && (group.is_some_and(AttemptGroup::outlives_container) || log.is_some_and(|log| log.total() == kills));
         witnesses.lived_on = book
             .alive
             .filter(|_| all_seen && kills > 0)

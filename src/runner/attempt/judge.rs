@@ -77,7 +77,7 @@ impl Attempt<'_> {
             || std::fs::metadata(&self.paths.stdout).is_ok_and(|meta| meta.len() > 0);
         // There was one, and somebody removed it; or nothing was started, and nobody wants it any more.
         if was_started {
-            let measured = self.metered.finish(false);
+            let measured = self.metered.finish("", false);
             let oom_seen = measured.witnesses.kills() > 0;
             return gone(asked, cli, Ending { usage: usage(&measured), oom_seen, ..Ending::default() });
         }
@@ -124,7 +124,7 @@ impl Attempt<'_> {
             }
         };
         let asked = self.stop_reason();
-        let measured = self.metered.finish(state.oom_killed);
+        let measured = self.metered.finish(&state.id, state.oom_killed);
         let ending = Ending {
             exit_code: (state.started || state.exit_code != 0).then_some(state.exit_code),
             usage: usage(&measured),
