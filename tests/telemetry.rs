@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -191,6 +192,24 @@ fn a_new_agent_goes_on_in_the_same_file() {
     let samples = samples(&agent, &id);
     check(&samples, &id);
     check_usage(&detail(&agent, &id, "COMPLETED")["usage"], &samples);
+}
+
+#[test]
+fn a_container_that_was_removed_has_used_what_it_used() {
+    let site = Site::new("removed");
+    let agent = site.start(&[]);
+    let id = job_id("removed");
+    let (mut job, dir) = python(&site, &id, BUSY);
+    job["max_attempts"] = 1.into();
+    agent.accepted(&job);
+    eventually("it wrote", || dir.join("written").exists().then_some(()));
+    let name = format!("hb-{id}-1");
+    assert!(Command::new("docker").args(["rm", "-f", &name]).output().unwrap().status.success());
+    assert_eq!(agent.ended(&id)["state"], "FAILED");
+    let crash = detail(&agent, &id, "CRASH");
+    assert_eq!(crash["cause"], "lost", "{crash}");
+    assert!(crash["usage"]["cpu_ns"].as_u64() > Some(700_000_000), "{crash}");
+    check_usage(&crash["usage"], &samples(&agent, &id));
 }
 
 /// Reads the stream until `enough` says so of the text so far.

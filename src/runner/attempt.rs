@@ -131,7 +131,7 @@ enum Next {
     /// The CLI is dead, the container is not: go on from the engine's log, then look again.
     Follow,
     /// It is over.
-    End(Over),
+    End(Box<Over>),
     /// The agent stops.
     LetGo,
 }
@@ -165,7 +165,8 @@ impl Attempt<'_> {
                 }
                 Next::End(over) => {
                     output.finish();
-                    break (over.outcome, self.with_digests(over.ending, over.complete));
+                    let Over { outcome, ending, complete } = *over;
+                    break (outcome, self.with_digests(ending, complete));
                 }
                 Next::Wait(writer) => {
                     cli_end = match self.wait(writer) {

@@ -88,7 +88,9 @@ impl Telemetry {
         }
         let meter = Meter { job_id: job_id.clone(), attempt, path, group: OnceLock::new(), book: Mutex::new(book) };
         let meter = Arc::new(meter);
-        group.map(|group| meter.found(group));
+        if let Some(group) = group {
+            meter.found(group);
+        }
         lock(&self.meters).push(meter.clone());
         self.begun.notify_all();
         Metered { telemetry: self.clone(), meter }
@@ -320,5 +322,124 @@ impl Metered {
 impl Drop for Metered {
     fn drop(&mut self) {
         lock(&self.telemetry.meters).retain(|meter| !Arc::ptr_eq(meter, &self.meter));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::cgroup::Hierarchies;
+    use super::*;
+
+    /// An attempt with a group of its own on version 2, whose files the test writes.
+    struct Case {
+        dir: PathBuf,
+        telemetry: Arc<Telemetry>,
+        metered: Metered,
+    }
+
+    impl Case {
+        fn new(what: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("hb-meter-{what}-{}", std::process::id()));
+            std::fs::create_dir_all(&dir).unwrap();
+            let telemetry = Arc::<Telemetry>::default();
+            let group = AttemptGroup::create(&Hierarchies::V2(dir.clone()), "l", "hb-a-1").unwrap();
+            let metered = telemetry.begin(&"a".into(), 1, &dir.join("logs"), Some(group));
+            Self { dir, telemetry, metered }
+        }
+
+        fn kernel_says(&self, cpu_us: u64, memory: u64, pids: u64, oom_kills: u64) {
+            let group = self.dir.join("hackbrain-l/hb-a-1");
+            for (name, text) in [
+                ("cpu.stat", format!("usage_usec {cpu_us}\n")),
+                ("memory.current", format!("{memory}\n")),
+                ("pids.current", format!("{pids}\n")),
+                ("memory.events", format!("oom 9\noom_kill {oom_kills}\n")),
+            ] {
+                std::fs::write(group.join(name), text).unwrap();
+            }
+        }
+
+        fn lines(&self) -> Vec<Sample> {
+            let text = std::fs::read_to_string(path(&self.dir.join("logs"), 1)).unwrap_or_default();
+            text.lines().map(|line| Line::parse(line).unwrap()).collect()
+        }
+    }
+
+    impl Drop for Case {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    #[test]
+    fn an_attempt_has_samples_while_it_lives_and_one_at_its_end() {
+        let case = Case::new("life");
+        let meter = case.metered.meter();
+        assert_eq!(meter.look(true), None, "no container yet");
+        case.kernel_says(5, 100, 3, 0);
+        assert_eq!(meter.look(false), None, "not its turn, and nothing would be lost");
+        let (job_id, line) = meter.look(true).unwrap();
+        assert_eq!((&*job_id, Line::parse(&line)), ("a", Some(meter.book.lock().unwrap().seen)));
+        assert!(line.starts_with("{\"job_id\":\"a\",\"attempt\":1,\"time\":\"2"), "{line}");
+        assert!(
+            line.contains("\"memory_peak_bytes\":100,\"pids\":3,\"pids_peak\":3,\"io_read_bytes\":null,"),
+            "{line}"
+        );
+        case.kernel_says(7, 0, 0, 0);
+        assert_eq!(meter.look(true), None, "nothing runs");
+        let measured = case.metered.finish("", false);
+        assert_eq!((measured.sample.cpu_ns, measured.sample.memory_peak_bytes), (Some(7000), Some(100)));
+        assert_eq!((measured.sample.pids_peak, measured.sample.oom_kills), (Some(3), Some(0)));
+        assert_eq!(meter.look(true), None, "it is over");
+        assert_eq!(case.lines().len(), 2);
+        assert_eq!(case.lines()[1], measured.sample);
+
+        // Its last sample is in the next batch, and only there.
+        assert_eq!(case.telemetry.newest().number, 0);
+        assert!(case.telemetry.publish(vec![("b".into(), "{}".into())]));
+        let batch = case.telemetry.newest();
+        assert_eq!((batch.number, batch.lines.len(), &*batch.lines[1].0), (1, 2, "a"));
+        assert!(!case.telemetry.publish(vec![]));
+        assert_eq!(case.telemetry.newest().number, 1);
+    }
+
+    #[test]
+    fn how_long_an_attempt_lived_on_is_told_only_where_every_kill_was_seen() {
+        let case = Case::new("kills");
+        let meter = case.metered.meter();
+        for kills in [0, 2, 2] {
+            case.kernel_says(5, 100, 3, kills);
+            meter.look(true).unwrap();
+        }
+        let witnesses = case.metered.finish("", true).witnesses;
+        assert_eq!((witnesses.kills(), witnesses.counted), (2, 2));
+        let book = meter.book.lock().unwrap();
+        assert_eq!(witnesses.lived_on, Some(book.alive.unwrap().1 - book.last_kill.unwrap()));
+        assert!(witnesses.lived_on > Some(Duration::ZERO));
+        drop(book);
+        // One more behind the last look.
+        case.kernel_says(5, 100, 0, 3);
+        let witnesses = case.metered.finish("", true).witnesses;
+        assert_eq!((witnesses.kills(), witnesses.lived_on), (3, None));
+    }
+
+    #[test]
+    fn what_an_earlier_agent_saw_is_not_forgotten() {
+        let case = Case::new("earlier");
+        case.kernel_says(5, 100, 3, 4);
+        case.metered.meter().look(true).unwrap();
+        let again = case.telemetry.begin(&"a".into(), 1, &case.dir.join("logs"), None);
+        assert_eq!(case.telemetry.meters.lock().unwrap().len(), 2);
+        let measured = again.finish("", false);
+        assert_eq!((measured.sample.cpu_ns, measured.sample.memory_peak_bytes), (Some(5000), Some(100)));
+        assert_eq!(measured.witnesses.kills(), 4);
+        drop(again);
+        assert_eq!(case.telemetry.meters.lock().unwrap().len(), 1);
+        // An attempt without a group has nothing, and no file.
+        let none = case.telemetry.begin(&"b".into(), 1, &case.dir.join("other"), None);
+        let measured = none.finish("", true);
+        assert_eq!((measured.sample.is_empty(), measured.witnesses.kills()), (true, 1));
+        assert!(!case.dir.join("other").exists());
     }
 }

@@ -169,7 +169,7 @@ impl Attempt<'_> {
 
 pub(super) fn failed(reason: &str, message: String) -> Next {
     let outcome = Outcome::Failed { reason: reason.into(), message };
-    Next::End(Over { outcome, ending: Ending::default(), complete: [true; 2] })
+    Next::End(Box::new(Over { outcome, ending: Ending::default(), complete: [true; 2] }))
 }
 
 fn end(verdict: Verdict, settled: &Settled, ending: Ending) -> Next {
@@ -191,7 +191,7 @@ fn end(verdict: Verdict, settled: &Settled, ending: Ending) -> Next {
     };
     let complete =
         [settled.stdout, settled.stderr].map(|completeness| matches!(completeness, Completeness::Complete { .. }));
-    Next::End(Over { outcome, ending, complete })
+    Next::End(Box::new(Over { outcome, ending, complete }))
 }
 
 /// The end of an attempt whose container is gone. Only a CLI that passed an exit code on is known to have written all of

@@ -101,7 +101,7 @@ impl SampleFile {
         fs::rename(&aside, &self.path)?;
         self.file = OpenOptions::new().append(true).open(&self.path)?;
         // Where the last line was dropped, the one before it is as far back as the samples were apart.
-        self.since = if self.lines % 2 == 0 { self.stride } else { 0 };
+        self.since = if self.lines.is_multiple_of(2) { self.stride } else { 0 };
         self.lines = self.lines.div_ceil(2);
         self.stride = self.stride.saturating_mul(2);
         Ok(())
