@@ -246,6 +246,7 @@ mod tests {
             ("/machine.slice/libpod-0123456789abcdef.scope/container", true),
             ("/system.slice/docker-0123456789abcdef", false),
             ("/docker/0123456789abcdef0", false),
+            ("/system.slice/docker-f0123456789abcdef.scope", false),
             ("/docker", false),
         ] {
             assert_eq!(is_of(path, id), expected, "{path}");
