@@ -132,6 +132,8 @@ impl Generator {
                     io_read_bytes: 1 << 30,
                     io_write_bytes: 1 << 33,
                     pids_peak: 9,
+                    oom_kills: Some(0),
+                    not_measured: vec![],
                 };
                 let log = |what| Some(LogDigest { bytes: 123_456, sha256: told(what), complete: true });
                 let ending = Ending {

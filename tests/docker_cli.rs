@@ -400,7 +400,7 @@ fn an_attempts_group_keeps_what_it_used() {
         "-c",
         "head -c 20000000 /dev/zero > /tmp/x; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; sleep 1",
     ]);
-    spec.cgroup_parent = Some(group.parent_argument());
+    spec.cgroup_parent = group.parent_argument();
     let mut cli = case.spawn(&spec);
     wait_for("memory in use", || group.sample().memory_bytes.unwrap_or(0) > 20_000_000);
     assert!(group.sample().pids.unwrap() >= 2, "init and the shell");

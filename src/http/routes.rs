@@ -24,6 +24,7 @@ use crate::manifest;
 use crate::rejection::Rejection;
 use crate::runner::Runner;
 use crate::runner::output::OutputPaths;
+use crate::runner::telemetry;
 use crate::view::Filter;
 
 /// Jobs on a page, unless asked otherwise, and at most.
@@ -122,6 +123,7 @@ impl App {
             ["jobs", id] => self.job(request, id),
             ["jobs", id, "trace"] => self.trace(request, id),
             ["jobs", id, stream @ ("stdout" | "stderr")] => self.output(request, id, stream),
+            ["jobs", id, "telemetry"] => self.telemetry(request, id),
             ["jobs", id, "seal"] => self.seal(request, id),
             ["jobs", id, "cancel"] => self.cancel(request, id),
             ["jobs", id, "retrigger"] => self.retrigger(request, id),
@@ -234,6 +236,29 @@ impl App {
     }
 
     fn output(&self, request: &Request, id: &str, stream: &str) -> Answer {
+        let (job, attempt) = self.attempt(request, id)?;
+        let paths = OutputPaths::new(&self.data.join("logs").join(id), attempt);
+        let path = if stream == "stdout" { &paths.stdout } else { &paths.stderr };
+        // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
+        let may_lack = job.phase() != Phase::Ended;
+        of_attempt(
+            files::serve(path, "application/octet-stream", request),
+            "application/octet-stream",
+            attempt,
+            may_lack,
+        )
+    }
+
+    fn telemetry(&self, request: &Request, id: &str) -> Answer {
+        let (_, attempt) = self.attempt(request, id)?;
+        let path = telemetry::path(&self.data.join("logs").join(id), attempt);
+        let content_type = "application/x-ndjson";
+        // Not every attempt has samples: it never ran, the host cannot measure it, or they were pruned.
+        of_attempt(files::serve(&path, content_type, request), content_type, attempt, true)
+    }
+
+    /// The job, and the attempt of it that is asked for: the latest, or `?attempt=N`.
+    fn attempt(&self, request: &Request, id: &str) -> Result<(Arc<Job>, u32), Rejection> {
         let query = Query::new(request, &["attempt"])?;
         let job = self.find(id)?;
         let attempt = query.number("attempt")?.unwrap_or(job.attempt);
@@ -241,16 +266,7 @@ impl App {
             let message = format!("job {id:?} is at attempt {}, there is no attempt {attempt}", job.attempt);
             return Err(Rejection::new(404, "no_such_attempt", message).field("attempt"));
         }
-        let paths = OutputPaths::new(&self.data.join("logs").join(id), attempt);
-        let path = if stream == "stdout" { &paths.stdout } else { &paths.stderr };
-        let reply = match files::serve(path, "application/octet-stream", request) {
-            // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
-            Err(rejection) if rejection.status == 404 && job.phase() != Phase::Ended => Reply::Full(
-                Response::from_data(Vec::new()).with_header(header("Content-Type", "application/octet-stream")).boxed(),
-            ),
-            other => other?,
-        };
-        Ok(with_headers(reply, vec![header("X-Attempt", &attempt.to_string())]))
+        Ok((job, attempt))
     }
 
     fn seal(&self, request: &Request, id: &str) -> Answer {
@@ -322,7 +338,7 @@ impl App {
             return Err(Rejection::new(409, "ahead_of_ledger", message).field("after"));
         }
         let job = query.text("job").map(str::to_owned);
-        let view = self.engine.view().clone();
+        let (view, telemetry) = (self.engine.view().clone(), self.runner.telemetry().clone());
         Ok(Reply::Stream {
             status: 200,
             headers: vec![
@@ -331,7 +347,7 @@ impl App {
                 // nginx would hold events back.
                 header("X-Accel-Buffering", "no"),
             ],
-            run: Box::new(move |to| sse::stream(&view, after, job.as_deref(), to)),
+            run: Box::new(move |to| sse::stream(&view, &telemetry, after, job.as_deref(), to)),
         })
     }
 
@@ -376,7 +392,7 @@ fn methods(path: &str) -> Option<&'static str> {
         ["api", "jobs" | "events" | "ledger" | "node"]
         | ["api", "ledger", "head"]
         | ["api", "jobs", _]
-        | ["api", "jobs", _, "trace" | "stdout" | "stderr" | "seal"] => Some(READ),
+        | ["api", "jobs", _, "trace" | "stdout" | "stderr" | "telemetry" | "seal"] => Some(READ),
         _ => files::viewer(path).map(|_| READ),
     }
 }
@@ -421,6 +437,17 @@ fn lines(produce: impl Fn(EachLine<'_>) -> io::Result<()> + Send + 'static) -> A
         sent.and_then(|()| to.send(&buffer))
     };
     Ok(Reply::Stream { status: 200, headers: vec![content_type], run: Box::new(run) })
+}
+
+/// A file of an attempt; one that is not there is empty if it `may_lack`.
+fn of_attempt(file: Answer, content_type: &str, attempt: u32, may_lack: bool) -> Answer {
+    let reply = match file {
+        Err(rejection) if rejection.status == 404 && may_lack => {
+            Reply::Full(Response::from_data(Vec::new()).with_header(header("Content-Type", content_type)).boxed())
+        }
+        other => other?,
+    };
+    Ok(with_headers(reply, vec![header("X-Attempt", &attempt.to_string())]))
 }
 
 fn no_content(allowed: &'static str) -> Reply {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::reply::StreamWriter;
+use crate::runner::telemetry::Telemetry;
 use crate::view::View;
 
 /// A comment goes out when there was nothing else for this long.
@@ -19,14 +20,23 @@ const BATCH: usize = 512;
 /// What a browser waits before it reconnects, in milliseconds.
 const RETRY_MS: u32 = 2000;
 
-/// Writes every durable event after `after` (with `job`, only that job's), then those to come.
+/// Writes every durable event after `after` (with `job`, only that job's), then those to come. In between come the newest
+/// telemetry samples, without an id: they are no part of the ledger, and who is too slow for some of them misses them.
 ///
 /// # Errors
 /// The peer is gone or too slow, or the ledger cannot be read back.
-pub fn stream(view: &Arc<View>, mut after: u64, job: Option<&str>, to: &mut StreamWriter<'_>) -> io::Result<()> {
+pub fn stream(
+    view: &Arc<View>,
+    telemetry: &Telemetry,
+    mut after: u64,
+    job: Option<&str>,
+    to: &mut StreamWriter<'_>,
+) -> io::Result<()> {
     let mut text = format!("retry: {RETRY_MS}\n: after {after}\n\n").into_bytes();
     to.send(&text)?;
     let mut sent = Instant::now();
+    // A batch from before may be of long ago.
+    let mut batch = telemetry.newest().number;
     loop {
         if to.stopping() || view.latched().is_some() {
             return to.send(b": the agent stops; resume with the last id\n\n");
@@ -44,6 +54,21 @@ pub fn stream(view: &Arc<View>, mut after: u64, job: Option<&str>, to: &mut Stre
             }
             to.send(&text)?;
             sent = Instant::now();
+        }
+        // Events that are there already go first.
+        if events.len() < BATCH {
+            let newest = telemetry.newest();
+            if newest.number != batch {
+                batch = newest.number;
+                text.clear();
+                for (_, line) in newest.lines.iter().filter(|(id, _)| job.is_none_or(|job| *job == **id)) {
+                    write!(text, "event: telemetry\ndata: {line}\n\n")?;
+                }
+                if !text.is_empty() {
+                    to.send(&text)?;
+                    sent = Instant::now();
+                }
+            }
         }
         if idle {
             view.wait_past(after, LOOK);

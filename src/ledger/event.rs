@@ -237,8 +237,9 @@ pub struct D1Stable {
     pub count: u64,
 }
 
-/// What an attempt used, as its own cgroup counted it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What an attempt used, as its own cgroup counted it. A figure that the host does not offer is 0, and named in
+/// `not_measured`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// CPU time in nanoseconds.
     pub cpu_ns: u64,
@@ -250,6 +251,12 @@ pub struct Usage {
     pub io_write_bytes: u64,
     /// Most processes and threads at once.
     pub pids_peak: u64,
+    /// Processes that the OOM killer ended, at least; none in events of versions that did not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+    /// Names of the figures above that could not be measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_measured: Vec<String>,
 }
 
 /// A file's length and SHA-256.

@@ -5,6 +5,8 @@
 
 mod judge;
 mod launch;
+mod locate;
+mod usage;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -13,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use super::cgroup::AttemptGroup;
 use super::docker::{CliEnd, Docker, EngineError, Inspect, RunChild, StopReason};
 use super::output::{OutputPaths, follow};
+use super::telemetry::Metered;
 use super::watch::OutputWatch;
 use super::{Runner, Signal, workspace};
 use crate::config::STOP_GRACE_S;
@@ -73,15 +75,10 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
         let spent = Duration::from_micros(Time::now().0.saturating_sub(open.attempt_began.0));
         Instant::now() + Duration::from_secs(timeout_s).saturating_sub(spent)
     });
+    let logs = runner.setup.data.join("logs").join(&*job.job_id);
     let attempt = Attempt {
-        paths: OutputPaths::new(&runner.setup.data.join("logs").join(&*job.job_id), job.attempt),
-        group: runner.hierarchies().and_then(|h| match AttemptGroup::create(&h, runner.short_log_id(), &container) {
-            Ok(group) => Some(group),
-            Err(error) => {
-                log::warn!("job {}: {error}", job.job_id);
-                None
-            }
-        }),
+        paths: OutputPaths::new(&logs, job.attempt),
+        metered: runner.telemetry.begin(&job.job_id, job.attempt, &logs, runner.group(&job.job_id, &container)),
         manifest: open.manifest.get().clone(),
         boot_id: open.boot_id.clone(),
         marks: open.marks,
@@ -96,6 +93,9 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
     };
     kill_point::reached("group-made");
     log::info!("job {}: attempt {}: {}", job.job_id, job.attempt, if is_new { "starts" } else { "is taken up again" });
+    if attempt.metered.meter().group().is_none() {
+        locate::start(runner, &attempt.container, attempt.metered.meter(), &attempt.ended);
+    }
     let next = attempt.live(is_new);
     attempt.ended.store(true, Ordering::SeqCst);
     next
@@ -109,7 +109,7 @@ struct Attempt<'r> {
     /// Boot id of the host when the intent was recorded.
     boot_id: Arc<str>,
     paths: OutputPaths,
-    group: Option<AttemptGroup>,
+    metered: Metered,
     marks: [Option<u64>; 2],
     sender: Sender<Signal>,
     signals: Receiver<Signal>,
@@ -135,7 +135,7 @@ enum Next {
     /// The CLI is dead, the container is not: go on from the engine's log, then look again.
     Follow,
     /// It is over.
-    End(Over),
+    End(Box<Over>),
     /// The agent stops.
     LetGo,
 }
@@ -170,9 +170,10 @@ impl Attempt<'_> {
                 Next::End(over) => {
                     output.finish();
                     kill_point::reached("markers-recorded");
-                    let ending = self.with_digests(over.ending, over.complete);
+                    let Over { outcome, ending, complete } = *over;
+                    let ending = self.with_digests(ending, complete);
                     kill_point::reached("output-digested");
-                    break (over.outcome, ending);
+                    break (outcome, ending);
                 }
                 Next::Wait(writer) => {
                     cli_end = match self.wait(writer) {

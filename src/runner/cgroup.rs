@@ -1,7 +1,10 @@
 //! Telemetry: a cgroup of the attempt's own, above the container's, read directly.
 //!
 //! The container's cgroup vanishes with its last process; this parent keeps CPU time and peaks until it is removed.
-//! Both versions are read; with the `systemd` driver a parent would have to be a slice, which is not done.
+//! Both versions are read. With the `systemd` driver a parent would have to be a slice, which is not made: there the
+//! container's own cgroup is found and read while it lives.
+
+mod files;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,8 +12,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+pub use self::files::Sample;
+use self::files::{counts_a_device, field, parse_process, parse_v1, parse_v2};
+use crate::ledger::time::Time;
 use crate::runner::docker::EngineInfo;
 
 /// Why there is no telemetry. Attempts run without it.
@@ -24,30 +30,6 @@ impl fmt::Display for Unavailable {
 }
 
 impl std::error::Error for Unavailable {}
-
-/// What an attempt used so far. A value that the kernel does not offer is none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sample {
-    /// When it was read, microseconds since the Unix epoch.
-    pub time_us: u64,
-    /// CPU time, nanoseconds.
-    pub cpu_ns: Option<u64>,
-    /// Memory now, bytes, page cache included.
-    pub memory_bytes: Option<u64>,
-    /// Most memory so far, bytes.
-    pub memory_peak_bytes: Option<u64>,
-    /// Processes and threads now.
-    pub pids: Option<u64>,
-    /// Most processes and threads so far.
-    pub pids_peak: Option<u64>,
-    /// Bytes read from block devices.
-    pub io_read_bytes: Option<u64>,
-    /// Bytes written to block devices.
-    pub io_write_bytes: Option<u64>,
-    /// Processes ended by the OOM killer. On version 1 only while the container runs: there this file does not count
-    /// what happened below it, and the container's state is the witness.
-    pub oom_kills: Option<u64>,
-}
 
 /// The host's cgroup hierarchies, as far as they concern a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +47,8 @@ pub enum Hierarchies {
 
 /// The version 1 controllers that telemetry reads.
 const V1_CONTROLLERS: [&str; 4] = ["memory", "cpuacct", "pids", "blkio"];
+/// The host's disks, as directories.
+const DISKS: &str = "/sys/block";
 /// How often the removal of a busy directory is tried again, and the pause between.
 const REMOVE_TRIES: (u32, Duration) = (20, Duration::from_millis(25));
 
@@ -108,10 +92,10 @@ impl Hierarchies {
         }
     }
 
-    /// Those of this host, if the engine uses them in a way that we can join.
+    /// Those of this host, if an attempt can have a group of its own there.
     ///
     /// # Errors
-    /// The driver is not `cgroupfs`, the versions differ, or nothing is mounted.
+    /// The driver is not `cgroupfs`, or as for [`Hierarchies::of_host`].
     pub fn detect(engine: &EngineInfo) -> Result<Self, Unavailable> {
         if engine.cgroup_driver != "cgroupfs" {
             return Err(Unavailable(format!(
@@ -119,9 +103,15 @@ impl Hierarchies {
                 engine.cgroup_driver
             )));
         }
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|error| Unavailable(format!("/proc/self/mountinfo: {error}")))?;
-        let found = Self::parse(&mountinfo)?;
+        Self::of_host(engine)
+    }
+
+    /// Those of this host, if the engine uses them.
+    ///
+    /// # Errors
+    /// The versions differ, or nothing is mounted.
+    pub fn of_host(engine: &EngineInfo) -> Result<Self, Unavailable> {
+        let found = Self::mounted()?;
         let version = if matches!(found, Self::V1 { .. }) { "1" } else { "2" };
         if engine.cgroup_version != version {
             return Err(Unavailable(format!(
@@ -130,6 +120,16 @@ impl Hierarchies {
             )));
         }
         Ok(found)
+    }
+
+    /// Those of this host, whatever the engine does.
+    ///
+    /// # Errors
+    /// Nothing is mounted.
+    pub fn mounted() -> Result<Self, Unavailable> {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|error| Unavailable(format!("/proc/self/mountinfo: {error}")))?;
+        Self::parse(&mountinfo)
     }
 
     /// The directories that this agent makes and reads.
@@ -160,12 +160,22 @@ impl Hierarchies {
     }
 }
 
-/// One attempt's cgroup.
+/// The cgroup in which an attempt's processes run.
 #[derive(Debug)]
 pub struct AttemptGroup {
     hierarchies: Hierarchies,
-    /// Relative to every mount point: `hackbrain-<log>/<container>`.
-    path: PathBuf,
+    place: Place,
+    /// Version 1: whether the block devices are counted at all.
+    io_is_counted: bool,
+}
+
+/// Where a group lies, relative to the mount points.
+#[derive(Debug)]
+enum Place {
+    /// `hackbrain-<log>/<container>` everywhere. The container's own is below it.
+    Own(PathBuf),
+    /// The container's, where the engine put it: for each controller (one without a name on version 2) its path.
+    Containers(Vec<(String, PathBuf)>),
 }
 
 impl AttemptGroup {
@@ -175,9 +185,9 @@ impl AttemptGroup {
     /// # Errors
     /// No right to make it, or the kernel refuses.
     pub fn create(hierarchies: &Hierarchies, log: &str, container: &str) -> Result<Self, Unavailable> {
-        let group = Self { hierarchies: hierarchies.clone(), path: PathBuf::from(group_of(log)).join(container) };
+        let path = PathBuf::from(group_of(log)).join(container);
         for mount in hierarchies.own() {
-            let directory = mount.join(&group.path);
+            let directory = mount.join(&path);
             if let Hierarchies::V2(_) = hierarchies {
                 fs::create_dir_all(mount.join(group_of(log))).map_err(|error| unavailable(&directory, &error))?;
                 // A controller counts for a child only where its parent hands it down. The engine does the same for
@@ -190,37 +200,109 @@ impl AttemptGroup {
             }
             fs::create_dir_all(&directory).map_err(|error| unavailable(&directory, &error))?;
         }
-        Ok(group)
+        Ok(Self::at(hierarchies, Place::Own(path)))
     }
 
-    /// For `--cgroup-parent`, e.g. `/hackbrain-1f2e3d4c/hb-job-1`.
-    pub fn parent_argument(&self) -> String {
-        format!("/{}", self.path.display())
+    /// The group that an earlier agent made for this container, if it did: no engine need be asked for that.
+    pub fn left_behind(hierarchies: &Hierarchies, log: &str, container: &str) -> Option<Self> {
+        let path = PathBuf::from(group_of(log)).join(container);
+        let is_there = hierarchies.own().into_iter().all(|mount| mount.join(&path).is_dir());
+        is_there.then(|| Self::at(hierarchies, Place::Own(path)))
+    }
+
+    /// The group of a container, from the `/proc/<pid>/cgroup` of its first process. It goes with its last process.
+    ///
+    /// # Errors
+    /// It is not below a mount point that is seen here.
+    pub fn of_process(hierarchies: &Hierarchies, cgroup: &str) -> Result<Self, Unavailable> {
+        let mut paths = Vec::new();
+        for (controllers, path) in parse_process(cgroup) {
+            for name in controllers.split(',') {
+                let is_ours = match hierarchies {
+                    Hierarchies::V1 { .. } => V1_CONTROLLERS.contains(&name),
+                    Hierarchies::V2(_) => name.is_empty(),
+                };
+                // The root is everybody's; a path that climbs is of another cgroup namespace.
+                let path = Path::new(path.trim_start_matches('/'));
+                let is_below = path.components().next().is_some() && !path.components().any(|c| c.as_os_str() == "..");
+                let mount = hierarchies.controller(name);
+                if is_ours && is_below && mount.is_some_and(|mount| mount.join(path).is_dir()) {
+                    paths.push((name.to_owned(), path.to_owned()));
+                }
+            }
+        }
+        if paths.is_empty() {
+            return Err(Unavailable(format!("no group of the container is seen here: {}", cgroup.trim_end())));
+        }
+        Ok(Self::at(hierarchies, Place::Containers(paths)))
+    }
+
+    fn at(hierarchies: &Hierarchies, place: Place) -> Self {
+        let io_is_counted = match hierarchies {
+            Hierarchies::V1 { .. } => {
+                hierarchies.controller("blkio").is_some_and(|mount| count_io(mount, Path::new(DISKS)))
+            }
+            Hierarchies::V2(_) => true,
+        };
+        Self { hierarchies: hierarchies.clone(), place, io_is_counted }
+    }
+
+    /// For `--cgroup-parent`, e.g. `/hackbrain-1f2e3d4c/hb-job-1`; none where the engine chooses.
+    pub fn parent_argument(&self) -> Option<String> {
+        match &self.place {
+            Place::Own(path) => Some(format!("/{}", path.display())),
+            Place::Containers(_) => None,
+        }
+    }
+
+    /// Its path as the kernel log writes it; the processes are in it or below it.
+    pub fn memory_path(&self) -> Option<String> {
+        let path = match &self.place {
+            Place::Own(path) => path,
+            Place::Containers(paths) => {
+                &paths.iter().find(|(controller, _)| ["memory", ""].contains(&controller.as_str()))?.1
+            }
+        };
+        Some(format!("/{}", path.display()))
+    }
+
+    /// Whether a reading at the end tells all. Version 2 adds up what happened below a group, and keeps it; version 1 does so
+    /// for CPU time and peaks only; a container's own group is gone by then.
+    pub fn outlives_container(&self) -> bool {
+        matches!((&self.place, &self.hierarchies), (Place::Own(_), Hierarchies::V2(_)))
     }
 
     /// Reads the group; about 0.1 ms. What cannot be read is none.
     pub fn sample(&self) -> Sample {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let read = |controller: &str, file: &str| {
-            let directory = self.hierarchies.controller(controller)?.join(&self.path);
-            fs::read_to_string(directory.join(file)).ok()
-        };
+        let time = Time::now();
+        let read = |controller: &str, file: &str| fs::read_to_string(self.directory(controller)?.join(file)).ok();
         match &self.hierarchies {
-            Hierarchies::V1 { .. } => Sample { time_us, oom_kills: self.v1_oom_kills(), ..parse_v1(&read) },
-            Hierarchies::V2(_) => Sample { time_us, ..parse_v2(&|file| read("", file)) },
+            Hierarchies::V1 { .. } => {
+                Sample { time, oom_kills: self.v1_oom_kills(), ..parse_v1(&read, self.io_is_counted) }
+            }
+            Hierarchies::V2(_) => Sample { time, ..parse_v2(&|file| read("", file)) },
         }
     }
 
+    fn directory(&self, controller: &str) -> Option<PathBuf> {
+        let path = match &self.place {
+            Place::Own(path) => path,
+            Place::Containers(paths) => &paths.iter().find(|(name, _)| name == controller)?.1,
+        };
+        Some(self.hierarchies.controller(controller)?.join(path))
+    }
+
     /// Removes the group from every hierarchy, also what the engine made in those we do not read. An absent group is a
-    /// success. Its last processes may still be on their way out, so a busy directory is tried again for half a second.
+    /// success, and one that the engine made is left to it. Its last processes may still be on their way out, so a busy
+    /// directory is tried again for half a second.
     ///
     /// # Errors
     /// A directory is still busy, or cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
+        let Place::Own(path) = &self.place else { return Ok(()) };
         let mut result = Ok(());
         for mount in self.hierarchies.all() {
-            let removed = remove_tree(&mount.join(&self.path));
+            let removed = remove_tree(&mount.join(path));
             if result.is_ok() {
                 result = removed;
             }
@@ -251,14 +333,35 @@ pub fn attempts_of(hierarchies: &Hierarchies, log: &str) -> BTreeSet<String> {
 }
 
 impl AttemptGroup {
-    /// The container's own count, one level down: version 1 does not add it up.
+    /// The counts of the group and of those one level down: version 1 does not add them up.
     fn v1_oom_kills(&self) -> Option<u64> {
-        let directory = self.hierarchies.controller("memory")?.join(&self.path);
-        let children = fs::read_dir(directory).ok()?.flatten().filter(|entry| entry.path().is_dir());
-        children
-            .filter_map(|child| field(&fs::read_to_string(child.path().join("memory.oom_control")).ok()?, "oom_kill"))
-            .reduce(u64::saturating_add)
+        let directory = self.directory("memory")?;
+        let below = fs::read_dir(&directory).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        let count = |group: &Path| field(&fs::read_to_string(group.join("memory.oom_control")).ok()?, "oom_kill");
+        // Our own has no processes, so its count is 0 and says nothing once the container's is gone.
+        let itself = matches!(self.place, Place::Containers(_)).then(|| count(&directory)).flatten();
+        below.filter_map(|child| count(&child)).chain(itself).reduce(u64::saturating_add)
     }
+}
+
+/// Makes the kernel count I/O below version 1's `blkio` mount; whether it does. Since Linux 6.10 a disk is counted only once
+/// a limit was set on it, wherever. 0 stands for no limit, and a disk that is not counted yet has none.
+fn count_io(mount: &Path, disks: &Path) -> bool {
+    let counted = || fs::read_to_string(mount.join("blkio.throttle.io_service_bytes")).unwrap_or_default();
+    let before = counted();
+    for disk in fs::read_dir(disks).into_iter().flatten().flatten() {
+        // A virtual disk's bytes are counted on the disks below it.
+        if !disk.path().join("device").exists() {
+            continue;
+        }
+        let device = fs::read_to_string(disk.path().join("dev")).unwrap_or_default();
+        let device = device.trim();
+        let has_line = before.lines().any(|line| line.split_once(' ').is_some_and(|(known, _)| known == device));
+        if !device.is_empty() && !has_line {
+            drop(fs::write(mount.join("blkio.throttle.read_bps_device"), format!("{device} 0")));
+        }
+    }
+    counts_a_device(&counted())
 }
 
 fn group_of(log: &str) -> String {
@@ -291,54 +394,6 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// `read(controller, file)` → values; pure but for `read`.
-fn parse_v1(read: &dyn Fn(&str, &str) -> Option<String>) -> Sample {
-    let number = |controller: &str, file: &str| read(controller, file)?.trim().parse().ok();
-    // The recursive file counts the container below us; a kernel without it offers no I/O figures here.
-    let io = read("blkio", "blkio.throttle.io_service_bytes_recursive");
-    let io_sum = |direction: &str| {
-        let lines = io.as_deref()?.lines();
-        Some(lines.filter_map(|line| line.split_once(' ')?.1.strip_prefix(direction)?.trim().parse::<u64>().ok()).sum())
-    };
-    Sample {
-        time_us: 0,
-        cpu_ns: number("cpuacct", "cpuacct.usage"),
-        memory_bytes: number("memory", "memory.usage_in_bytes"),
-        memory_peak_bytes: number("memory", "memory.max_usage_in_bytes"),
-        pids: number("pids", "pids.current"),
-        pids_peak: number("pids", "pids.peak"),
-        io_read_bytes: io_sum("Read "),
-        io_write_bytes: io_sum("Write "),
-        oom_kills: None,
-    }
-}
-
-/// `read(file)` → values; pure but for `read`.
-fn parse_v2(read: &dyn Fn(&str) -> Option<String>) -> Sample {
-    let number = |file: &str| read(file)?.trim().parse().ok();
-    let io = read("io.stat");
-    let io_sum = |key: &str| {
-        let fields = io.as_deref()?.split_whitespace();
-        Some(fields.filter_map(|field| field.strip_prefix(key)?.parse::<u64>().ok()).sum())
-    };
-    Sample {
-        time_us: 0,
-        cpu_ns: read("cpu.stat").and_then(|stat| field(&stat, "usage_usec")).map(|us| us.saturating_mul(1_000)),
-        memory_bytes: number("memory.current"),
-        memory_peak_bytes: number("memory.peak"),
-        pids: number("pids.current"),
-        pids_peak: number("pids.peak"),
-        io_read_bytes: io_sum("rbytes="),
-        io_write_bytes: io_sum("wbytes="),
-        oom_kills: read("memory.events").and_then(|events| field(&events, "oom_kill")),
-    }
-}
-
-/// The number behind a name in a file of `name number` lines.
-fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
 /// mountinfo writes space, tab, newline and backslash as three octal digits (proc(5)).
 fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
@@ -347,109 +402,4 @@ fn unescape(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    const V1: &str = "\
-31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
-32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
-35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
-38 31 0:35 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio
-39 31 0:36 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
-40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
-41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
-42 31 0:36 /docker/ab /mnt/pids rw - cgroup cgroup rw,pids
-";
-
-    #[test]
-    fn hierarchies_come_from_mountinfo() {
-        let Hierarchies::V1 { controllers, mounts } = Hierarchies::parse(V1).unwrap() else { panic!("not v1") };
-        let names: Vec<&str> = controllers.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["cpuacct", "memory", "blkio", "pids"]);
-        assert_eq!(controllers[0].1, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
-        assert_eq!(controllers[3].1, Path::new("/sys/fs/cgroup/pids"));
-        assert_eq!(mounts.len(), 6);
-
-        let v2 = "30 23 0:26 / /sys/fs/my\\040cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(Hierarchies::parse(v2), Ok(Hierarchies::V2("/sys/fs/my cgroup".into())));
-        assert!(Hierarchies::parse("30 23 0:26 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup rw\n").is_err());
-        assert!(Hierarchies::parse("").is_err());
-    }
-
-    #[test]
-    fn version_1_files() {
-        let read = |controller: &str, file: &str| {
-            let text = match (controller, file) {
-                ("cpuacct", "cpuacct.usage") => "123456789\n",
-                ("memory", "memory.usage_in_bytes") => "4096\n",
-                ("memory", "memory.max_usage_in_bytes") => "108003328\n",
-                ("pids", "pids.current") => "3\n",
-                ("blkio", "blkio.throttle.io_service_bytes_recursive") => {
-                    "8:0 Read 100\n8:0 Write 7\n8:0 Sync 107\n8:0 Total 107\n8:16 Read 5\n8:16 Write 1\nTotal 113\n"
-                }
-                _ => return None,
-            };
-            Some(text.to_owned())
-        };
-        let expected = Sample {
-            time_us: 0,
-            cpu_ns: Some(123_456_789),
-            memory_bytes: Some(4096),
-            memory_peak_bytes: Some(108_003_328),
-            pids: Some(3),
-            pids_peak: None,
-            io_read_bytes: Some(105),
-            io_write_bytes: Some(8),
-            oom_kills: None,
-        };
-        assert_eq!(parse_v1(&read), expected);
-        assert_eq!(field("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "oom_kill"), Some(2));
-    }
-
-    #[test]
-    fn version_2_files() {
-        let read = |file: &str| {
-            let text = match file {
-                "cpu.stat" => "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n",
-                "memory.current" => "8192\n",
-                "memory.peak" => "16384\n",
-                "memory.events" => "low 0\nhigh 0\nmax 4\noom 1\noom_kill 1\noom_group_kill 0\n",
-                "pids.current" => "0\n",
-                "pids.peak" => "9\n",
-                "io.stat" => {
-                    "8:0 rbytes=100 wbytes=20 rios=1 wios=1 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=2 rios=1 wios=1\n"
-                }
-                _ => return None,
-            };
-            Some(text.to_owned())
-        };
-        let expected = Sample {
-            time_us: 0,
-            cpu_ns: Some(1_500_000),
-            memory_bytes: Some(8192),
-            memory_peak_bytes: Some(16_384),
-            pids: Some(0),
-            pids_peak: Some(9),
-            io_read_bytes: Some(101),
-            io_write_bytes: Some(22),
-            oom_kills: Some(1),
-        };
-        assert_eq!(parse_v2(&read), expected);
-        assert_eq!(parse_v2(&|_| None), Sample::default());
-    }
-
-    #[test]
-    fn another_driver_or_version_is_told() {
-        let engine = |driver: &str, version: &str| EngineInfo {
-            cgroup_driver: driver.into(),
-            cgroup_version: version.into(),
-            ..EngineInfo::default()
-        };
-        let Unavailable(words) = Hierarchies::detect(&engine("systemd", "2")).unwrap_err();
-        assert!(words.contains("systemd"), "{words}");
-        assert!(Hierarchies::detect(&engine("cgroupfs", "3")).is_err());
-        let nowhere = Hierarchies::V2("/proc/nowhere".into());
-        assert!(AttemptGroup::create(&nowhere, "l", "c").is_err());
-    }
-}
+mod tests;

@@ -6,10 +6,12 @@ mod attempt;
 pub mod cgroup;
 mod cleanup;
 pub mod docker;
+mod kernel_log;
 pub mod mounts;
 pub mod output;
 mod pins;
 mod schedule;
+pub mod telemetry;
 mod watch;
 mod workspace;
 
@@ -24,11 +26,12 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
-use self::cgroup::Hierarchies;
+use self::cgroup::{AttemptGroup, Hierarchies, Unavailable};
 use self::cleanup::Clean;
 use self::docker::{Docker, EngineError, EngineInfo};
 use self::mounts::MountPolicy;
 use self::pins::Pins;
+use self::telemetry::Telemetry;
 use crate::config::Pull;
 use crate::engine::{Engine, OnJob};
 use crate::host::Host;
@@ -188,6 +191,7 @@ pub struct Runner {
     away: Mutex<Option<String>>,
     /// Why a job does not go on, for its summary.
     waiting: Mutex<HashMap<Arc<str>, String>>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Runner {
@@ -205,6 +209,7 @@ impl Runner {
             info: Mutex::default(),
             away: Mutex::default(),
             waiting: Mutex::default(),
+            telemetry: Arc::default(),
         })
     }
 
@@ -255,6 +260,9 @@ impl Runner {
         }
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
+        self.spawn("telemetry", |runner| {
+            runner.telemetry.run(&|| runner.is_stopping(), &|| runner.setup.engine.view().wake_all());
+        })?;
         for _ in 0..SCHEDULERS {
             self.spawn("schedule", |runner| runner.take_from(&runner.queues.schedule.1, schedule::schedule))?;
             self.spawn("pull", |runner| runner.take_from(&runner.queues.pull.1, schedule::pull_and_schedule))?;
@@ -281,6 +289,11 @@ impl Runner {
     /// Why a job does not go on.
     pub fn waiting_for(&self, job: &Job) -> Option<String> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned()
+    }
+
+    /// The samples of attempts under way.
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.telemetry
     }
 
     /// For `/api/node`.
@@ -400,6 +413,25 @@ impl Runner {
     fn hierarchies(&self) -> Option<Hierarchies> {
         let info = self.info.lock().unwrap_or_else(PoisonError::into_inner);
         info.as_ref().and_then(|info| Hierarchies::detect(info).ok())
+    }
+
+    /// None until the engine has told of itself.
+    fn host_hierarchies(&self) -> Option<Result<Hierarchies, Unavailable>> {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Hierarchies::of_host)
+    }
+
+    /// An attempt's own control group: what an earlier agent made, or a new one. None where the engine's driver, or the right
+    /// to make one, is missing.
+    fn group(&self, job_id: &str, container: &str) -> Option<AttemptGroup> {
+        let left =
+            Hierarchies::mounted().ok().and_then(|h| AttemptGroup::left_behind(&h, self.short_log_id(), container));
+        left.or_else(|| match AttemptGroup::create(&self.hierarchies()?, self.short_log_id(), container) {
+            Ok(group) => Some(group),
+            Err(error) => {
+                log::warn!("job {job_id}: {error}");
+                None
+            }
+        })
     }
 
     /// Repeats `ask` until the engine answers. `None`: the agent stops, or `give_up` says so.

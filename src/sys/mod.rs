@@ -4,4 +4,5 @@
 pub mod block;
 pub mod dir;
 pub mod kill_point;
+pub mod kmsg;
 pub mod lock;

@@ -157,9 +157,7 @@ impl Site {
             left.extend(said(&["ps", "-a", "--filter", &filter, "--format", "{{.Names}}"]).lines().map(str::to_owned));
             let pins = said(&["images", "--format", "{{.Repository}}:{{.Tag}}", "hackbrain/pin"]);
             left.extend(pins.lines().filter(|pin| pin.contains(&log_id[..8])).map(str::to_owned));
-            let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
-            let groups = hierarchies.map(|path| path.join(format!("hackbrain-{}", &log_id[..8])));
-            left.extend(groups.filter(|path| path.exists()).map(|path| path.display().to_string()));
+            left.extend(groups_of(log_id).iter().map(|path| path.display().to_string()));
         }
         left
     }
@@ -196,6 +194,13 @@ impl Drop for Site {
             for id in String::from_utf8_lossy(&found.stdout).split_whitespace() {
                 let _ = quietly(Command::new("docker").args(["rm", "-f", id]));
             }
+            // Control groups of attempts that a killed agent has left; one that is in use stays.
+            for group in groups_of(log_id) {
+                for attempt in fs::read_dir(&group).into_iter().flatten().flatten() {
+                    let _ = fs::remove_dir(attempt.path());
+                }
+                let _ = fs::remove_dir(&group);
+            }
         }
         // What is still bound here would otherwise be emptied by the removal.
         for below in mounts_below(&self.dir).iter().rev() {
@@ -209,6 +214,12 @@ impl Drop for Site {
 
 fn quietly(command: &mut Command) -> std::io::Result<Output> {
     command.stdin(Stdio::null()).output()
+}
+
+/// A ledger's control groups.
+fn groups_of(log_id: &str) -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+    hierarchies.map(|path| path.join(format!("hackbrain-{}", &log_id[..8]))).filter(|path| path.exists()).collect()
 }
 
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {

@@ -4,13 +4,13 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::super::cgroup::AttemptGroup;
 use super::super::docker::{
     CliEnd, ContainerState, EngineError, Inspect, StopReason, Verdict, init, verdict, verdict_gone,
 };
 use super::super::output::{Completeness, SettleError, Settled, settle};
+use super::usage::{memory_ended_it, usage};
 use super::{Attempt, Next, Over, Writer};
-use crate::ledger::event::{Ending, LogDigest, Usage};
+use crate::ledger::event::{Ending, LogDigest};
 use crate::ledger::lifecycle::Outcome;
 use crate::seal;
 use crate::sys::block::sync_dir;
@@ -81,7 +81,9 @@ impl Attempt<'_> {
             || std::fs::metadata(&self.paths.stdout).is_ok_and(|meta| meta.len() > 0);
         // There was one, and somebody removed it; or nothing was started, and nobody wants it any more.
         if was_started {
-            return gone(asked, cli);
+            let measured = self.metered.finish("", false);
+            let oom_seen = measured.witnesses.kills() > 0;
+            return gone(asked, cli, Ending { usage: usage(&measured), oom_seen, ..Ending::default() });
         }
         if asked.is_some() {
             return end(verdict_gone(asked), &untouched(), Ending::default());
@@ -128,29 +130,23 @@ impl Attempt<'_> {
         };
         kill_point::reached("output-settled");
         let asked = self.stop_reason();
-        let over =
-            end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), &settled, self.ending(state));
+        let measured = self.metered.finish(&state.id, state.oom_killed);
+        let ending = Ending {
+            exit_code: (state.started || state.exit_code != 0).then_some(state.exit_code),
+            usage: usage(&measured),
+            oom_seen: measured.witnesses.kills() > 0,
+            ..Ending::default()
+        };
+        // The engine may have heard of the exit before it heard of the memory.
+        let state = &ContainerState { oom_killed: memory_ended_it(&measured.witnesses), ..state.clone() };
+        let over = end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), &settled, ending);
         match (over, self.never_executed(state, &settled)) {
-            (Next::End(over), Some(message)) if matches!(&over.outcome, Outcome::Failed { reason, .. } if reason == "exit") => {
-                Next::End(Over { outcome: Outcome::Failed { reason: "not_started".into(), message }, ..over })
+            (Next::End(over), Some(message)) if matches!(&over.outcome, Outcome::Failed { reason, .. } if reason == "exit") =>
+            {
+                let outcome = Outcome::Failed { reason: "not_started".into(), message };
+                Next::End(Box::new(Over { outcome, ..*over }))
             }
             (next, _) => next,
-        }
-    }
-
-    fn ending(&self, state: &ContainerState) -> Ending {
-        let sample = self.group.as_ref().map(AttemptGroup::sample);
-        Ending {
-            exit_code: (state.started || state.exit_code != 0).then_some(state.exit_code),
-            usage: sample.map(|sample| Usage {
-                cpu_ns: sample.cpu_ns.unwrap_or(0),
-                memory_peak_bytes: sample.memory_peak_bytes.unwrap_or(0),
-                io_read_bytes: sample.io_read_bytes.unwrap_or(0),
-                io_write_bytes: sample.io_write_bytes.unwrap_or(0),
-                pids_peak: sample.pids_peak.unwrap_or(0),
-            }),
-            oom_seen: state.oom_killed,
-            ..Ending::default()
         }
     }
 
@@ -204,7 +200,7 @@ fn reason_without_container(words: &str) -> &'static str {
 
 pub(super) fn failed(reason: &str, message: String) -> Next {
     let outcome = Outcome::Failed { reason: reason.into(), message };
-    Next::End(Over { outcome, ending: Ending::default(), complete: [true; 2] })
+    Next::End(Box::new(Over { outcome, ending: Ending::default(), complete: [true; 2] }))
 }
 
 fn end(verdict: Verdict, settled: &Settled, ending: Ending) -> Next {
@@ -226,17 +222,17 @@ fn end(verdict: Verdict, settled: &Settled, ending: Ending) -> Next {
     };
     let complete =
         [settled.stdout, settled.stderr].map(|completeness| matches!(completeness, Completeness::Complete { .. }));
-    Next::End(Over { outcome, ending, complete })
+    Next::End(Box::new(Over { outcome, ending, complete }))
 }
 
 /// The end of an attempt whose container is gone. Only a CLI that passed an exit code on is known to have written all of
 /// the output, and no words of its own; 125 is its own, too.
-fn gone(asked: Option<StopReason>, cli: Option<CliEnd>) -> Next {
+fn gone(asked: Option<StopReason>, cli: Option<CliEnd>, ending: Ending) -> Next {
     let settled = match cli {
         Some(CliEnd::Exited(code)) if code != 125 => untouched(),
         _ => incomplete(),
     };
-    end(verdict_gone(asked), &settled, Ending::default())
+    end(verdict_gone(asked), &settled, ending)
 }
 
 fn incomplete() -> Settled {

@@ -64,7 +64,7 @@ impl Attempt<'_> {
             pids: grant.pids,
             gpus: grant.gpus,
             network: manifest.network,
-            cgroup_parent: self.group.as_ref().map(AttemptGroup::parent_argument),
+            cgroup_parent: self.metered.meter().group().and_then(AttemptGroup::parent_argument),
             cidfile: Some(self.paths.cidfile.clone()),
         }
     }
