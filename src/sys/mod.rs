@@ -4,3 +4,5 @@
 pub mod block;
 pub mod dir;
 pub mod lock;
+pub mod peer;
+pub mod process;
