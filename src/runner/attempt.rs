@@ -164,6 +164,10 @@ impl Attempt<'_> {
                     return None;
                 }
                 Next::End(over) => {
+                    if over.outcome != Outcome::Completed && !self.end_strays() {
+                        output.abandon();
+                        return None;
+                    }
                     output.finish();
                     break (over.outcome, self.with_digests(over.ending, over.complete));
                 }

@@ -4,6 +4,7 @@
 //! Every answer comes from asking the engine about a container's name, never from how the CLI that started it ended.
 
 pub mod argv;
+pub mod daemon;
 pub mod inspect;
 mod process;
 pub mod verdict;
@@ -19,6 +20,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::outage::Listener;
 pub use argv::{Bind, RunSpec, run_argv};
 pub use inspect::{ContainerState, EngineInfo, Inspect};
 pub use process::{CliEnd, EngineError, RunChild};
@@ -258,6 +260,14 @@ impl Docker {
             }
             None => self.run(&["version", "--format={{.Server.Version}}"]).map(drop),
         }
+    }
+
+    /// Who listens where the engine should.
+    pub fn listener(&self) -> Listener {
+        self.host
+            .as_deref()
+            .and_then(|host| host.strip_prefix("unix://"))
+            .map_or(Listener::Unknown, |socket| daemon::listener(Path::new(socket)))
     }
 
     fn command(&self) -> Command {
