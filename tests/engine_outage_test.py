@@ -222,6 +222,18 @@ class OutageTest(unittest.TestCase):
         for job_id, exit_code in (("plain", 143), ("says0", 0), ("deaf", 137)):
             self.check_crash(job_id, "engine", exit_code)
 
+    def test_an_engine_that_only_hangs_has_ended_nothing(self):
+        self.begin(("--workers", "2"))
+        self.submit(own7=by_itself(7), own143=by_itself(143))
+        self.engine.process.send_signal(signal.SIGSTOP)
+        self.agent.engine_is(False)
+        self.go("own7", "own143")
+        self.engine.process.send_signal(signal.SIGCONT)
+        for job_id, exit_code in (("own7", 7), ("own143", 143)):
+            told = self.check(job_id, ["FAILED"], 1, {"reason": "exit", "exit_code": exit_code})
+            self.assertTrue(told["stdout"].get("complete", True))
+            self.assertEqual(self.agent.get(f"/api/jobs/{job_id}/stdout"), b"[D1_STABLE] begun\nlate\n")
+
     def test_with_live_restore_containers_outlive_the_engine(self):
         self.begin(("--workers", "3"), live_restore=True)
         lives = BEGIN + WAIT + "say late; exit 0"
