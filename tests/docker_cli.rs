@@ -18,6 +18,7 @@ use hackbrain::runner::cgroup::{AttemptGroup, Hierarchies, remove_log_group};
 use hackbrain::runner::docker::{
     Bind, CliEnd, ContainerState, CrashCause, Docker, EngineError, Inspect, RunChild, RunSpec, Verdict, verdict,
 };
+use hackbrain::runner::outage::Evidence;
 use hackbrain::runner::output::{Completeness, OutputFiles, OutputPaths, follow, settle};
 
 const COMPLETE: Completeness = Completeness::Complete { appended: 0 };
@@ -113,7 +114,7 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
 }
 
 fn judge(state: &ContainerState) -> Verdict {
-    verdict(state, None, "boot", "boot")
+    verdict(state, None, "boot", "boot", Evidence::default())
 }
 
 /// kill -9 of the CLI, whatever the container does.

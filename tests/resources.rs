@@ -12,6 +12,7 @@ use std::process::Command;
 use agent::{Agent, Site, eventually, job_id, manifest};
 use hackbrain::manifest::Network;
 use hackbrain::runner::docker::{Docker, Inspect, RunSpec, Verdict, verdict};
+use hackbrain::runner::outage::Evidence;
 use hackbrain::runner::output::{OutputFiles, OutputPaths};
 use serde_json::{Value, json};
 
@@ -149,7 +150,9 @@ fn gpus_reach_the_engine_and_its_words_come_back() {
     let found = docker.inspect(&spec.container).unwrap();
     docker.remove(&spec.container, true).unwrap();
     let Inspect::Present(state) = found else { panic!("it is not even created: {found:?}") };
-    let Verdict::Failed { reason, .. } = verdict(&state, None, "b", "b") else { panic!("{state:?}") };
+    let Verdict::Failed { reason, .. } = verdict(&state, None, "b", "b", Evidence::default()) else {
+        panic!("{state:?}")
+    };
     assert!(reason.starts_with("not started: could not select device driver"), "{reason}");
 }
 

@@ -168,6 +168,10 @@ impl Attempt<'_> {
                     return None;
                 }
                 Next::End(over) => {
+                    if over.outcome != Outcome::Completed && !self.end_strays() {
+                        output.abandon();
+                        return None;
+                    }
                     output.finish();
                     kill_point::reached("markers-recorded");
                     let Over { outcome, ending, complete } = *over;

@@ -6,18 +6,20 @@
 
 mod api;
 pub mod argv;
+pub mod daemon;
 pub mod init;
 pub mod inspect;
 mod process;
 pub mod verdict;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::outage::Listener;
 use api::{Api, escape};
 pub use argv::{Bind, RunSpec, run_argv};
 pub use inspect::{ContainerState, EngineInfo, Image, Inspect};
@@ -304,6 +306,14 @@ impl Docker {
         };
         let answer = api.ask("GET", "/_ping", PING_TIMEOUT)?;
         if answer.status == 200 { Ok(()) } else { Err(EngineError::Unavailable(answer.words())) }
+    }
+
+    /// Who listens where the engine should.
+    pub fn listener(&self) -> Listener {
+        self.host
+            .as_deref()
+            .and_then(|host| host.strip_prefix("unix://"))
+            .map_or(Listener::Unknown, |socket| daemon::listener(Path::new(socket)))
     }
 
     fn command(&self) -> Command {

@@ -8,11 +8,14 @@ mod cleanup;
 pub mod docker;
 mod kernel_log;
 pub mod mounts;
+pub mod outage;
 pub mod output;
 mod pins;
 mod schedule;
+mod stray;
 pub mod telemetry;
 mod watch;
+mod witness;
 mod workspace;
 
 use std::collections::HashMap;
@@ -30,6 +33,7 @@ use self::cgroup::{AttemptGroup, Hierarchies, Unavailable};
 use self::cleanup::Clean;
 use self::docker::{Docker, EngineError, EngineInfo};
 use self::mounts::MountPolicy;
+use self::outage::Outages;
 use self::pins::Pins;
 use self::telemetry::Telemetry;
 use crate::config::Pull;
@@ -43,6 +47,8 @@ use crate::seal::SealError;
 
 /// How often the engine is asked whether it is there, while nothing else asks it.
 const PING_EVERY: Duration = Duration::from_secs(2);
+/// The same while it is away: when its process was gone, and when it was back, are told by this.
+const PING_EVERY_AWAY: Duration = Duration::from_millis(200);
 /// How often a tree that changes while it is hashed is hashed again.
 const HOLD_STILL_TRIES: u32 = 5;
 /// Pauses while the engine is away: the first, and the longest.
@@ -189,6 +195,8 @@ pub struct Runner {
     /// What is known of the engine; `None` until it answered once.
     info: Mutex<Option<EngineInfo>>,
     away: Mutex<Option<String>>,
+    /// When it was there, and as which process.
+    outages: Mutex<Outages>,
     /// Why a job does not go on, for its summary.
     waiting: Mutex<HashMap<Arc<str>, String>>,
     telemetry: Arc<Telemetry>,
@@ -208,6 +216,7 @@ impl Runner {
             cleaning: AtomicUsize::new(0),
             info: Mutex::default(),
             away: Mutex::default(),
+            outages: Mutex::default(),
             waiting: Mutex::default(),
             telemetry: Arc::default(),
         })
@@ -365,14 +374,19 @@ impl Runner {
 
     fn watch_engine(self: &Arc<Self>) {
         while !self.is_stopping() {
+            let asked = self.glance();
             match self.setup.docker.ping() {
                 Ok(()) => {
+                    self.note_answer(asked);
                     self.engine_is_there();
                     self.pins.sweep(&self.setup.docker, false);
+                    thread::sleep(PING_EVERY);
                 }
-                Err(error) => self.engine_is_away(&error),
+                Err(error) => {
+                    self.engine_is_away(&error);
+                    thread::sleep(PING_EVERY_AWAY);
+                }
             }
-            thread::sleep(PING_EVERY);
         }
     }
 
@@ -381,12 +395,14 @@ impl Runner {
         if was_away.is_some() {
             log::info!("the container engine answers again");
         }
-        if self.info.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+        // One that has started anew may be another version, or have other settings.
+        if self.info.lock().unwrap_or_else(PoisonError::into_inner).is_none() || self.outages().is_to_be_asked() {
             let _ = self.learn();
         }
     }
 
     fn engine_is_away(&self, error: &EngineError) {
+        self.note_silence();
         let words = error.to_string();
         let before = self.away.lock().unwrap_or_else(PoisonError::into_inner).replace(words.clone());
         if before.is_none() {
@@ -395,9 +411,13 @@ impl Runner {
     }
 
     fn learn(&self) -> Result<EngineInfo, EngineError> {
+        let asked = self.glance();
         let outcome = self.setup.docker.ping().and_then(|()| self.setup.docker.info());
         match &outcome {
             Ok(info) => {
+                if self.note_answer(asked) {
+                    self.outages().told(info.live_restore);
+                }
                 self.away.lock().unwrap_or_else(PoisonError::into_inner).take();
                 *self.info.lock().unwrap_or_else(PoisonError::into_inner) = Some(info.clone());
             }
@@ -446,12 +466,14 @@ impl Runner {
             if self.is_stopping() || give_up() {
                 return None;
             }
+            let asked = self.glance();
             match ask() {
                 Err(error @ EngineError::Unavailable(_)) => {
                     self.engine_is_away(&error);
                     self.note_waiting(job_id, &format!("the container engine: {error}"));
                 }
                 answer => {
+                    self.note_answer(asked);
                     self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(job_id);
                     return Some(answer);
                 }

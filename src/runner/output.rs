@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::lock;
 
-pub use complete::{Completeness, SettleError, Settled, follow, settle};
+pub use complete::{Completeness, SettleError, Settled, follow, settle, was_attached};
 pub use markers::{CountedMarker, Marker, MarkerLimiter, MarkerScanner, Stream};
 pub use tail::Tail;
 

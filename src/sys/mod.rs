@@ -6,3 +6,5 @@ pub mod dir;
 pub mod kill_point;
 pub mod kmsg;
 pub mod lock;
+pub mod peer;
+pub mod process;

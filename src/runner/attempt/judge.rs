@@ -7,11 +7,13 @@ use std::sync::atomic::Ordering;
 use super::super::docker::{
     CliEnd, ContainerState, EngineError, Inspect, StopReason, Verdict, init, verdict, verdict_gone,
 };
-use super::super::output::{Completeness, SettleError, Settled, settle};
+use super::super::output::{Completeness, SettleError, Settled, settle, was_attached};
+use super::super::stray;
 use super::usage::{memory_ended_it, usage};
 use super::{Attempt, Next, Over, Writer};
 use crate::ledger::event::{Ending, LogDigest};
 use crate::ledger::lifecycle::Outcome;
+use crate::ledger::time::Time;
 use crate::seal;
 use crate::sys::block::sync_dir;
 use crate::sys::kill_point;
@@ -56,7 +58,12 @@ impl Attempt<'_> {
             if state.running {
                 return Next::Follow;
             }
-            if !state.started && state.exit_code == 0 && *starts < STARTS_MAX && !self.is_stop_asked() {
+            let may_start = !state.started && state.exit_code == 0 && *starts < STARTS_MAX && !self.is_stop_asked();
+            if may_start {
+                let Some(is_certain) = self.engine_has_seen_all() else { return Next::LetGo };
+                if !is_certain {
+                    return self.judge(&state, cli);
+                }
                 // Its CLI died between create and start.
                 // A created container cannot be started attached without passing on the agent's signals, so it makes way
                 // for one that is run. Nothing of the payload has run yet.
@@ -69,6 +76,34 @@ impl Attempt<'_> {
                 }
             }
             return self.judge(&state, cli);
+        }
+    }
+
+    /// Whether the engine was there all the time since this attempt began. One that started later has read from the disk what
+    /// its predecessor had written, and that may have started the payload without writing it. `None`: the agent stops.
+    fn engine_has_seen_all(&self) -> Option<bool> {
+        self.runner.know_engine(&self.job.job_id, Time::now())?;
+        let began = self.job.open.as_ref().map_or(Time(0), |open| open.attempt_began);
+        Some(!self.runner.outages().is_younger_than(began))
+    }
+
+    /// Ends what runs on of the container though the engine does not know it: the next attempt works in the same directory.
+    /// `false`: the agent stops.
+    pub(super) fn end_strays(&self) -> bool {
+        let container_id = std::fs::read_to_string(&self.paths.cidfile).unwrap_or_default();
+        loop {
+            let why = match stray::end(container_id.trim()) {
+                Ok(0) => return true,
+                Ok(count) => {
+                    format!("{count} of its processes, which the container engine has lost sight of, are killed")
+                }
+                Err(error) => {
+                    format!("its processes, which the container engine has lost sight of, do not end: {error}")
+                }
+            };
+            if !self.try_again_later(&why) {
+                return false;
+            }
         }
     }
 
@@ -107,7 +142,7 @@ impl Attempt<'_> {
     fn judge(&self, state: &ContainerState, cli: Option<CliEnd>) -> Next {
         kill_point::reached("container-judged");
         let mut tries = 0;
-        let settled = loop {
+        let mut settled = loop {
             match settle(self.docker(), &self.container, &self.paths, state, cli) {
                 Ok(settled) => break settled,
                 Err(SettleError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -129,6 +164,11 @@ impl Attempt<'_> {
             }
         };
         kill_point::reached("output-settled");
+        let Some(evidence) = self.runner.evidence(&self.job.job_id, state) else { return Next::LetGo };
+        if evidence.output_at_risk && !was_attached(cli, state.exit_code) {
+            // The engine's log lacks what was printed while there was no engine, and does not say so.
+            settled = Settled { dockers_words: settled.dockers_words, ..incomplete() };
+        }
         let asked = self.stop_reason();
         let measured = self.metered.finish(&state.id, state.oom_killed);
         let ending = Ending {
@@ -139,7 +179,8 @@ impl Attempt<'_> {
         };
         // The engine may have heard of the exit before it heard of the memory.
         let state = &ContainerState { oom_killed: memory_ended_it(&measured.witnesses), ..state.clone() };
-        let over = end(verdict(state, asked, &self.boot_id, &self.runner.setup.host.boot_id), &settled, ending);
+        let boot_id_now = &self.runner.setup.host.boot_id;
+        let over = end(verdict(state, asked, &self.boot_id, boot_id_now, evidence), &settled, ending);
         match (over, self.never_executed(state, &settled)) {
             (Next::End(over), Some(message)) if matches!(&over.outcome, Outcome::Failed { reason, .. } if reason == "exit") =>
             {

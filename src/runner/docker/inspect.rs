@@ -79,6 +79,8 @@ pub struct EngineInfo {
     pub swap_limit: bool,
     /// Whether an NVIDIA runtime is there.
     pub nvidia: bool,
+    /// Whether containers go on while the engine is stopped.
+    pub live_restore: bool,
 }
 
 impl EngineInfo {
@@ -156,6 +158,7 @@ pub(super) fn parse_engine(info: &[u8], version: &[u8]) -> Result<EngineInfo, En
         cpus: info.ncpu,
         memory_bytes: info.mem_total,
         swap_limit: info.swap_limit,
+        live_restore: info.live_restore_enabled,
     })
 }
 
@@ -212,6 +215,7 @@ struct RawInfo {
     ncpu: u32,
     mem_total: u64,
     swap_limit: bool,
+    live_restore_enabled: bool,
 }
 
 #[derive(Deserialize)]
@@ -264,10 +268,10 @@ mod tests {
     fn the_engine_tells_of_itself() {
         let info = br#"{"ServerVersion":"20.10.24","CgroupDriver":"cgroupfs","CgroupVersion":"1","SwapLimit":true,
             "Runtimes":{"runc":{"path":"runc"},"nvidia":{"path":"x"}},"Driver":"overlay2","NCPU":2,"MemTotal":8,
-            "KernelVersion":"6.18"}"#;
+            "KernelVersion":"6.18","LiveRestoreEnabled":true}"#;
         let version = br#"{"Client":{},"Server":{"Components":[{"Name":"runc","Version":"1.1.5"}]}}"#;
         let engine = parse_engine(info, version).unwrap();
-        assert!(engine.nvidia && engine.swap_limit);
+        assert!(engine.nvidia && engine.swap_limit && engine.live_restore);
         assert_eq!((engine.runc_version.as_str(), engine.runtimes.len(), engine.cpus), ("1.1.5", 2, 2));
         let down = parse_engine(br#"{"ServerErrors":["Cannot connect"]}"#, version);
         assert_eq!(down, Err(EngineError::Unavailable("Cannot connect".into())));

@@ -1,6 +1,7 @@
 //! What a container's end means for its attempt. Pure.
 
 use super::inspect::ContainerState;
+use crate::runner::outage::Evidence;
 
 /// Why the agent asked a container to stop. The request was a ledger event before the signal was sent, so it decides
 /// whatever the exit code: a SIGTERM handler may well exit 0.
@@ -21,7 +22,7 @@ pub enum CrashCause {
     Oom,
     /// The host went down.
     Host,
-    /// The engine could not start the container, or lost track of it.
+    /// The engine could not start the container, ended it when it stopped or started itself, or lost track of it.
     Engine,
     /// The container is gone.
     Lost,
@@ -74,11 +75,14 @@ const EXIT_NOT_FOUND: i32 = 127;
 const NO_DEVICE_DRIVER: &str = "could not select device driver";
 /// 128 + SIGKILL.
 const EXIT_SIGKILL: i32 = 137;
+/// 128 + SIGTERM.
+const EXIT_SIGTERM: i32 = 143;
 /// What the engine writes for a container that ran when the host went down.
 const EXIT_UNKNOWN: i32 = 255;
 
 /// The verdict on a container that no longer runs. `asked` is the first stop request of this attempt, boot ids are
-/// the host's when the attempt was started and now.
+/// the host's when the attempt was started and now, `evidence` is what is known of the engine around that end: where the engine
+/// ended it the exit code says nothing, since a SIGTERM handler may well exit 0.
 ///
 /// The CLI's exit code has no say: its 125 may be the payload's own, a lost engine, or a name conflict.
 /// A container that was created and not yet started must be started instead of judged; asked about one, this says
@@ -88,6 +92,7 @@ pub fn verdict(
     asked: Option<StopReason>,
     boot_id_at_start: &str,
     boot_id_now: &str,
+    evidence: Evidence,
 ) -> Verdict {
     let exit_code = (state.started || state.exit_code != 0).then_some(state.exit_code);
     let crash = |cause| Verdict::Crash { cause, exit_code };
@@ -108,13 +113,16 @@ pub fn verdict(
             _ => crash(CrashCause::Engine),
         };
     }
+    let rebooted = boot_id_at_start != boot_id_now;
     match state.exit_code {
         EXIT_SIGKILL if state.oom_killed => crash(CrashCause::Oom),
         // `docker rm --force`: the removal is noted before the kill, and the container is about to be gone.
         EXIT_SIGKILL if is_being_removed(state) => crash(CrashCause::Lost),
+        // A host that goes down in order stops its engine first.
+        EXIT_SIGKILL | EXIT_SIGTERM | EXIT_UNKNOWN if rebooted => crash(CrashCause::Host),
+        _ if rebooted && (evidence.by_engine || evidence.near_start) => crash(CrashCause::Host),
+        _ if evidence.by_engine => crash(CrashCause::Engine),
         EXIT_SIGKILL => crash(CrashCause::Killed),
-        // With the same boot id it is the payload's own, e.g. Python's sys.exit(-1).
-        EXIT_UNKNOWN if boot_id_at_start != boot_id_now => crash(CrashCause::Host),
         0 => Verdict::Completed { oom_seen: state.oom_killed },
         _ => Verdict::Failed { reason: "exit".into(), exit_code },
     }
@@ -184,6 +192,9 @@ mod tests {
             ("cancel, grace ran out", ended(137, false), Some(Cancel), same, Verdict::Cancelled),
             ("timeout, handler exits 0", ended(0, false), Some(Timeout), same, failed("timeout", 0)),
             ("timeout, grace ran out", ended(137, true), Some(Timeout), same, failed("timeout", 137)),
+            ("an orderly reboot", ended(143, false), None, rebooted, crash(CrashCause::Host, 143)),
+            ("an orderly reboot, grace ran out", ended(137, false), None, rebooted, crash(CrashCause::Host, 137)),
+            ("exit 7 before a reboot", ended(7, false), None, rebooted, failed("exit", 7)),
             ("cancel, then a reboot", ended(255, false), Some(Cancel), rebooted, Verdict::Cancelled),
             (
                 "command not found",
@@ -204,8 +215,32 @@ mod tests {
             ("cancelled before the start", never_started(0, ""), Some(Cancel), same, Verdict::Cancelled),
         ];
         for (case, state, asked, (at_start, now), expected) in table {
-            assert_eq!(verdict(&state, asked, at_start, now), expected, "{case}");
+            assert_eq!(verdict(&state, asked, at_start, now, Evidence::default()), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn what_the_engine_ended_has_no_verdict_of_its_own() {
+        let by_engine = Evidence { by_engine: true, ..Default::default() };
+        let near_start = Evidence { near_start: true, ..Default::default() };
+        let (same, rebooted) = (("b1", "b1"), ("b1", "b2"));
+        for code in [0, 1, 99, 137, 143, 255] {
+            let state = ended(code, false);
+            let told = |asked, boots: (&str, &str), evidence| verdict(&state, asked, boots.0, boots.1, evidence);
+            assert_eq!(told(None, same, by_engine), crash(CrashCause::Engine, code), "{code}");
+            assert_eq!(told(None, rebooted, by_engine), crash(CrashCause::Host, code), "{code}");
+            assert_eq!(told(None, rebooted, near_start), crash(CrashCause::Host, code), "{code}");
+            assert_eq!(told(None, same, near_start), told(None, same, Evidence::default()), "{code}");
+            assert_eq!(told(Some(Cancel), same, by_engine), Verdict::Cancelled, "{code}");
+            assert_eq!(told(Some(Timeout), rebooted, by_engine), failed("timeout", code), "{code}");
+        }
+        assert_eq!(verdict(&ended(137, true), None, "b1", "b1", by_engine), crash(CrashCause::Oom, 137));
+        let never = never_started(127, "no such file");
+        assert_eq!(verdict(&never, None, "b1", "b1", by_engine), failed("not started: no such file", 127));
+    }
+
+    #[test]
+    fn a_container_that_is_gone() {
         assert_eq!(verdict_gone(None), Verdict::Crash { cause: CrashCause::Lost, exit_code: None });
         assert_eq!(verdict_gone(Some(Timeout)), Verdict::Failed { reason: "timeout".into(), exit_code: None });
         assert_eq!(verdict_gone(Some(Cancel)), Verdict::Cancelled);

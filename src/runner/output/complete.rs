@@ -136,13 +136,16 @@ pub fn settle(
     if !state.started {
         return Ok(Settled { dockers_words: paths.take_dockers_words()?, ..untouched });
     }
-    // The CLI passed the payload's exit code on, so it was attached to the end. 125 may also be its own failure, and 1 is
-    // what it ends with when it cannot write the files, e.g. on a full disk.
-    let attached = cli == Some(CliEnd::Exited(state.exit_code)) && !matches!(state.exit_code, 1 | 125);
-    if attached && leading_warnings(&File::open(&paths.stderr)?)?.is_empty() {
+    if was_attached(cli, state.exit_code) && leading_warnings(&File::open(&paths.stderr)?)?.is_empty() {
         return Ok(untouched);
     }
     complete(docker, container, paths, false, &AtomicBool::new(false))
+}
+
+/// Whether the CLI passed the payload's exit code on, and so was attached, and wrote, to the end.
+pub fn was_attached(cli: Option<CliEnd>, exit_code: i32) -> bool {
+    // 125 may also be its own failure, and 1 is what it ends with when it cannot write the files, e.g. on a full disk.
+    cli == Some(CliEnd::Exited(exit_code)) && !matches!(exit_code, 1 | 125)
 }
 
 /// Goes on with the files of a container that runs while its CLI is dead, until it ends or `give_up` is set.
