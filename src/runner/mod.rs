@@ -4,6 +4,7 @@
 
 mod attempt;
 pub mod cgroup;
+mod claims;
 pub mod docker;
 pub mod mounts;
 pub mod output;
@@ -23,6 +24,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
 use self::cgroup::{AttemptGroup, Hierarchies};
+use self::claims::{Table, Turn};
 use self::docker::{Docker, EngineError, EngineInfo, Inspect};
 use self::mounts::MountPolicy;
 use crate::config::Pull;
@@ -89,6 +91,8 @@ impl Fault {
 /// The queues. They exist before the engine, which fills them, and the runner, which empties them.
 #[derive(Clone)]
 pub struct Queues {
+    /// Jobs that want their directories, and jobs that need them no more, in the order their events became durable.
+    claim: (Sender<Turn>, Receiver<Turn>),
     schedule: (Sender<Arc<str>>, Receiver<Arc<str>>),
     /// Jobs whose image is not on the host. Apart, since a registry that does not answer must hold up nobody else.
     pull: (Sender<Arc<str>>, Receiver<Arc<str>>),
@@ -100,7 +104,14 @@ pub struct Queues {
 
 impl Default for Queues {
     fn default() -> Self {
-        Self { schedule: unbounded(), pull: unbounded(), run: unbounded(), clean: unbounded(), active: Arc::default() }
+        Self {
+            claim: unbounded(),
+            schedule: unbounded(),
+            pull: unbounded(),
+            run: unbounded(),
+            clean: unbounded(),
+            active: Arc::default(),
+        }
     }
 }
 
@@ -109,8 +120,9 @@ impl Queues {
     pub fn on_job(&self) -> OnJob {
         let queues = self.clone();
         Box::new(move |job| match job.state {
-            State::Received => queues.offer(&queues.schedule.0, job),
+            State::Received => drop(queues.claim.0.send(Turn::Wants(job.clone()))),
             State::Scheduled => queues.offer(&queues.run.0, job),
+            state if state.is_end() => drop(queues.claim.0.send(Turn::Ended(job.job_id.clone()))),
             State::Stopping => queues.signal(&job.job_id, Signal::Stop),
             _ => {}
         })
@@ -179,6 +191,8 @@ pub struct Runner {
     away: Mutex<Option<String>>,
     /// Why a job does not go on, for its summary.
     waiting: Mutex<HashMap<Arc<str>, String>>,
+    /// Who may use which directories.
+    claims: Mutex<Table>,
 }
 
 impl Runner {
@@ -194,6 +208,7 @@ impl Runner {
             info: Mutex::default(),
             away: Mutex::default(),
             waiting: Mutex::default(),
+            claims: Mutex::default(),
         })
     }
 
@@ -223,9 +238,12 @@ impl Runner {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(self: &Arc<Self>, unfinished: &[Arc<Job>]) -> io::Result<()> {
+        for job in unfinished.iter().filter(|job| job.state != State::Received) {
+            claims::hold(self, job);
+        }
         for job in unfinished {
             match job.state {
-                State::Received => self.queues.offer(&self.queues.schedule.0, job),
+                State::Received => drop(self.queues.claim.0.send(Turn::Wants(job.clone()))),
                 State::Scheduled | State::Crash => self.queues.offer(&self.queues.run.0, job),
                 // Its container may run already, so it is looked after at once, however few the workers. It counts as one
                 // of them: what is launched has to wait until there is room again.
@@ -239,6 +257,8 @@ impl Runner {
                 }
             }
         }
+        let held: Vec<_> = unfinished.iter().filter(|job| job.state != State::Received).cloned().collect();
+        self.spawn("claims", move |runner| claims::keep(runner, held))?;
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
         for _ in 0..SCHEDULERS {
@@ -277,7 +297,8 @@ impl Runner {
 
     /// Why a job does not go on.
     pub fn waiting_for(&self, job: &Job) -> Option<String> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned()
+        let noted = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned();
+        noted.or_else(|| claims::waiting_for(self, &job.job_id))
     }
 
     /// For `/api/node`.

@@ -6,6 +6,7 @@
 
 use crate::rejection::Rejection;
 use crate::sys::dir::{self, Dir, FileType, Stat};
+use crate::sys::place::Place;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -79,6 +80,16 @@ impl CheckedMount {
     /// The directory itself. Its submounts are visible through it; through a [`BoundMount`] they are not.
     pub fn dir(&self) -> &Dir {
         &self.dir
+    }
+
+    /// Whether one is the other or lies below it.
+    ///
+    /// # Errors
+    /// 503 `mount_unavailable`.
+    pub fn overlaps(&self, other: &Self) -> Result<bool, Rejection> {
+        touches(&self.dir, &other.dir).map_err(|error| {
+            reject(503, "mount_unavailable", format!("the directories of mount_spec cannot be compared now: {error}"))
+        })
     }
 
     /// Device and inode number.
@@ -180,6 +191,20 @@ impl MountPolicy {
             }
         }
         Ok(checked)
+    }
+
+    /// The path of `host` without the symlinks that an operator's root may hold: the name by which jobs share a directory,
+    /// whether it can be opened or not.
+    pub fn canonical(&self, host: &str) -> PathBuf {
+        let found = self.root_of(Path::new(host));
+        found.map_or_else(|| host.into(), |(root, relative)| root.canonical.join(relative))
+    }
+
+    /// Opens the directory `host`, refusing only what cannot be opened without following symlinks: for telling whether two
+    /// jobs name the same one, never for mounting it.
+    pub fn look_up(&self, host: &str) -> Option<Dir> {
+        let (root, relative) = self.root_of(Path::new(host))?;
+        root.dir.open_beneath(relative).ok()
     }
 
     /// Opens one of the agent's own directories, `relative` to the data directory: a scratch workspace.
@@ -384,9 +409,27 @@ fn reject(status: u16, code: &'static str, message: String) -> Rejection {
     Rejection::new(status, code, message).field("mount_spec")
 }
 
-/// Whether one directory is the other or lies below it. By identity, so that other names for it (bind mounts) count too.
-fn touches(one: &Dir, other: &Dir) -> io::Result<bool> {
-    Ok(is_at_or_below(one, other.stat()?.id)? || is_at_or_below(other, one.stat()?.id)?)
+/// Whether one directory is the other or lies below it. By identity, so that other names for it (bind mounts) count too,
+/// and by their places, since a bind mount of a part of a tree does not lead up to the rest of it.
+///
+/// # Errors
+/// What `open` and `stat` give.
+pub fn touches(one: &Dir, other: &Dir) -> io::Result<bool> {
+    let places = || Some(Place::of(one).ok()?.overlaps(&Place::of(other).ok()?));
+    Ok(is_at_or_below(one, other.stat()?.id)? || is_at_or_below(other, one.stat()?.id)? || places().unwrap_or(false))
+}
+
+/// Device and inode number of every directory above `dir`, the nearest first.
+///
+/// # Errors
+/// What `open` and `stat` give.
+pub fn ids_above(dir: &Dir) -> io::Result<Vec<(u64, u64)>> {
+    let mut ids = Vec::new();
+    find_ancestor(dir, |_, stat| {
+        ids.push(stat.id);
+        false
+    })?;
+    Ok(ids)
 }
 
 fn is_at_or_below(dir: &Dir, id: (u64, u64)) -> io::Result<bool> {
@@ -402,7 +445,7 @@ fn untrusted_ancestor(dir: &Dir) -> io::Result<Option<PathBuf>> {
 }
 
 /// The nearest directory above `dir`, `dir` not included, that `is_it`.
-fn find_ancestor(dir: &Dir, is_it: impl Fn(&Dir, &Stat) -> bool) -> io::Result<Option<Dir>> {
+fn find_ancestor(dir: &Dir, mut is_it: impl FnMut(&Dir, &Stat) -> bool) -> io::Result<Option<Dir>> {
     let mut current = dir.try_clone()?;
     for _ in 0..MAX_ANCESTORS {
         let parent = current.open_parent()?;

@@ -4,3 +4,4 @@
 pub mod block;
 pub mod dir;
 pub mod lock;
+pub mod place;

@@ -1,0 +1,151 @@
+//! Two jobs never write one directory at once: a job's directories are its own from before its inputs are hashed until it
+//! has ended, through crashes, retries and restarts of the agent. Whoever comes later waits, in the order of RECEIVED.
+//!
+//! One thread takes all jobs' turns in that order, and looks up directories where it must; nobody waits in it. What waits is
+//! only an entry in the table. A job without host directories passes through and leaves no trace.
+
+mod table;
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use self::table::{Blocker, Claim, Key};
+use super::Runner;
+use super::mounts::{CheckedMount, MountPolicy, ids_above};
+use crate::ledger::lifecycle::Job;
+use crate::manifest::MountSource;
+use crate::sys::dir::Dir;
+use crate::sys::place::Place;
+
+pub(super) use self::table::Table;
+
+/// What the thread is told, in the order of the ledger.
+pub(super) enum Turn {
+    /// A job, as its event left it, waits for its directories: it is RECEIVED.
+    Wants(Arc<Job>),
+    /// A job has ended.
+    Ended(Arc<str>),
+}
+
+/// Gives a job what it held when the last agent died. Only by path: a start must not hang where a file system does.
+pub(super) fn hold(runner: &Runner, job: &Job) {
+    let policy = &runner.setup.mounts;
+    let claims = claims(job, |path, read_only| Claim::of_path(path, &policy.canonical(path), read_only));
+    if !claims.is_empty() {
+        table(runner).hold(&job.job_id, &claims);
+    }
+}
+
+/// The thread. `held`: the jobs that were given what they held; what their directories are is looked up first.
+pub(super) fn keep(runner: &Arc<Runner>, held: Vec<Arc<Job>>) {
+    for job in held {
+        let claims = claims(&job, |path, read_only| look_up(&runner.setup.mounts, path, read_only));
+        // Where two hold one directory, an agent that knew no claims let them.
+        let _ = table(runner).extend(&job.job_id, &claims, true);
+    }
+    while let Ok(turn) = runner.queues.claim.1.recv() {
+        if runner.is_stopping() {
+            return;
+        }
+        match turn {
+            Turn::Wants(job) => request(runner, &job),
+            Turn::Ended(job_id) => release(runner, &job_id),
+        }
+    }
+}
+
+/// Makes sure, before it is used, that a directory is one that its job holds: the path may lead to another one than when the
+/// job got its turn, and that one may be somebody else's.
+///
+/// # Errors
+/// It is; for a person.
+pub(super) fn confirm(
+    runner: &Runner,
+    job_id: &str,
+    path: &str,
+    checked: &CheckedMount,
+    read_only: bool,
+) -> Result<(), String> {
+    let claim = of_dir(&runner.setup.mounts, path, read_only, checked.dir());
+    table(runner).extend(&job_id.into(), &[claim], false).map_err(|blocker| {
+        format!(
+            "{path:?} has become another directory since the job got its turn: that of {:?}, in use by job {}; leave \
+             directories in their places while jobs use them",
+            blocker.claimed, blocker.job
+        )
+    })
+}
+
+/// Why a job does not get its turn, if so.
+pub(super) fn waiting_for(runner: &Runner, job_id: &str) -> Option<String> {
+    table(runner).waits_for(job_id).as_ref().map(words)
+}
+
+fn request(runner: &Arc<Runner>, job: &Arc<Job>) {
+    // Whoever was cancelled meanwhile wants nothing any more.
+    let is_current = runner.setup.engine.view().job(&job.job_id).is_some_and(|now| now.seq == job.seq);
+    if !is_current {
+        return;
+    }
+    let claims = claims(job, |path, read_only| look_up(&runner.setup.mounts, path, read_only));
+    if !claims.is_empty()
+        && let Err(blocker) = table(runner).request(&job.job_id, &claims)
+    {
+        log::info!("job {}: waits: {}", job.job_id, words(&blocker));
+        return;
+    }
+    runner.queues.offer(&runner.queues.schedule.0, job);
+}
+
+fn release(runner: &Arc<Runner>, job_id: &str) {
+    let granted = table(runner).release(job_id);
+    for job_id in granted {
+        // The receiver lives as long as the process does.
+        let _ = runner.queues.schedule.0.send(job_id);
+    }
+}
+
+fn table(runner: &Runner) -> MutexGuard<'_, Table> {
+    runner.claims.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn words(blocker: &Blocker) -> String {
+    let Blocker { job, holds, wanted, claimed } = blocker;
+    let other_name = if wanted == claimed { String::new() } else { format!(" (as {claimed})") };
+    if *holds {
+        format!("directory {wanted} is in use by job {job}{other_name}, which has not ended")
+    } else {
+        format!("directory {wanted} goes first to job {job}{other_name}, which came before and waits itself")
+    }
+}
+
+/// One for each host directory; none for scratch, which is nobody else's.
+fn claims(job: &Job, of: impl Fn(&str, bool) -> Claim) -> Vec<Claim> {
+    let Some(open) = &job.open else { return Vec::new() };
+    let of_mount = |mount: &crate::manifest::Mount| match &mount.source {
+        MountSource::Host(path) => Some(of(path, mount.read_only)),
+        MountSource::Job(_) => None,
+    };
+    open.manifest.get().mounts.iter().filter_map(of_mount).collect()
+}
+
+/// What cannot be opened is claimed by its path alone; it is refused later, with the reason.
+fn look_up(policy: &MountPolicy, path: &str, read_only: bool) -> Claim {
+    match policy.look_up(path) {
+        Some(dir) => of_dir(policy, path, read_only, &dir),
+        None => Claim::of_path(path, &policy.canonical(path), read_only),
+    }
+}
+
+fn of_dir(policy: &MountPolicy, path: &str, read_only: bool, dir: &Dir) -> Claim {
+    let mut claim = Claim::of_path(path, &policy.canonical(path), read_only);
+    if let (Ok(stat), Ok(above)) = (dir.stat(), ids_above(dir)) {
+        claim.own.push(Key::Inode(stat.id.0, stat.id.1));
+        claim.above.extend(above.into_iter().map(|(device, inode)| Key::Inode(device, inode)));
+    }
+    if let Ok(place) = Place::of(dir) {
+        let device: Arc<str> = place.device.into();
+        claim.own.push(Key::Place(device.clone(), place.path.clone()));
+        claim.above.extend(place.path.ancestors().skip(1).map(|above| Key::Place(device.clone(), above.to_owned())));
+    }
+    claim
+}
