@@ -126,6 +126,10 @@ fn the_data_directory_its_ancestors_and_what_it_holds_are_refused() {
         dir::bind_mount(&Dir::open(&world.at("root/deep")).unwrap(), &world.at("root/a/b"), false).unwrap();
         assert_eq!(world.code(&policy, "root/a/b"), (403, "mount_of_data_dir"), "by another name");
         assert_eq!(world.code(&policy, "root/a/b/er/data"), (403, "mount_of_data_dir"), "by another name");
+        // A part of it: nothing above it, as it is reached here, is the data directory.
+        fs::create_dir(world.at("root/part")).unwrap();
+        dir::bind_mount(&Dir::open(&data.join("jobs")).unwrap(), &world.at("root/part"), false).unwrap();
+        assert_eq!(world.code(&policy, "root/part/x"), (403, "mount_of_data_dir"), "by another name");
     }
 }
 
@@ -142,6 +146,7 @@ fn roots_are_checked_at_the_start() {
         (world.at("data/jobs"), "data directory"),
         (world.at("a,b"), "comma"),
         ("/".into(), "neither /"),
+        ("/run".into(), "neither /"),
         ("/proc/self".into(), "neither /"),
         ("/dev".into(), "neither /"),
     ] {
