@@ -4,8 +4,9 @@
 mod agent;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use agent::{Agent, Site, eventually, job_id, manifest};
 use serde_json::{Value, json};
@@ -218,8 +219,72 @@ fn another_name_of_a_directory_is_the_same_directory() {
     let summary = agent.ended(&third);
     assert_eq!((summary["state"].as_str(), summary["reason"].as_str()), (Some("FAILED"), Some("mount")), "{summary}");
     let trace = agent.get(&format!("/api/jobs/{third}/trace")).text();
-    assert!(trace.contains("has become another directory") && trace.contains(&fourth), "{trace}");
+    assert!(trace.contains("is now \\\"") && trace.contains(&fourth), "{trace}");
     go(&own, &fourth);
     sealed_alone(&agent, &fourth);
     assert!(Command::new("umount").arg(&alias).status().unwrap().success());
+}
+
+/// A file system that never answers; gone with its process.
+struct Hanging(Child);
+
+impl Hanging {
+    fn over(dir: &Path) -> Self {
+        let options = "fd=3,rootmode=40000,user_id=0,group_id=0";
+        let line = format!(
+            "exec 3<>/dev/fuse && mount -i -t fuse -o {options} hanging '{}' && echo mounted && exec sleep 600",
+            dir.display()
+        );
+        let mut child = Command::new("sh").args(["-c", &line]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        let hanging = Self(child);
+        assert_eq!(said, "mounted\n");
+        hanging
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_file_system_that_hangs_holds_up_nobody_else() {
+    let site = Site::new("claim-hang");
+    let agent = site.start(&["--workers", "4"]);
+    let (shared, sick) = (site.mountable("shared"), site.mountable("sick"));
+    let below = site.mountable("sick/below");
+    let [holder, waiting, behind, other, scratch] = ["1", "2", "3", "4", "5"].map(job_id);
+    agent.accepted(&worker(&holder, on(&shared)));
+    at_work(&shared, &holder);
+    agent.accepted(&worker(&waiting, json!([on(&shared), format!("{}:/sick", sick.display())])));
+    agent.accepted(&worker(&behind, on(&below)));
+    assert!(waits(&agent, &behind).contains(&waiting));
+    agent.kill();
+    let hanging = Hanging::over(&sick);
+    let agent = site.start(&["--workers", "4"]);
+    // Their turns are known by their paths, and others have theirs.
+    assert!(waits(&agent, &waiting).contains(&holder));
+    assert!(waits(&agent, &behind).contains(&waiting));
+    agent.accepted(&manifest(&scratch, &["true"]));
+    assert_eq!(agent.ended(&scratch)["state"], "SEALED");
+    let dir = site.mountable("other");
+    agent.accepted(&worker(&other, on(&dir)));
+    at_work(&dir, &other);
+    go(&dir, &other);
+    sealed_alone(&agent, &other);
+    // Once it is gone, all goes on.
+    drop(hanging);
+    assert!(Command::new("umount").arg(&sick).status().unwrap().success());
+    go(&shared, &holder);
+    sealed_alone(&agent, &holder);
+    at_work(&shared, &waiting);
+    go(&shared, &waiting);
+    sealed_alone(&agent, &waiting);
+    at_work(&below, &behind);
+    go(&below, &behind);
+    sealed_alone(&agent, &behind);
 }

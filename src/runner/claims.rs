@@ -6,7 +6,11 @@
 
 mod table;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
 
 use self::table::{Blocker, Claim, Key};
 use super::Runner;
@@ -18,6 +22,11 @@ use crate::sys::place::Place;
 
 pub(super) use self::table::Table;
 
+/// How long a turn waits for what a file system tells of a directory. After that its path alone counts.
+const LOOK_UP_WAIT: Duration = Duration::from_secs(1);
+/// Look-ups that hang, at most; then no file system is asked before one of them answers.
+const HANGING_MAX: usize = 4;
+
 /// What the thread is told, in the order of the ledger.
 pub(super) enum Turn {
     /// A job, as its event left it, waits for its directories: it is RECEIVED.
@@ -28,8 +37,7 @@ pub(super) enum Turn {
 
 /// Gives a job what it held when the last agent died. Only by path: a start must not hang where a file system does.
 pub(super) fn hold(runner: &Runner, job: &Job) {
-    let policy = &runner.setup.mounts;
-    let claims = claims(job, |path, read_only| Claim::of_path(path, &policy.canonical(path), read_only));
+    let claims = by_path(runner, job);
     if !claims.is_empty() {
         table(runner).hold(&job.job_id, &claims);
     }
@@ -38,7 +46,7 @@ pub(super) fn hold(runner: &Runner, job: &Job) {
 /// The thread. `held`: the jobs that were given what they held; what their directories are is looked up first.
 pub(super) fn keep(runner: &Arc<Runner>, held: Vec<Arc<Job>>) {
     for job in held {
-        let claims = claims(&job, |path, read_only| look_up(&runner.setup.mounts, path, read_only));
+        let claims = looked_up(runner, &job);
         // Where two hold one directory, an agent that knew no claims let them.
         let _ = table(runner).extend(&job.job_id, &claims, true);
     }
@@ -68,8 +76,8 @@ pub(super) fn confirm(
     let claim = of_dir(&runner.setup.mounts, path, read_only, checked.dir());
     table(runner).extend(&job_id.into(), &[claim], false).map_err(|blocker| {
         format!(
-            "{path:?} has become another directory since the job got its turn: that of {:?}, in use by job {}; leave \
-             directories in their places while jobs use them",
+            "{path:?} is now {:?} of job {}, which has not ended, or one of the two lies in the other; leave directories in \
+             their places while jobs use them, and submit it again under another job_id",
             blocker.claimed, blocker.job
         )
     })
@@ -86,7 +94,7 @@ fn request(runner: &Arc<Runner>, job: &Arc<Job>) {
     if !is_current {
         return;
     }
-    let claims = claims(job, |path, read_only| look_up(&runner.setup.mounts, path, read_only));
+    let claims = looked_up(runner, job);
     if !claims.is_empty()
         && let Err(blocker) = table(runner).request(&job.job_id, &claims)
     {
@@ -126,6 +134,36 @@ fn claims(job: &Job, of: impl Fn(&str, bool) -> Claim) -> Vec<Claim> {
         MountSource::Job(_) => None,
     };
     open.manifest.get().mounts.iter().filter_map(of_mount).collect()
+}
+
+fn by_path(runner: &Runner, job: &Job) -> Vec<Claim> {
+    let policy = &runner.setup.mounts;
+    claims(job, |path, read_only| Claim::of_path(path, &policy.canonical(path), read_only))
+}
+
+/// Asks the file systems in a thread of its own: one that hangs must hold up nobody else's turn. A job that got its turn by
+/// its path alone looks again before it uses the directory.
+fn looked_up(runner: &Arc<Runner>, job: &Arc<Job>) -> Vec<Claim> {
+    let by_path = by_path(runner, job);
+    if by_path.is_empty() || runner.looking_up.load(Ordering::SeqCst) >= HANGING_MAX {
+        return by_path;
+    }
+    let (sender, answer) = bounded(1);
+    runner.looking_up.fetch_add(1, Ordering::SeqCst);
+    let of = job.clone();
+    let asked = runner.spawn("look-up", move |runner| {
+        let found = claims(&of, |path, read_only| look_up(&runner.setup.mounts, path, read_only));
+        runner.looking_up.fetch_sub(1, Ordering::SeqCst);
+        // Whoever asked may have stopped waiting.
+        let _ = sender.send(found);
+    });
+    if asked.is_err() {
+        runner.looking_up.fetch_sub(1, Ordering::SeqCst);
+    }
+    answer.recv_timeout(LOOK_UP_WAIT).unwrap_or_else(|_| {
+        log::warn!("job {}: its directories cannot be looked at; until they can, their paths count", job.job_id);
+        by_path
+    })
 }
 
 /// What cannot be opened is claimed by its path alone; it is refused later, with the reason.

@@ -193,6 +193,8 @@ pub struct Runner {
     waiting: Mutex<HashMap<Arc<str>, String>>,
     /// Who may use which directories.
     claims: Mutex<Table>,
+    /// Look-ups of directories that have not come back.
+    looking_up: AtomicUsize,
 }
 
 impl Runner {
@@ -209,6 +211,7 @@ impl Runner {
             away: Mutex::default(),
             waiting: Mutex::default(),
             claims: Mutex::default(),
+            looking_up: AtomicUsize::new(0),
         })
     }
 

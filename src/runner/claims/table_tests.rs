@@ -1,6 +1,6 @@
 //! The table of claims, case by case, and against a model that compares every pair.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use super::*;
 

@@ -195,6 +195,12 @@ fn submounts_do_not_come_along() {
     dir::bind_mount(&Dir::open(&world.at("outside/secret")).unwrap(), &world.at("root/a/b/c"), false).unwrap();
     let bound = policy.bind(&policy.check(&world.text("root/a")).unwrap(), &policy.place("c", 0), false).unwrap();
     assert_eq!(fs::read_to_string(bound.path.join("b/c/f")).unwrap(), "mine");
+    // Nor what is mounted over the directory itself once it was checked.
+    let checked = policy.check(&world.text("root/a")).unwrap();
+    dir::bind_mount(&Dir::open(&world.at("outside")).unwrap(), &world.at("root/a"), false).unwrap();
+    assert!(world.at("root/a/secret").exists());
+    let bound = policy.bind(&checked, &policy.place("c", 0), false).unwrap();
+    assert_eq!(fs::read_to_string(bound.path.join("b/c/f")).unwrap(), "mine");
 }
 
 #[test]
