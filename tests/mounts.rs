@@ -1,6 +1,6 @@
 //! Mount safety, with the real agent over HTTP and the real engine: what is refused, what a payload sees, and somebody who
 //! swaps directories while jobs start. `HACKBRAIN_SWAP_STARTS`: how many starts the last of these takes.
-#![allow(clippy::unwrap_used, missing_docs, unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, unsafe_code)]
 
 mod agent;
 

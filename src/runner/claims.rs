@@ -6,11 +6,12 @@
 
 mod table;
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::unbounded;
 
 use self::table::{Blocker, Claim, Key};
 use super::Runner;
@@ -26,6 +27,9 @@ pub(super) use self::table::Table;
 const LOOK_UP_WAIT: Duration = Duration::from_secs(1);
 /// Look-ups that hang, at most; then no file system is asked before one of them answers.
 const HANGING_MAX: usize = 4;
+
+/// Turns that are looked up together, at most.
+const BATCH_TURNS: usize = 1024;
 
 /// What the thread is told, in the order of the ledger.
 pub(super) enum Turn {
@@ -44,19 +48,33 @@ pub(super) fn hold(runner: &Runner, job: &Job) {
 }
 
 /// The thread. `held`: the jobs that were given what they held; what their directories are is looked up first.
-pub(super) fn keep(runner: &Arc<Runner>, held: Vec<Arc<Job>>) {
-    for job in held {
-        let claims = looked_up(runner, &job);
+pub(super) fn keep(runner: &Arc<Runner>, held: &[Arc<Job>]) {
+    for (job, claims) in held.iter().zip(looked_up(runner, held)) {
         // Where two hold one directory, an agent that knew no claims let them.
         let _ = table(runner).extend(&job.job_id, &claims, true);
     }
-    while let Ok(turn) = runner.queues.claim.1.recv() {
-        if runner.is_stopping() {
-            return;
+    let turns = &runner.queues.claim.1;
+    while let Ok(first) = turns.recv() {
+        let (mut batch, mut jobs) = (Vec::new(), Vec::new());
+        for turn in std::iter::once(first).chain(turns.try_iter().take(BATCH_TURNS)) {
+            match turn {
+                Turn::Wants(job) if by_path(runner, &job).is_empty() => offer(runner, &job.job_id),
+                Turn::Wants(job) => {
+                    jobs.push(job.clone());
+                    batch.push(Turn::Wants(job));
+                }
+                ended @ Turn::Ended(_) => batch.push(ended),
+            }
         }
-        match turn {
-            Turn::Wants(job) => request(runner, &job),
-            Turn::Ended(job_id) => release(runner, &job_id),
+        let mut found = looked_up(runner, &jobs).into_iter();
+        for turn in batch {
+            if runner.is_stopping() {
+                return;
+            }
+            match turn {
+                Turn::Wants(job) => request(runner, &job, &found.next().unwrap_or_default()),
+                Turn::Ended(job_id) => release(runner, &job_id),
+            }
         }
     }
 }
@@ -88,28 +106,25 @@ pub(super) fn waiting_for(runner: &Runner, job_id: &str) -> Option<String> {
     table(runner).waits_for(job_id).as_ref().map(words)
 }
 
-fn request(runner: &Arc<Runner>, job: &Arc<Job>) {
+fn request(runner: &Arc<Runner>, job: &Arc<Job>, claims: &[Claim]) {
     // Whoever was cancelled meanwhile wants nothing any more.
-    let is_current = runner.setup.engine.view().job(&job.job_id).is_some_and(|now| now.seq == job.seq);
-    if !is_current {
+    if runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.seq != job.seq) {
         return;
     }
-    let claims = looked_up(runner, job);
-    if !claims.is_empty()
-        && let Err(blocker) = table(runner).request(&job.job_id, &claims)
-    {
-        log::info!("job {}: waits: {}", job.job_id, words(&blocker));
-        return;
+    match table(runner).request(&job.job_id, claims) {
+        Ok(()) => offer(runner, &job.job_id),
+        Err(blocker) => log::info!("job {}: waits: {}", job.job_id, words(&blocker)),
     }
-    runner.queues.offer(&runner.queues.schedule.0, job);
 }
 
 fn release(runner: &Arc<Runner>, job_id: &str) {
     let granted = table(runner).release(job_id);
-    for job_id in granted {
-        // The receiver lives as long as the process does.
-        let _ = runner.queues.schedule.0.send(job_id);
-    }
+    granted.iter().for_each(|job_id| offer(runner, job_id));
+}
+
+fn offer(runner: &Runner, job_id: &Arc<str>) {
+    // The receiver lives as long as the process does.
+    let _ = runner.queues.schedule.0.send(job_id.clone());
 }
 
 fn table(runner: &Runner) -> MutexGuard<'_, Table> {
@@ -127,7 +142,7 @@ fn words(blocker: &Blocker) -> String {
 }
 
 /// One for each host directory; none for scratch, which is nobody else's.
-fn claims(job: &Job, of: impl Fn(&str, bool) -> Claim) -> Vec<Claim> {
+fn claims(job: &Job, mut of: impl FnMut(&str, bool) -> Claim) -> Vec<Claim> {
     let Some(open) = &job.open else { return Vec::new() };
     let of_mount = |mount: &crate::manifest::Mount| match &mount.source {
         MountSource::Host(path) => Some(of(path, mount.read_only)),
@@ -141,29 +156,50 @@ fn by_path(runner: &Runner, job: &Job) -> Vec<Claim> {
     claims(job, |path, read_only| Claim::of_path(path, &policy.canonical(path), read_only))
 }
 
-/// Asks the file systems in a thread of its own: one that hangs must hold up nobody else's turn. A job that got its turn by
-/// its path alone looks again before it uses the directory.
-fn looked_up(runner: &Arc<Runner>, job: &Arc<Job>) -> Vec<Claim> {
-    let by_path = by_path(runner, job);
-    if by_path.is_empty() || runner.looking_up.load(Ordering::SeqCst) >= HANGING_MAX {
-        return by_path;
+/// The claims of each of `jobs`. File systems are asked in a thread of its own: one that hangs must hold up nobody else's
+/// turn. A job that got its turn by its path alone looks again before it uses the directory.
+fn looked_up(runner: &Arc<Runner>, jobs: &[Arc<Job>]) -> Vec<Vec<Claim>> {
+    let mut all = Vec::with_capacity(jobs.len());
+    while all.len() < jobs.len() {
+        let rest = jobs[all.len()..].to_vec();
+        if runner.looking_up.load(Ordering::SeqCst) >= HANGING_MAX {
+            all.extend(rest.iter().map(|job| by_path(runner, job)));
+            break;
+        }
+        let (sender, answers) = unbounded();
+        runner.looking_up.fetch_add(1, Ordering::SeqCst);
+        let asked = runner.spawn("look-up", move |runner| {
+            // Many may wait for one directory. What was seen a moment ago will do: it is looked at again before it is used.
+            let mut known: HashMap<(String, bool), Claim> = HashMap::new();
+            for job in rest {
+                let found = claims(&job, |path, read_only| {
+                    let seen = known.entry((path.to_owned(), read_only));
+                    seen.or_insert_with(|| look_up(&runner.setup.mounts, path, read_only)).clone()
+                });
+                // Whoever asked may have stopped waiting.
+                if sender.send(found).is_err() {
+                    break;
+                }
+            }
+            runner.looking_up.fetch_sub(1, Ordering::SeqCst);
+        });
+        if asked.is_err() {
+            runner.looking_up.fetch_sub(1, Ordering::SeqCst);
+        }
+        while all.len() < jobs.len() {
+            let Ok(found) = answers.recv_timeout(LOOK_UP_WAIT) else {
+                let job = &jobs[all.len()];
+                log::warn!(
+                    "job {}: its directories cannot be looked at; until they can, their paths count",
+                    job.job_id
+                );
+                all.push(by_path(runner, job));
+                break;
+            };
+            all.push(found);
+        }
     }
-    let (sender, answer) = bounded(1);
-    runner.looking_up.fetch_add(1, Ordering::SeqCst);
-    let of = job.clone();
-    let asked = runner.spawn("look-up", move |runner| {
-        let found = claims(&of, |path, read_only| look_up(&runner.setup.mounts, path, read_only));
-        runner.looking_up.fetch_sub(1, Ordering::SeqCst);
-        // Whoever asked may have stopped waiting.
-        let _ = sender.send(found);
-    });
-    if asked.is_err() {
-        runner.looking_up.fetch_sub(1, Ordering::SeqCst);
-    }
-    answer.recv_timeout(LOOK_UP_WAIT).unwrap_or_else(|_| {
-        log::warn!("job {}: its directories cannot be looked at; until they can, their paths count", job.job_id);
-        by_path
-    })
+    all
 }
 
 /// What cannot be opened is claimed by its path alone; it is refused later, with the reason.

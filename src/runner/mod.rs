@@ -261,7 +261,7 @@ impl Runner {
             }
         }
         let held: Vec<_> = unfinished.iter().filter(|job| job.state != State::Received).cloned().collect();
-        self.spawn("claims", move |runner| claims::keep(runner, held))?;
+        self.spawn("claims", move |runner| claims::keep(runner, &held))?;
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
         for _ in 0..SCHEDULERS {
