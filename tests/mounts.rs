@@ -490,6 +490,7 @@ fn names_that_are_hard_to_type_are_only_names() {
     serve.args(["serve", "--listen", "127.0.0.1:0", "--segment-size", "4194304", "--data"]).arg(&data);
     serve.arg("--mount-root").arg(odd.root());
     let agent = Agent::spawn(&mut serve).unwrap();
+    odd.cleans_up(&agent);
     let shown = output(&agent, &json!(specs), "for n in $(seq 0 15); do cat /m/$n/f; done");
     assert_eq!(
         shown.lines().map(|line| line.parse::<usize>().unwrap()).collect::<Vec<_>>(),
@@ -503,9 +504,10 @@ fn names_that_are_hard_to_type_are_only_names() {
     fs::create_dir_all(&deep).unwrap();
     assert_eq!(output(&agent, &at(&deep), "touch here; ls"), "here\n");
     assert!(deep.join("here").exists());
+    let site = odd.dir().file_name().unwrap().to_str().unwrap().rsplit(' ').next().unwrap();
     eventually("the binds are released", || {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        (!table.contains(odd.dir().file_name().unwrap().to_str().unwrap())).then_some(())
+        (!table.contains(site)).then_some(())
     });
 }
 

@@ -16,6 +16,7 @@ use crossbeam_channel::unbounded;
 use self::table::{Blocker, Claim, Key};
 use super::Runner;
 use super::mounts::{CheckedMount, MountPolicy, ids_above};
+use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
 use crate::manifest::MountSource;
 use crate::sys::dir::Dir;
@@ -37,6 +38,11 @@ pub(super) enum Turn {
     Wants(Arc<Job>),
     /// A job has ended.
     Ended(Arc<str>),
+}
+
+/// Whether an unfinished job has yet to get its directories; any other holds them.
+pub(super) fn waits(job: &Job) -> bool {
+    job.state == State::Received
 }
 
 /// Gives a job what it held when the last agent died. Only by path: a start must not hang where a file system does.
@@ -122,6 +128,7 @@ fn release(runner: &Arc<Runner>, job_id: &str) {
     granted.iter().for_each(|job_id| offer(runner, job_id));
 }
 
+/// Where a job goes that has its directories.
 fn offer(runner: &Runner, job_id: &Arc<str>) {
     // The receiver lives as long as the process does.
     let _ = runner.queues.schedule.0.send(job_id.clone());

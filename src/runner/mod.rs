@@ -241,9 +241,8 @@ impl Runner {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(self: &Arc<Self>, unfinished: &[Arc<Job>]) -> io::Result<()> {
-        for job in unfinished.iter().filter(|job| job.state != State::Received) {
-            claims::hold(self, job);
-        }
+        let held: Vec<_> = unfinished.iter().filter(|job| !claims::waits(job)).cloned().collect();
+        held.iter().for_each(|job| claims::hold(self, job));
         for job in unfinished {
             match job.state {
                 State::Received => drop(self.queues.claim.0.send(Turn::Wants(job.clone()))),
@@ -260,7 +259,6 @@ impl Runner {
                 }
             }
         }
-        let held: Vec<_> = unfinished.iter().filter(|job| job.state != State::Received).cloned().collect();
         self.spawn("claims", move |runner| claims::keep(runner, &held))?;
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
