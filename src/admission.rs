@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::manifest::{Manifest, MountSource, Network};
 use crate::rejection::Rejection;
 use crate::resources::{EngineCapacity, ResourceLimits};
-use crate::runner::mounts::MountPolicy;
+use crate::runner::mounts::{CheckedMount, MountPolicy};
 
 /// What this agent allows.
 pub struct Admission {
@@ -41,11 +41,28 @@ impl Admission {
         if !manifest.depends_on.is_empty() {
             return Err(unsupported("depends_on", "submit the job once its parents are SEALED"));
         }
+        self.check_mounts(manifest)
+    }
+
+    /// Each mount by itself, and that none is written through another: what is read-only in the container, and hashed as an
+    /// input, would change; what is writable would be sealed twice.
+    fn check_mounts(&self, manifest: &Manifest) -> Result<(), Rejection> {
+        let mut checked: Vec<(&str, bool, CheckedMount)> = Vec::new();
         for mount in &manifest.mounts {
-            match &mount.source {
-                MountSource::Host(path) => drop(self.mounts.check(path)?),
-                MountSource::Job(_) => return Err(unsupported("mount_spec", "mount a directory of the host")),
+            let MountSource::Host(path) = &mount.source else {
+                return Err(unsupported("mount_spec", "mount a directory of the host"));
+            };
+            let dir = self.mounts.check(path)?;
+            for (other, read_only, other_dir) in &checked {
+                if !(mount.read_only && *read_only) && dir.overlaps(other_dir)? {
+                    let message = format!(
+                        "{other:?} and {path:?} are one directory, or one lies in the other, and not both are mounted \
+                         read-only; mount directories apart, or the outer one alone"
+                    );
+                    return Err(Rejection::new(400, "mounts_overlap", message).field("mount_spec"));
+                }
             }
+            checked.push((path, mount.read_only, dir));
         }
         Ok(())
     }

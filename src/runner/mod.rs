@@ -4,6 +4,7 @@
 
 mod attempt;
 pub mod cgroup;
+mod claims;
 mod cleanup;
 pub mod docker;
 mod kernel_log;
@@ -30,6 +31,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use serde_json::{Value, json};
 
 use self::cgroup::{AttemptGroup, Hierarchies, Unavailable};
+use self::claims::{Table, Turn};
 use self::cleanup::Clean;
 use self::docker::{Docker, EngineError, EngineInfo};
 use self::mounts::MountPolicy;
@@ -104,6 +106,8 @@ impl Fault {
 /// The queues. They exist before the engine, which fills them, and the runner, which empties them.
 #[derive(Clone)]
 pub struct Queues {
+    /// Jobs that want their directories, and jobs that need them no more, in the order their events became durable.
+    claim: (Sender<Turn>, Receiver<Turn>),
     schedule: (Sender<Arc<str>>, Receiver<Arc<str>>),
     /// Jobs whose image is not on the host. Apart, since a registry that does not answer must hold up nobody else.
     pull: (Sender<Arc<str>>, Receiver<Arc<str>>),
@@ -114,7 +118,14 @@ pub struct Queues {
 
 impl Default for Queues {
     fn default() -> Self {
-        Self { schedule: unbounded(), pull: unbounded(), run: unbounded(), clean: unbounded(), active: Arc::default() }
+        Self {
+            claim: unbounded(),
+            schedule: unbounded(),
+            pull: unbounded(),
+            run: unbounded(),
+            clean: unbounded(),
+            active: Arc::default(),
+        }
     }
 }
 
@@ -123,10 +134,13 @@ impl Queues {
     pub fn on_job(&self) -> OnJob {
         let queues = self.clone();
         Box::new(move |job| match job.state {
-            State::Received | State::Retriggered => queues.offer(&queues.schedule.0, job),
+            State::Received | State::Retriggered => drop(queues.claim.0.send(Turn::Wants(job.clone()))),
             State::Scheduled => queues.offer(&queues.run.0, job),
             State::Stopping => queues.signal(&job.job_id, Signal::Stop),
-            state if state.is_end() => drop(queues.clean.0.send(Clean::Job(job.job_id.clone()))),
+            state if state.is_end() => {
+                let _ = queues.claim.0.send(Turn::Ended(job.job_id.clone()));
+                let _ = queues.clean.0.send(Clean::Job(job.job_id.clone()));
+            }
             _ => {}
         })
     }
@@ -200,6 +214,10 @@ pub struct Runner {
     /// Why a job does not go on, for its summary.
     waiting: Mutex<HashMap<Arc<str>, String>>,
     telemetry: Arc<Telemetry>,
+    /// Who may use which directories.
+    claims: Mutex<Table>,
+    /// Look-ups of directories that have not come back.
+    looking_up: AtomicUsize,
 }
 
 impl Runner {
@@ -219,6 +237,8 @@ impl Runner {
             outages: Mutex::default(),
             waiting: Mutex::default(),
             telemetry: Arc::default(),
+            claims: Mutex::default(),
+            looking_up: AtomicUsize::new(0),
         })
     }
 
@@ -248,12 +268,14 @@ impl Runner {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(self: &Arc<Self>, unfinished: &[Arc<Job>]) -> io::Result<()> {
+        let held: Vec<_> = unfinished.iter().filter(|job| !claims::waits(job)).cloned().collect();
+        held.iter().for_each(|job| claims::hold(self, job));
         for job in unfinished {
             if let Some(image_id) = &job.image_id {
                 self.pins.inherit(image_id, &job.job_id);
             }
             match job.state {
-                State::Received | State::Retriggered => self.queues.offer(&self.queues.schedule.0, job),
+                State::Received | State::Retriggered => drop(self.queues.claim.0.send(Turn::Wants(job.clone()))),
                 State::Scheduled | State::Crash => self.queues.offer(&self.queues.run.0, job),
                 // Its container may run already, so it is looked after at once, however few the workers. It counts as one
                 // of them: what is launched has to wait until there is room again.
@@ -267,6 +289,7 @@ impl Runner {
                 }
             }
         }
+        self.spawn("claims", move |runner| claims::keep(runner, &held))?;
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
         self.spawn("telemetry", |runner| {
@@ -297,7 +320,8 @@ impl Runner {
 
     /// Why a job does not go on.
     pub fn waiting_for(&self, job: &Job) -> Option<String> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned()
+        let noted = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned();
+        noted.or_else(|| claims::waiting_for(self, &job.job_id))
     }
 
     /// The samples of attempts under way.

@@ -6,6 +6,7 @@
 
 use crate::rejection::Rejection;
 use crate::sys::dir::{self, Dir, FileType, Stat};
+use crate::sys::place::Place;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -19,6 +20,11 @@ const BIND_DIR: &str = "mnt";
 const MAX_ANCESTORS: usize = 4096;
 /// A root here would open the kernel's or the engine's own controls to every user.
 const FORBIDDEN_ROOTS: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// Roots that would hold what rules the host, directly or as sockets of services.
+const FORBIDDEN_AS_ROOT: [&str; 2] = ["/", "/run"];
+/// Where container engines listen, besides `DOCKER_HOST`: whoever can write there rules the host.
+const ENGINE_SOCKETS: [&str; 3] =
+    ["/run/docker.sock", "/run/containerd/containerd.sock", "/run/docker/containerd/containerd.sock"];
 
 /// How a mount is kept from being swapped after it was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct MountPolicy {
     roots: Vec<Root>,
     data: Dir,
     data_dir: PathBuf,
+    /// Directories in which a container engine listens, or may come to.
+    engine_dirs: Vec<PathBuf>,
     protection: Protection,
 }
 
@@ -79,6 +87,16 @@ impl CheckedMount {
     /// The directory itself. Its submounts are visible through it; through a [`BoundMount`] they are not.
     pub fn dir(&self) -> &Dir {
         &self.dir
+    }
+
+    /// Whether one is the other or lies below it.
+    ///
+    /// # Errors
+    /// 503 `mount_unavailable`.
+    pub fn overlaps(&self, other: &Self) -> Result<bool, Rejection> {
+        touches(&self.dir, &other.dir).map_err(|error| {
+            reject(503, "mount_unavailable", format!("the directories of mount_spec cannot be compared now: {error}"))
+        })
     }
 
     /// Device and inode number.
@@ -115,7 +133,7 @@ impl MountPolicy {
     /// Opens every root and the data directory; all of them must exist.
     ///
     /// # Errors
-    /// A message for the operator that names the directory: missing, not a directory, `/` or below `/proc`, `/sys`, `/dev`,
+    /// A message for the operator that names the directory: missing, not a directory, `/`, `/run`, or below `/proc`, `/sys`, `/dev`,
     /// the data directory or below it, characters the engine's `--mount` cannot carry; or a kernel without `openat2`.
     pub fn new(roots: &[PathBuf], data_dir: &Path) -> io::Result<Self> {
         let protection = if dir::may_mount()? { Protection::PrivateBind } else { Protection::TrustedAncestors };
@@ -130,7 +148,10 @@ impl MountPolicy {
             io::Error::new(error.kind(), format!("safe mounts need openat2 (Linux 5.6 or newer): {error}"))
         })?;
         let roots = roots.iter().map(|root| Root::open(root, &data)).collect::<io::Result<_>>()?;
-        Ok(Self { roots, data, data_dir, protection })
+        let host = std::env::var("DOCKER_HOST").unwrap_or_default();
+        let sockets = host.strip_prefix("unix://").into_iter().chain(ENGINE_SOCKETS);
+        let engine_dirs = sockets.filter_map(|socket| Path::new(socket).parent()).map(Path::to_owned).collect();
+        Ok(Self { roots, data, data_dir, engine_dirs, protection })
     }
 
     /// Which protection is in force.
@@ -141,7 +162,7 @@ impl MountPolicy {
     /// Opens the directory `host` if a job may mount it.
     ///
     /// # Errors
-    /// 403 `mount_outside_roots`, `mount_symlink`, `mount_of_data_dir`, `mount_unprotected`; 400 `invalid_mount`,
+    /// 403 `mount_outside_roots`, `mount_symlink`, `mount_of_data_dir`, `mount_of_engine`, `mount_unprotected`; 400 `invalid_mount`,
     /// `mount_missing`, `mount_not_directory`, `mount_unreadable`; 503 `mount_unavailable` for an I/O error. The field is
     /// always `mount_spec`.
     pub fn check(&self, host: &str) -> Result<CheckedMount, Rejection> {
@@ -165,21 +186,40 @@ impl MountPolicy {
                 format!("{host:?} is, holds or lies in the agent's data directory; mount another directory"),
             ));
         }
+        if let Some(engine_dir) = self.engine_dirs.iter().find(|engine_dir| {
+            Dir::open(engine_dir).is_ok_and(|dir| is_at_or_below(&dir, checked.stat.id).unwrap_or(true))
+        }) {
+            return Err(reject(
+                403,
+                "mount_of_engine",
+                format!(
+                    "{host:?} is or holds {engine_dir:?}, where a container engine listens, and whoever reaches that rules \
+                     the host; mount another directory"
+                ),
+            ));
+        }
         if self.protection == Protection::TrustedAncestors {
-            let open_to_others =
-                untrusted_ancestor(&checked.dir).map_err(|error| unavailable(Path::new(host), &error))?;
-            if let Some(ancestor) = open_to_others {
-                return Err(reject(
-                    403,
-                    "mount_unprotected",
-                    format!(
-                        "{ancestor:?} above {host:?} may be written by others than root and the agent's user, so the path could be \
-                         swapped; take that right away, or run the agent with the right to mount"
-                    ),
-                ));
+            let fault = unprotected(&checked.dir).map_err(|error| unavailable(Path::new(host), &error))?;
+            if let Some(fault) = fault {
+                let message = format!("{host:?}: {fault}; take that away, or run the agent with the right to mount");
+                return Err(reject(403, "mount_unprotected", message));
             }
         }
         Ok(checked)
+    }
+
+    /// The path of `host` without the symlinks that an operator's root may hold: the name by which jobs share a directory,
+    /// whether it can be opened or not.
+    pub fn canonical(&self, host: &str) -> PathBuf {
+        let found = self.root_of(Path::new(host));
+        found.map_or_else(|| host.into(), |(root, relative)| root.canonical.join(relative))
+    }
+
+    /// Opens the directory `host`, refusing only what cannot be opened without following symlinks: for telling whether two
+    /// jobs name the same one, never for mounting it.
+    pub fn look_up(&self, host: &str) -> Option<Dir> {
+        let (root, relative) = self.root_of(Path::new(host))?;
+        root.dir.open_beneath(relative).ok()
     }
 
     /// Opens one of the agent's own directories, `relative` to the data directory: a scratch workspace.
@@ -272,9 +312,8 @@ impl MountPolicy {
     }
 
     fn bind_nothing(&self, checked: &CheckedMount, read_only: bool) -> io::Result<BoundMount> {
-        if let Some(ancestor) = untrusted_ancestor(&checked.dir)?.filter(|_| !checked.own) {
-            let message = format!("{ancestor:?} may be written by others than root and the agent's user");
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        if let Some(fault) = unprotected(&checked.dir)?.filter(|_| !checked.own) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, fault));
         }
         let path = checked.dir.real_path()?;
         check_characters(&path, "directory")?;
@@ -321,8 +360,10 @@ impl Root {
         let refuse = |why: &str| {
             Err(io::Error::new(io::ErrorKind::InvalidInput, format!("mount root {}: {why}", given.display())))
         };
-        if canonical == Path::new("/") || FORBIDDEN_ROOTS.iter().any(|forbidden| canonical.starts_with(forbidden)) {
-            return refuse("neither / nor what belongs to the kernel (/proc, /sys, /dev) can be a mount root");
+        if FORBIDDEN_AS_ROOT.iter().any(|forbidden| canonical == Path::new(forbidden))
+            || FORBIDDEN_ROOTS.iter().any(|forbidden| canonical.starts_with(forbidden))
+        {
+            return refuse("neither / and /run nor what belongs to the kernel (/proc, /sys, /dev) can be a mount root");
         }
         check_characters(&canonical, "mount root")?;
         let dir = named(given, "mount root", Dir::open(&canonical))?;
@@ -370,7 +411,13 @@ fn diagnose(root: &Root, relative: &Path, error: &io::Error) -> Rejection {
             Err(error) => return unavailable(&path, &error),
         }
     }
-    unavailable(&path, error)
+    let unavailable = unavailable(&path, error);
+    if unavailable.status != 503 {
+        return unavailable;
+    }
+    let message =
+        format!("{path:?} was another one while it was opened ({error}); leave the directories above a mount in place");
+    reject(503, "mount_unavailable", message)
 }
 
 fn unavailable(path: &Path, error: &io::Error) -> Rejection {
@@ -384,13 +431,43 @@ fn reject(status: u16, code: &'static str, message: String) -> Rejection {
     Rejection::new(status, code, message).field("mount_spec")
 }
 
-/// Whether one directory is the other or lies below it. By identity, so that other names for it (bind mounts) count too.
-fn touches(one: &Dir, other: &Dir) -> io::Result<bool> {
-    Ok(is_at_or_below(one, other.stat()?.id)? || is_at_or_below(other, one.stat()?.id)?)
+/// Whether one directory is the other or lies below it. By identity, so that other names for it (bind mounts) count too,
+/// and by their places, since a bind mount of a part of a tree does not lead up to the rest of it.
+///
+/// # Errors
+/// What `open` and `stat` give.
+pub fn touches(one: &Dir, other: &Dir) -> io::Result<bool> {
+    let places = || Some(Place::of(one).ok()?.overlaps(&Place::of(other).ok()?));
+    Ok(is_at_or_below(one, other.stat()?.id)? || is_at_or_below(other, one.stat()?.id)? || places().unwrap_or(false))
+}
+
+/// Device and inode number of every directory above `dir`, the nearest first.
+///
+/// # Errors
+/// What `open` and `stat` give.
+pub fn ids_above(dir: &Dir) -> io::Result<Vec<(u64, u64)>> {
+    let mut ids = Vec::new();
+    find_ancestor(dir, |_, stat| {
+        ids.push(stat.id);
+        false
+    })?;
+    Ok(ids)
 }
 
 fn is_at_or_below(dir: &Dir, id: (u64, u64)) -> io::Result<bool> {
     Ok(dir.stat()?.id == id || find_ancestor(dir, |_, stat| stat.id == id)?.is_some())
+}
+
+/// Why the path of `dir` cannot be given to the engine, which follows symlinks and binds what is mounted below, too; a mount
+/// there would be writable even where the directory is read-only.
+fn unprotected(dir: &Dir) -> io::Result<Option<String>> {
+    if let Some(ancestor) = untrusted_ancestor(dir)? {
+        let words = "may be written by others than root and the agent's user, so the path could be swapped";
+        return Ok(Some(format!("{ancestor:?} above it {words}")));
+    }
+    let path = dir.real_path()?;
+    let below = dir::mounts_below(&path)?.into_iter().find(|mounted| *mounted != path);
+    Ok(below.map(|mounted| format!("{mounted:?} is mounted below it, and would come along")))
 }
 
 /// The path of the nearest directory above `dir` that others than root and this user may write. Group rights count: what an
@@ -402,7 +479,7 @@ fn untrusted_ancestor(dir: &Dir) -> io::Result<Option<PathBuf>> {
 }
 
 /// The nearest directory above `dir`, `dir` not included, that `is_it`.
-fn find_ancestor(dir: &Dir, is_it: impl Fn(&Dir, &Stat) -> bool) -> io::Result<Option<Dir>> {
+fn find_ancestor(dir: &Dir, mut is_it: impl FnMut(&Dir, &Stat) -> bool) -> io::Result<Option<Dir>> {
     let mut current = dir.try_clone()?;
     for _ in 0..MAX_ANCESTORS {
         let parent = current.open_parent()?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::docker::Bind;
 use super::docker::argv::BASE_ENV;
 use super::mounts::{BoundMount, CheckedMount};
-use super::{Fault, Runner};
+use super::{Fault, Runner, claims};
 use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, State, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
 use crate::manifest::{Manifest, MountSource};
@@ -211,7 +211,11 @@ fn places(manifest: &Manifest) -> Vec<Place<'_>> {
 fn check(runner: &Runner, job_id: &str, place: &Place<'_>) -> Result<CheckedMount, String> {
     let policy = &runner.setup.mounts;
     match place.source {
-        Source::Host(path) => policy.check(path).map_err(|rejection| rejection.message),
+        Source::Host(path) => {
+            let checked = policy.check(path).map_err(|rejection| rejection.message)?;
+            claims::confirm(runner, job_id, path, &checked, place.read_only)?;
+            Ok(checked)
+        }
         Source::Scratch => policy
             .check_own(&Path::new("scratch").join(job_id))
             .map_err(|error| format!("the scratch directory: {error}")),

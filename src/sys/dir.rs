@@ -261,7 +261,7 @@ fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The kernel writes space, tab, newline and backslash as three octal digits after a backslash.
-fn unescape(text: &[u8]) -> Vec<u8> {
+pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {

@@ -7,4 +7,5 @@ pub mod kill_point;
 pub mod kmsg;
 pub mod lock;
 pub mod peer;
+pub mod place;
 pub mod process;

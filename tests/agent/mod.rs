@@ -162,6 +162,12 @@ impl Site {
         left
     }
 
+    /// Removes this ledger's containers at the end, too: that of an agent which was not started by [`Site::start`].
+    pub fn cleans_up(&self, agent: &Agent) {
+        let log_id = agent.get("/api/node").json()["log_id"].as_str().unwrap().to_owned();
+        self.log_ids.lock().unwrap().insert(log_id);
+    }
+
     /// Runs an agent that must not come up.
     pub fn refused(&self, args: &[&str]) -> Ended {
         Ended::of(&mut self.serve(args))
@@ -224,8 +230,14 @@ fn groups_of(log_id: &str) -> Vec<PathBuf> {
 
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let places = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let places = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|place| PathBuf::from(unescape(place)));
     places.filter(|place| place.starts_with(dir)).collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits after a backslash.
+fn unescape(text: &str) -> String {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes.iter().fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
 /// A running agent; killed when dropped.

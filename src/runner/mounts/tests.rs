@@ -126,6 +126,10 @@ fn the_data_directory_its_ancestors_and_what_it_holds_are_refused() {
         dir::bind_mount(&Dir::open(&world.at("root/deep")).unwrap(), &world.at("root/a/b"), false).unwrap();
         assert_eq!(world.code(&policy, "root/a/b"), (403, "mount_of_data_dir"), "by another name");
         assert_eq!(world.code(&policy, "root/a/b/er/data"), (403, "mount_of_data_dir"), "by another name");
+        // A part of it: nothing above it, as it is reached here, is the data directory.
+        fs::create_dir(world.at("root/part")).unwrap();
+        dir::bind_mount(&Dir::open(&data.join("jobs")).unwrap(), &world.at("root/part"), false).unwrap();
+        assert_eq!(world.code(&policy, "root/part/x"), (403, "mount_of_data_dir"), "by another name");
     }
 }
 
@@ -142,6 +146,7 @@ fn roots_are_checked_at_the_start() {
         (world.at("data/jobs"), "data directory"),
         (world.at("a,b"), "comma"),
         ("/".into(), "neither /"),
+        ("/run".into(), "neither /"),
         ("/proc/self".into(), "neither /"),
         ("/dev".into(), "neither /"),
     ] {
@@ -189,6 +194,12 @@ fn submounts_do_not_come_along() {
     let policy = world.policy(&["root"]);
     dir::bind_mount(&Dir::open(&world.at("outside/secret")).unwrap(), &world.at("root/a/b/c"), false).unwrap();
     let bound = policy.bind(&policy.check(&world.text("root/a")).unwrap(), &policy.place("c", 0), false).unwrap();
+    assert_eq!(fs::read_to_string(bound.path.join("b/c/f")).unwrap(), "mine");
+    // Nor what is mounted over the directory itself once it was checked.
+    let checked = policy.check(&world.text("root/a")).unwrap();
+    dir::bind_mount(&Dir::open(&world.at("outside")).unwrap(), &world.at("root/a"), false).unwrap();
+    assert!(world.at("root/a/secret").exists());
+    let bound = policy.bind(&checked, &policy.place("c", 0), false).unwrap();
     assert_eq!(fs::read_to_string(bound.path.join("b/c/f")).unwrap(), "mine");
 }
 
