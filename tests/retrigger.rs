@@ -110,6 +110,32 @@ fn a_cancelled_job_goes_on_wherever_it_was_and_through_a_kill() {
 }
 
 #[test]
+fn it_waits_for_whoever_uses_its_directory_now() {
+    let site = Site::new("retrigger-claim");
+    let agent = site.start(&[]);
+    let (first, second) = (job_id("first"), job_id("second"));
+    let (mut job, dir) = shell(&site, &first, "test -e again || { touch again; exec sleep 600; }");
+    agent.accepted(&job);
+    eventually("it runs", || (starts(&dir) == 1).then_some(()));
+    agent.post(&format!("/api/jobs/{first}/cancel"), b"");
+    assert_eq!(agent.ended(&first)["state"], "CANCELLED");
+    job["job_id"] = second.as_str().into();
+    job["command"] = json!(["sh", "-c", "echo start >> starts; until test -e go; do sleep 0.1; done"]);
+    agent.accepted(&job);
+    eventually("the other runs", || (starts(&dir) == 2).then_some(()));
+    retriggered(&agent, &first);
+    let waits = || agent.get(&format!("/api/jobs/{first}")).json()["waiting_for"].as_str().map(str::to_owned);
+    let words = eventually("it says what it waits for", waits);
+    assert!(words.contains(&second), "{words}");
+    fs::write(dir.join("go"), "").unwrap();
+    for id in [&second, &first] {
+        assert_eq!(agent.ended(id)["state"], "SEALED");
+    }
+    let ended = |id: &str| agent.get(&format!("/api/jobs/{id}")).json();
+    assert!(ended(&second)["ended"].as_str() < ended(&first)["ended"].as_str());
+}
+
+#[test]
 fn only_what_was_cancelled_or_crashed_can_be_retriggered() {
     let site = Site::new("retrigger-refused");
     let agent = site.start(&[]);
