@@ -106,9 +106,11 @@ impl Telemetry {
                 (next, look) = (Instant::now(), 0);
                 continue;
             }
-            let meters = Vec::clone(&meters);
+            // Let go of at once: whoever begins or ends waits for this lock.
+            let under_way = Vec::clone(&meters);
+            drop(meters);
             let is_turn = look % LOOKS == 0;
-            let lines: Vec<_> = meters.iter().filter_map(|meter| meter.look(is_turn)).collect();
+            let lines: Vec<_> = under_way.iter().filter_map(|meter| meter.look(is_turn)).collect();
             if is_turn {
                 // Before the ring can turn over.
                 self.kernel_log.read_on();
