@@ -48,6 +48,9 @@ fn agents_on_one_engine_leave_each_other_alone() {
     assert!(is_running(&id, 1) && is_running(&their_id, 1), "those under way go on");
     fs::write(dir.join("go"), "").unwrap();
     assert_eq!(agent.ended(&id)["attempt"], 1);
+    eventually("it is removed", || {
+        docker(&["ps", "-aq", "--filter", &format!("name=hb-{id}-")]).is_empty().then_some(())
+    });
     assert_eq!(agent.terminate(), Some(0));
     assert_eq!(mine.left_behind(), Vec::<String>::new());
 

@@ -339,7 +339,7 @@ fn changed_docker(site: &Site, commands: &str, sed: &str) -> String {
     let real = path.split(':').map(|dir| Path::new(dir).join("docker")).find(|file| file.exists()).unwrap();
     let real = real.display();
     let script = format!(
-        "#!/bin/sh\ncase \"$1\" in\n{commands})\n out=$({real} \"$@\") || exit\n printf '%s\\n' \"$out\" | sed '{sed}';;\n\
+        "#!/bin/sh\ncase \"$1\" in\n{commands})\n touch \"$0.$1\"; out=$({real} \"$@\") || exit\n printf '%s\\n' \"$out\" | sed '{sed}';;\n\
          *) exec {real} \"$@\";;\nesac\n"
     );
     let wrapper = dir.join("docker");
@@ -353,8 +353,9 @@ fn memory_that_runs_out_is_seen_without_the_engines_word() {
     let site = Site::new("flag");
     // As it is where the engine hears of the exit first.
     let path = changed_docker(&site, "inspect", "s/\"OOMKilled\": true/\"OOMKilled\": false/");
-    let agent = site.start_command(site.serve(&["--workers", "2"]).env("PATH", path));
+    let agent = site.start_command(through_cli(&mut site.serve(&["--workers", "2"])).env("PATH", path));
     out_of_memory(&agent, 2, true);
+    assert!(site.dir().join("bin/docker.inspect").exists(), "the engine's word was never changed");
 }
 
 #[test]
@@ -364,7 +365,7 @@ fn without_a_group_of_its_own_an_attempt_is_measured_in_the_engines() {
     let sed =
         "s/\"CgroupDriver\":\"cgroupfs\"/\"CgroupDriver\":\"systemd\"/; s/\"OOMKilled\": true/\"OOMKilled\": false/";
     let path = changed_docker(&site, "info|inspect", sed);
-    let agent = site.start_command(site.serve(&[]).env("PATH", path));
+    let agent = site.start_command(through_cli(&mut site.serve(&[])).env("PATH", path));
     let id = job_id("driver");
     let (job, dir) = python(&site, &id, BUSY);
     agent.accepted(&job);
@@ -383,6 +384,14 @@ fn without_a_group_of_its_own_an_attempt_is_measured_in_the_engines() {
     assert!(usage["memory_peak_bytes"].as_u64() > Some(48 << 20), "{usage}");
     // Too short, perhaps, for its group to be found in time; the kernel's log names the container.
     out_of_memory(&agent, 2, false);
+    for asked in ["info", "inspect"] {
+        assert!(site.dir().join(format!("bin/docker.{asked}")).exists(), "{asked} was never changed");
+    }
+}
+
+/// With a context to find the engine by, the agent asks through the CLI alone.
+fn through_cli(command: &mut Command) -> &mut Command {
+    command.env("DOCKER_CONTEXT", "default").env_remove("DOCKER_HOST")
 }
 
 fn events_of_node(site: &Site) -> String {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::Runner;
 use super::cgroup::{self, AttemptGroup};
 use super::docker::Inspect;
+use super::{Runner, claims};
 use crate::ledger::event::State;
 use crate::sys::kill_point;
 
@@ -101,7 +101,12 @@ impl Runner {
         }
         while let Ok(what) = self.queues.clean.1.recv() {
             match what {
-                Clean::Job(job_id) => self.pins.release(&job_id),
+                Clean::Job(job_id) => {
+                    // One that was retriggered meanwhile holds its pin anew.
+                    if self.setup.engine.view().job(&job_id).is_none_or(|job| job.open.is_none()) {
+                        self.pins.release(&job_id);
+                    }
+                }
                 Clean::Attempt(container) => {
                     self.remove(&container);
                     self.cleaning.fetch_sub(1, Ordering::SeqCst);
@@ -118,9 +123,12 @@ impl Runner {
         let Some((job_id, attempt)) = attempt else { return Fate::Unknown };
         match self.setup.engine.view().job(job_id) {
             Some(job) if attempt <= job.attempt => {
-                let is_over = attempt < job.attempt
-                    || job.open.is_none()
-                    || matches!(job.state, State::Crash | State::Retriggered) && attempt > 0;
+                let is_over = job.open.is_none()
+                    || match attempt {
+                        // What was bound to hash the inputs, also when a retriggered job's are looked at again.
+                        0 => !claims::waits(&job),
+                        _ => attempt < job.attempt || matches!(job.state, State::Crash | State::Retriggered),
+                    };
                 if is_over { Fate::Over } else { Fate::UnderWay }
             }
             _ => Fate::Unknown,

@@ -84,11 +84,14 @@ fn prepare_again(runner: &Arc<Runner>, job: &Arc<Job>, image_id: &Arc<str>) -> R
 /// Whether the engine can give what was asked for. A submission is checked too, but not while the engine is away.
 fn check_capacity(runner: &Arc<Runner>, job: &Arc<Job>, asked: &Resources) -> Result<(), Hitch> {
     let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
-    let answer = runner.until_engine_answers(&job.job_id, &ended, || match runner.capacity_for(asked) {
+    // Looked at before: only an answer of the engine's may count as one.
+    let answer = match runner.capacity_for(asked) {
         Some(engine) => Ok(engine),
-        None => runner.learn().map(|info| info.capacity()),
-    });
-    match answer.ok_or(Hitch::Over)? {
+        None => runner
+            .until_engine_answers(&job.job_id, &ended, || runner.learn().map(|info| info.capacity()))
+            .ok_or(Hitch::Over)?,
+    };
+    match answer {
         Ok(engine) => runner
             .setup
             .resources

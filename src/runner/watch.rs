@@ -67,7 +67,7 @@ impl OutputWatch {
                         streams.into_iter().for_each(|stream| stream.finish(&mut pace));
                         return pace.flush();
                     }
-                    _ => thread::sleep(pause.min(pace.time_to_next().unwrap_or(pause))),
+                    _ => thread::park_timeout(pause.min(pace.time_to_next().unwrap_or(pause))),
                 }
             }
         });
@@ -90,6 +90,8 @@ impl OutputWatch {
     fn end(&mut self, order: u8) {
         self.order.store(order, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
+            // An attempt that ends need not wait for the next look.
+            thread.thread().unpark();
             let _ = thread.join();
         }
     }

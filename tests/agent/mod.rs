@@ -200,12 +200,26 @@ impl Drop for Site {
             for id in String::from_utf8_lossy(&found.stdout).split_whitespace() {
                 let _ = quietly(Command::new("docker").args(["rm", "-f", id]));
             }
-            // Control groups of attempts that a killed agent has left; one that is in use stays.
-            for group in groups_of(log_id) {
-                for attempt in fs::read_dir(&group).into_iter().flatten().flatten() {
-                    let _ = fs::remove_dir(attempt.path());
+            // What a killed agent has left: control groups, once the containers' own are gone, and names of images.
+            for _ in 0..20 {
+                for group in groups_of(log_id) {
+                    for attempt in fs::read_dir(&group).into_iter().flatten().flatten() {
+                        let _ = fs::remove_dir(attempt.path());
+                    }
+                    let _ = fs::remove_dir(&group);
                 }
-                let _ = fs::remove_dir(&group);
+                if groups_of(log_id).is_empty() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+            let Ok(pins) = Command::new("docker").args(["images", "--format", "{{.Tag}}", "hackbrain/pin"]).output()
+            else {
+                continue;
+            };
+            for tag in String::from_utf8_lossy(&pins.stdout).lines().filter(|tag| tag.starts_with(&log_id[..8])) {
+                let name = format!("hackbrain/pin:{tag}");
+                let _ = quietly(Command::new("docker").args(["rmi", "--no-prune", &name]));
             }
         }
         // What is still bound here would otherwise be emptied by the removal.
@@ -360,6 +374,25 @@ impl Agent {
 
     pub fn submit(&self, manifest: &Value) -> Answer {
         self.post("/api/submit_job", manifest.to_string().as_bytes())
+    }
+
+    /// Submits what must be accepted, to an agent that may die at any moment: the receipt, if one came.
+    pub fn try_submit(&self, manifest: &Value) -> Option<Value> {
+        let body = manifest.to_string();
+        let head = format!(
+            "POST /api/submit_job HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all((head + &body).as_bytes()).ok()?;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).ok()?;
+        let answer = Answer::parse(&bytes)?;
+        assert_eq!(answer.status, 200, "{manifest}: {}", answer.text());
+        Some(answer.json())
     }
 
     /// Submits what must be accepted; the receipt.
