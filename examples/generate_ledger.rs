@@ -99,6 +99,7 @@ impl Generator {
 
     fn step(&mut self, number: usize, step: u32) -> Result<(), Box<dyn Error>> {
         let id: Arc<str> = format!("job_{number:07}").into();
+        let seq = |id: &str| self.ledger.job(id).map_or(0, |job| job.seq);
         let told = |what: &str| Hash::of(format!("{what} of job {number}").as_bytes());
         let command = match step {
             0 => {
@@ -118,9 +119,9 @@ impl Generator {
                 }];
                 let (input_hash, execution_hash) = (told("input"), told("execution"));
                 let image_id = format!("sha256:{}", Hash::of(b"image"));
-                Command::Schedule(id, Scheduled { image_id, input_hash, execution_hash, mounts })
+                Command::Schedule(id.clone(), seq(&id), Scheduled { image_id, input_hash, execution_hash, mounts })
             }
-            2 => Command::Start(id),
+            2 => Command::Start(id.clone(), seq(&id)),
             3 => {
                 let line = format!("[D1_STABLE] step={} checkpoint written", number % 10_000);
                 Command::Mark(id, 1, D1Stable { line, stream: "stdout".into(), offset: 81_920, count: 1 })
@@ -147,6 +148,7 @@ impl Generator {
             }
             _ => Command::Seal(
                 id,
+                1,
                 Sealed { seal_hash: told("seal"), artifacts_root: told("artifacts"), files: 14, bytes: 9_876_543 },
             ),
         };

@@ -333,14 +333,14 @@ fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, even
 fn job_of(command: &Command) -> Option<&Arc<str>> {
     match command {
         Command::Genesis(_) | Command::NodeUp(_) | Command::NodeDown(_) | Command::Submit(_) => None,
-        Command::Schedule(id, _)
+        Command::Schedule(id, ..)
         | Command::Refuse(id, ..)
-        | Command::Start(id)
+        | Command::Start(id, _)
         | Command::Mark(id, ..)
         | Command::Stop(id, _)
         | Command::End(id, ..)
-        | Command::Seal(id, _)
-        | Command::SealFailed(id, _)
+        | Command::Seal(id, ..)
+        | Command::SealFailed(id, ..)
         | Command::Retrigger(id, ..) => Some(id),
     }
 }

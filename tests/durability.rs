@@ -238,10 +238,9 @@ fn a_subscriber_gets_every_event_once_and_in_order_from_disk_and_from_memory() {
             thread::spawn(move || {
                 for n in 0..1500 {
                     let id = format!("w{writer}-{n}");
-                    let outcome = submit(&engine, &id);
                     // The queue takes 100 open jobs: each is refused again at once, and so ended.
-                    outcome.unwrap();
-                    let refuse = Command::Refuse(id.as_str().into(), "image".into(), "none".into());
+                    let seq = submit(&engine, &id).unwrap().job.unwrap().seq;
+                    let refuse = Command::Refuse(id.as_str().into(), seq, "image".into(), "none".into());
                     engine.execute(refuse).unwrap();
                 }
             })
@@ -277,8 +276,8 @@ fn a_ledger_that_is_being_written_is_never_called_damaged() {
                 while !stop.load(Ordering::Relaxed) {
                     n += 1;
                     let id = format!("w{writer}-{n}");
-                    submit(&engine, &id).unwrap();
-                    engine.execute(Command::Refuse(id.as_str().into(), "image".into(), "none".into())).unwrap();
+                    let seq = submit(&engine, &id).unwrap().job.unwrap().seq;
+                    engine.execute(Command::Refuse(id.as_str().into(), seq, "image".into(), "none".into())).unwrap();
                 }
             })
         })

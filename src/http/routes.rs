@@ -305,6 +305,12 @@ impl App {
         else {
             return Err(Rejection::new(500, "unreadable", "the job's RECEIVED event cannot be read back"));
         };
+        if self.find(id)?.open.is_none() {
+            // What this agent allows may have changed since the job was submitted.
+            let parsed = manifest::parse(manifest.get().as_bytes())?;
+            let engine = self.runner.capacity_for(&parsed.manifest.resources);
+            self.admission.check(&parsed.manifest, engine.as_ref())?;
+        }
         self.change(id, Command::Retrigger(id.into(), request.remote.ip().to_string(), manifest))
     }
 

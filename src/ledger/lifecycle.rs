@@ -48,22 +48,22 @@ pub enum Command {
     NodeDown(NodeDown),
     /// A manifest arrived.
     Submit(Box<Parsed>),
-    /// A job was validated and hashed.
-    Schedule(Arc<str>, Scheduled),
-    /// A job, not yet started, cannot run: reason, message.
-    Refuse(Arc<str>, String, String),
-    /// The runner is about to ask the engine for the next attempt.
-    Start(Arc<str>),
+    /// A job, whose last event had this seq, was validated and hashed.
+    Schedule(Arc<str>, u64, Scheduled),
+    /// A job, whose last event had this seq and which was not yet started, cannot run: reason, message.
+    Refuse(Arc<str>, u64, String, String),
+    /// The runner is about to ask the engine for the next attempt of a job whose last event had this seq.
+    Start(Arc<str>, u64),
     /// A marker was seen in this attempt's output.
     Mark(Arc<str>, u32, D1Stable),
     /// A cancel request, or the time limit: `asked`, `by`.
     Stop(Arc<str>, Stopping),
     /// This attempt ended.
     End(Arc<str>, u32, Outcome, Ending),
-    /// The seal is durable.
-    Seal(Arc<str>, Sealed),
-    /// The seal cannot be made: why.
-    SealFailed(Arc<str>, String),
+    /// The seal of this attempt is durable.
+    Seal(Arc<str>, u32, Sealed),
+    /// The seal of this attempt cannot be made: why.
+    SealFailed(Arc<str>, u32, String),
     /// Somebody asks for a further attempt of a job that has ended: who, and the manifest as RECEIVED has it.
     Retrigger(Arc<str>, String, Box<RawValue>),
 }
@@ -158,16 +158,19 @@ impl Ledger {
             Command::NodeUp(up) => node(Detail::NodeUp(up)),
             Command::NodeDown(down) => node(Detail::NodeDown(down)),
             Command::Submit(parsed) => self.submit(&parsed, time, limits),
-            Command::Schedule(id, scheduled) => {
+            Command::Schedule(id, seq, scheduled) => {
+                self.expect_seq(&id, seq)?;
                 let job = self.expect(&id, State::Scheduled)?;
                 Ok(vec![event(&id, job.attempt, Detail::Scheduled(scheduled))])
             }
-            Command::Refuse(id, reason, message) => {
+            Command::Refuse(id, seq, reason, message) => {
+                self.expect_seq(&id, seq)?;
                 let job = self.expect(&id, State::Failed)?;
                 let failed = Failed { reason, message, ending: Ending::default() };
                 Ok(vec![event(&id, job.attempt, Detail::Failed(failed))])
             }
-            Command::Start(id) => {
+            Command::Start(id, seq) => {
+                self.expect_seq(&id, seq)?;
                 let job = self.get(&id)?;
                 if let Some(failed) = give_up(job).filter(|_| job.state == State::Crash) {
                     // The agent died between the crash and this; see `end`.
@@ -204,14 +207,15 @@ impl Ledger {
                 self.expect_attempt(&id, attempt, details[0].state())?;
                 Ok(details.into_iter().map(|detail| event(&id, attempt, detail)).collect())
             }
-            Command::Seal(id, sealed) => {
-                let job = self.expect(&id, State::Sealed)?;
-                Ok(vec![event(&id, job.attempt, Detail::Sealed(sealed))])
+            Command::Seal(id, attempt, sealed) => {
+                self.expect_attempt(&id, attempt, State::Sealed)?;
+                Ok(vec![event(&id, attempt, Detail::Sealed(sealed))])
             }
-            Command::SealFailed(id, message) => {
-                let job = self.expect(&id, State::Failed)?;
+            Command::SealFailed(id, attempt, message) => {
+                // Where it could be sealed, it can fail to be; elsewhere it is another attempt's affair.
+                self.expect_attempt(&id, attempt, State::Sealed)?;
                 let failed = Failed { reason: "seal".into(), message, ending: Ending::default() };
-                Ok(vec![event(&id, job.attempt, Detail::Failed(failed))])
+                Ok(vec![event(&id, attempt, Detail::Failed(failed))])
             }
             Command::Retrigger(id, by, manifest) => {
                 let job = self.get(&id)?;
@@ -282,6 +286,16 @@ impl Ledger {
         }
         let message = format!("job {job_id:?} is {}; it cannot become {to}", job.state);
         Err(Rejection::new(409, "wrong_state", message))
+    }
+
+    /// What the runner decides on must still be so: a job may have been cancelled and retriggered since.
+    fn expect_seq(&self, job_id: &str, seq: u64) -> Result<(), Rejection> {
+        let job = self.get(job_id)?;
+        if job.seq == seq {
+            return Ok(());
+        }
+        let message = format!("job {job_id:?} has gone on from event {seq} to event {}", job.seq);
+        Err(Rejection::new(409, "superseded", message))
     }
 
     fn expect_attempt(&self, job_id: &str, attempt: u32, to: State) -> Result<(), Rejection> {

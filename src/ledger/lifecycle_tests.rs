@@ -80,15 +80,15 @@ fn manifest() -> Box<RawValue> {
     RawValue::from_string(parsed.canonical).unwrap()
 }
 
-/// Every command that a job can meet, by name, for attempt `attempt`.
-fn commands(attempt: u32) -> Vec<(&'static str, Command)> {
-    let id: Arc<str> = "j".into();
+/// Every command that a job can meet, by name, as it stands.
+fn commands(job: &Job) -> Vec<(&'static str, Command)> {
+    let (id, attempt, seq): (Arc<str>, _, _) = ("j".into(), job.attempt, job.seq);
     let failed = Outcome::Failed { reason: "exit".into(), message: "1".into() };
     let crashed = |cause: &str| Outcome::Crashed { cause: cause.into() };
     vec![
-        ("schedule", Command::Schedule(id.clone(), scheduled())),
-        ("refuse", Command::Refuse(id.clone(), "image".into(), "none".into())),
-        ("start", Command::Start(id.clone())),
+        ("schedule", Command::Schedule(id.clone(), seq, scheduled())),
+        ("refuse", Command::Refuse(id.clone(), seq, "image".into(), "none".into())),
+        ("start", Command::Start(id.clone(), seq)),
         ("mark", Command::Mark(id.clone(), attempt, mark())),
         ("cancel", Command::Stop(id.clone(), ask("cancel"))),
         ("timeout", Command::Stop(id.clone(), ask("timeout"))),
@@ -96,8 +96,8 @@ fn commands(attempt: u32) -> Vec<(&'static str, Command)> {
         ("fail", Command::End(id.clone(), attempt, failed, ending(1))),
         ("kill", Command::End(id.clone(), attempt, crashed("killed"), ending(137))),
         ("oom", Command::End(id.clone(), attempt, crashed("oom"), ending(137))),
-        ("seal", Command::Seal(id.clone(), sealed())),
-        ("cannot seal", Command::SealFailed(id.clone(), "gone".into())),
+        ("seal", Command::Seal(id.clone(), attempt, sealed())),
+        ("cannot seal", Command::SealFailed(id.clone(), attempt, "gone".into())),
         ("retrigger", Command::Retrigger(id, "127.0.0.1".into(), manifest())),
     ]
 }
@@ -107,8 +107,7 @@ fn walk(path: &str) -> Result<Vec<State>, Rejection> {
     let mut bench = Bench::new();
     let mut states = bench.submit("j", "")?;
     for name in path.split(", ").filter(|name| !name.is_empty()) {
-        let attempt = bench.job().attempt;
-        let command = commands(attempt).into_iter().find(|(known, _)| *known == name).unwrap().1;
+        let command = commands(bench.job()).into_iter().find(|(known, _)| *known == name).unwrap().1;
         states.extend(bench.run(command)?);
     }
     Ok(states)
@@ -193,7 +192,9 @@ fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() 
         "schedule, start, complete",
         "schedule, start, oom, retrigger",
     ];
-    let names: Vec<&str> = commands(0).iter().map(|(name, _)| *name).collect();
+    let mut any = Bench::new();
+    any.submit("j", "").unwrap();
+    let names: Vec<&str> = commands(any.job()).iter().map(|(name, _)| *name).collect();
     let mut refused = 0;
     for start in starts {
         for a in 0..names.len() {
@@ -205,7 +206,7 @@ fn whatever_order_commands_come_in_none_breaks_the_ledger_and_recovery_agrees() 
                     for name in path {
                         let before = bench.bytes.len();
                         let was_over = bench.job().open.is_none();
-                        let command = commands(bench.job().attempt).into_iter().find(|(n, _)| *n == name).unwrap().1;
+                        let command = commands(bench.job()).into_iter().find(|(n, _)| *n == name).unwrap().1;
                         if let Err(rejection) = bench.run(command) {
                             refused += 1;
                             assert_eq!((rejection.status, bench.bytes.len()), (409, before));
@@ -255,14 +256,45 @@ fn only_what_ended_by_a_crash_or_a_cancel_is_retriggered() {
 }
 
 #[test]
+fn what_was_decided_for_a_jobs_first_life_is_refused_in_its_second() {
+    // Prepared, started or sealed by somebody who has not heard that the job was cancelled and retriggered meanwhile.
+    for (before, late) in [("", "schedule"), ("", "refuse"), ("schedule", "start"), ("schedule", "refuse")] {
+        let mut bench = Bench::new();
+        bench.submit("j", "").unwrap();
+        let names = before.split(", ").filter(|name| !name.is_empty());
+        for name in names {
+            bench.run(commands(bench.job()).into_iter().find(|(n, _)| *n == name).unwrap().1).unwrap();
+        }
+        let late_command = commands(bench.job()).into_iter().find(|(n, _)| *n == late).unwrap().1;
+        for name in ["cancel", "retrigger"] {
+            bench.run(commands(bench.job()).into_iter().find(|(n, _)| *n == name).unwrap().1).unwrap();
+        }
+        assert_eq!(bench.run(late_command).unwrap_err().code, "superseded", "{before}: {late}");
+    }
+    for late in ["seal", "cannot seal"] {
+        let mut bench = Bench::new();
+        bench.submit("j", "").unwrap();
+        let mut late_command = None;
+        for name in ["schedule", "start", "complete", "cancel", "retrigger", "start", "complete"] {
+            bench.run(commands(bench.job()).into_iter().find(|(n, _)| *n == name).unwrap().1).unwrap();
+            if name == "complete" && late_command.is_none() {
+                late_command = commands(bench.job()).into_iter().find(|(n, _)| *n == late).map(|(_, command)| command);
+            }
+        }
+        assert_eq!(bench.run(late_command.unwrap()).unwrap_err().code, "wrong_attempt", "{late}");
+        assert_eq!(bench.job().state, State::Completed);
+    }
+}
+
+#[test]
 fn a_crash_without_its_failure_gets_no_further_attempt() {
     // Both are written together; a ledger that holds only the first must not lead to an attempt too many.
     for (more, cause, reason) in [(r#","max_attempts":1"#, "killed", "attempt_limit"), ("", "oom", "oom")] {
         let mut bench = Bench::new();
         bench.submit("j", more).unwrap();
         let id: Arc<str> = "j".into();
-        bench.run(Command::Schedule(id.clone(), scheduled())).unwrap();
-        bench.run(Command::Start(id.clone())).unwrap();
+        bench.run(Command::Schedule(id.clone(), bench.job().seq, scheduled())).unwrap();
+        bench.run(Command::Start(id.clone(), bench.job().seq)).unwrap();
         let crash = Crash { cause: cause.into(), ending: ending(137) };
         let subject = Some(Subject { job_id: id.clone(), attempt: 1 });
         let seq = bench.bytes.len() as u64 + 1;
@@ -270,7 +302,7 @@ fn a_crash_without_its_failure_gets_no_further_attempt() {
         let mut bytes = Vec::new();
         event.write(seq, &Hash::ZERO, &mut bytes);
         bench.ledger.apply(&Fact::parse(&bytes).unwrap(), &bytes).unwrap();
-        let events = bench.ledger.decide(Command::Start(id), Time(bench.clock), LIMITS).unwrap();
+        let events = bench.ledger.decide(Command::Start(id, seq), Time(bench.clock), LIMITS).unwrap();
         assert!(
             matches!(&events[..], [Event { detail: Detail::Failed(failed), .. }] if failed.reason == reason),
             "{events:?}"
@@ -287,7 +319,8 @@ fn a_repeated_submission_is_the_same_job_and_another_manifest_is_refused() {
     bench.submit("k", "").unwrap();
     bench.submit("l", "").unwrap();
     assert_eq!(bench.submit("m", "").unwrap_err().status, 429, "three are open");
-    bench.run(Command::Refuse("k".into(), "image".into(), "none".into())).unwrap();
+    let seq = bench.ledger.job("k").unwrap().seq;
+    bench.run(Command::Refuse("k".into(), seq, "image".into(), "none".into())).unwrap();
     assert_eq!(bench.submit("m", ""), Ok(vec![State::Received]), "one has ended");
 }
 
@@ -297,7 +330,7 @@ fn time_never_goes_back_though_the_clock_does() {
     bench.clock = 5_000_000;
     bench.submit("j", "").unwrap();
     bench.clock = 0;
-    bench.run(Command::Schedule("j".into(), scheduled())).unwrap();
+    bench.run(Command::Schedule("j".into(), bench.job().seq, scheduled())).unwrap();
     let times: Vec<Time> = bench.bytes.iter().map(|bytes| Stored::parse(bytes).unwrap().event.time).collect();
     assert!(times.is_sorted(), "{times:?}");
 }

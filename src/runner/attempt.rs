@@ -50,20 +50,28 @@ fn one_attempt(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
     let (sender, signals) = unbounded();
     let active = || runner.queues.active.lock().unwrap_or_else(PoisonError::into_inner);
     active().insert(job.job_id.clone(), sender.clone());
-    let next = begin(runner, job, sender, signals);
-    active().remove(&job.job_id);
+    let next = begin(runner, job, sender.clone(), signals);
+    let mut now = active();
+    if now.get(&job.job_id).is_some_and(|current| current.same_channel(&sender)) {
+        now.remove(&job.job_id);
+    }
     next
 }
 
 fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: Receiver<Signal>) -> Option<Arc<Job>> {
     let is_new = matches!(job.state, State::Scheduled | State::Crash | State::Retriggered);
     let job = if is_new {
-        let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
+        let ended = || runner.has_ended(&job.job_id);
         // Whatever it says instead of answering, it is not there: only its answer lets the attempt begin.
-        let ping = || runner.setup.docker.ping().map_err(|error| EngineError::Unavailable(error.to_string()));
+        let ping = || match runner.knows_engine() {
+            true => runner.setup.docker.ping(),
+            // What an attempt is given depends on what the engine can do.
+            false => runner.learn().map(drop),
+        };
+        let ping = || ping().map_err(|error| EngineError::Unavailable(error.to_string()));
         runner.until_engine_answers(&job.job_id, &ended, ping)?.ok()?;
         // A refusal here means that the job was cancelled meanwhile, or that the ledger is shut.
-        let started = runner.setup.engine.execute(Command::Start(job.job_id.clone())).ok()?.job?;
+        let started = runner.setup.engine.execute(Command::Start(job.job_id.clone(), job.seq)).ok()?.job?;
         kill_point::reached("intent-durable");
         started
     } else {
@@ -278,27 +286,36 @@ impl Attempt<'_> {
                 Ok(Signal::Stop) => self.stop_container(),
                 Ok(Signal::Shutdown) => return false,
                 Err(_) => {
-                    deadline = None;
                     let stopping = Stopping { asked: "timeout".into(), by: "timeout_s".into() };
                     // Durable first; it comes back as a signal.
-                    let _ = self.runner.setup.engine.execute(Command::Stop(self.job.job_id.clone(), stopping));
+                    let stop = Command::Stop(self.job.job_id.clone(), stopping);
+                    deadline = match self.runner.setup.engine.execute(stop) {
+                        // A full disk must not make the limit void.
+                        Err(error) if error.status == 503 => Some(Instant::now() + RETRY_PAUSE),
+                        _ => None,
+                    };
                 }
             }
         }
     }
 
-    /// SIGTERM, then SIGKILL, in a thread of its own; the wait goes on.
+    /// SIGTERM, then SIGKILL, in a thread of its own; the wait goes on. Only ever of this attempt's own container, by its id:
+    /// the name may be somebody else's.
     fn stop_container(&self) {
         let (runner, container, ended) = (self.runner.clone(), self.container.clone(), self.ended.clone());
+        let job = self.job.clone();
         let stopper = thread::Builder::new().name("stop".into()).stack_size(128 << 10).spawn(move || {
             while !ended.load(Ordering::Relaxed) && !runner.is_stopping() {
-                match runner.setup.docker.stop(&container, STOP_GRACE_S) {
-                    // A stop of a container that was created and not started yet succeeds and does nothing.
-                    Ok(()) => match runner.setup.docker.inspect(&container) {
-                        Ok(Inspect::Present(state)) if state.started && !state.running => return,
-                        _ => {}
-                    },
-                    // Not created yet, or the engine is away.
+                match runner.setup.docker.inspect(&container) {
+                    Ok(Inspect::Present(state)) if !judge::is_of(&state, &runner.setup.log_id, &job) => return,
+                    Ok(Inspect::Present(state)) if state.running => {
+                        if let Err(error) = runner.setup.docker.stop(&state.id, STOP_GRACE_S) {
+                            log::debug!("stopping {container}: {error}");
+                        }
+                    }
+                    Ok(Inspect::Present(state)) if state.started => return,
+                    // Not created or not started yet, or the engine is away.
+                    Ok(_) => {}
                     Err(error) => log::debug!("stopping {container}: {error}"),
                 }
                 thread::sleep(ADOPTED_LOOK);

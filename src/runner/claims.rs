@@ -54,17 +54,20 @@ pub(super) fn hold(runner: &Runner, job: &Job) {
 }
 
 /// The thread. `held`: the jobs that were given what they held; what their directories are is looked up first.
-pub(super) fn keep(runner: &Arc<Runner>, held: &[Arc<Job>]) {
-    for (job, claims) in held.iter().zip(looked_up(runner, held)) {
+pub(super) fn keep(runner: &Arc<Runner>, held: Vec<Arc<Job>>) {
+    for (job, claims) in held.iter().zip(looked_up(runner, &held)) {
         // Where two hold one directory, an agent that knew no claims let them.
         let _ = table(runner).extend(&job.job_id, &claims, true);
     }
+    drop(held);
     let turns = &runner.queues.claim.1;
+    // What each job was when it asked: by the time it gets its turn it may have been cancelled, and even be another.
+    let mut asked: HashMap<Arc<str>, Arc<Job>> = HashMap::new();
     while let Ok(first) = turns.recv() {
         let (mut batch, mut jobs) = (Vec::new(), Vec::new());
         for turn in std::iter::once(first).chain(turns.try_iter().take(BATCH_TURNS)) {
             match turn {
-                Turn::Wants(job) if by_path(runner, &job).is_empty() => offer(runner, &job.job_id),
+                Turn::Wants(job) if by_path(runner, &job).is_empty() => offer(runner, &job),
                 Turn::Wants(job) => {
                     jobs.push(job.clone());
                     batch.push(Turn::Wants(job));
@@ -78,8 +81,14 @@ pub(super) fn keep(runner: &Arc<Runner>, held: &[Arc<Job>]) {
                 return;
             }
             match turn {
-                Turn::Wants(job) => request(runner, &job, &found.next().unwrap_or_default()),
-                Turn::Ended(job_id) => release(runner, &job_id),
+                Turn::Wants(job) => request(runner, &job, &found.next().unwrap_or_default(), &mut asked),
+                Turn::Ended(job_id) => {
+                    asked.remove(&job_id);
+                    let released = table(runner).release(&job_id);
+                    for granted in released {
+                        asked.remove(&granted).iter().for_each(|job| offer(runner, job));
+                    }
+                }
             }
         }
     }
@@ -112,26 +121,24 @@ pub(super) fn waiting_for(runner: &Runner, job_id: &str) -> Option<String> {
     table(runner).waits_for(job_id).as_ref().map(words)
 }
 
-fn request(runner: &Arc<Runner>, job: &Arc<Job>, claims: &[Claim]) {
+fn request(runner: &Arc<Runner>, job: &Arc<Job>, claims: &[Claim], asked: &mut HashMap<Arc<str>, Arc<Job>>) {
     // Whoever was cancelled meanwhile wants nothing any more.
     if runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.seq != job.seq) {
         return;
     }
     match table(runner).request(&job.job_id, claims) {
-        Ok(()) => offer(runner, &job.job_id),
-        Err(blocker) => log::info!("job {}: waits: {}", job.job_id, words(&blocker)),
+        Ok(()) => offer(runner, job),
+        Err(blocker) => {
+            log::info!("job {}: waits: {}", job.job_id, words(&blocker));
+            asked.insert(job.job_id.clone(), job.clone());
+        }
     }
 }
 
-fn release(runner: &Arc<Runner>, job_id: &str) {
-    let granted = table(runner).release(job_id);
-    granted.iter().for_each(|job_id| offer(runner, job_id));
-}
-
 /// Where a job goes that has its directories.
-fn offer(runner: &Runner, job_id: &Arc<str>) {
+fn offer(runner: &Runner, job: &Arc<Job>) {
     // The receiver lives as long as the process does.
-    let _ = runner.queues.schedule.0.send(job_id.clone());
+    let _ = runner.queues.schedule.0.send(job.clone());
 }
 
 fn table(runner: &Runner) -> MutexGuard<'_, Table> {

@@ -1,18 +1,22 @@
 //! Lets go of what attempts and jobs held, once their end is durable: containers, mounts, control groups, pins. First what an
 //! earlier agent left. What another agent, or a ledger that knows more than this one, may hold is left alone.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::cgroup::{self, AttemptGroup};
 use super::docker::Inspect;
 use super::{Runner, claims};
 use crate::ledger::event::State;
 use crate::sys::kill_point;
+
+/// When a container that could not be removed is tried again.
+const REMOVE_AGAIN: Duration = Duration::from_secs(30);
 
 /// What is left to do after an end that is durable.
 pub(super) enum Clean {
@@ -66,7 +70,7 @@ impl Runner {
     /// First what an earlier agent left, then what comes in.
     pub(super) fn keep_clean(&self) {
         let label = format!("hackbrain.log={}", self.setup.log_id);
-        let nobody: Arc<str> = "clean-up".into();
+        let nobody: Arc<str> = "".into();
         let never = || false;
         if let Some(Ok(found)) = self.until_engine_answers(&nobody, &never, || self.setup.docker.list(&label)) {
             for left in found {
@@ -74,7 +78,9 @@ impl Runner {
                     Fate::UnderWay => {}
                     Fate::Over => {
                         log::info!("removing container {}, whose end is recorded", left.name);
-                        self.remove(&left.name);
+                        if !self.remove(&left.name) {
+                            self.clean_up(left.name);
+                        }
                     }
                     // As after a data directory was put back from a copy: what runs there may be somebody's days of work.
                     Fate::Unknown => log::warn!(
@@ -99,18 +105,24 @@ impl Runner {
                 }
             }
         }
-        while let Ok(what) = self.queues.clean.1.recv() {
-            match what {
-                Clean::Job(job_id) => {
-                    // One that was retriggered meanwhile holds its pin anew.
-                    if self.setup.engine.view().job(&job_id).is_none_or(|job| job.open.is_none()) {
-                        self.pins.release(&job_id);
+        // Those that the engine would not remove, and when they are tried again: they must not hold up the others.
+        let mut later: VecDeque<(Instant, String)> = VecDeque::new();
+        loop {
+            match self.queues.clean.1.recv_timeout(REMOVE_AGAIN) {
+                Ok(Clean::Job(job_id)) => self.pins.release_if(&job_id, &|| self.has_ended(&job_id)),
+                Ok(Clean::Attempt(container)) => {
+                    if !self.remove(&container) {
+                        later.push_back((Instant::now() + REMOVE_AGAIN, container));
                     }
-                }
-                Clean::Attempt(container) => {
-                    self.remove(&container);
                     self.cleaning.fetch_sub(1, Ordering::SeqCst);
                 }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if let Some((_, container)) = later.pop_front_if(|(due, _)| *due <= Instant::now())
+                && !self.remove(&container)
+            {
+                later.push_back((Instant::now() + REMOVE_AGAIN, container));
             }
         }
     }
@@ -139,8 +151,9 @@ impl Runner {
         self.fate(container) == Fate::UnderWay
     }
 
-    fn remove(&self, container: &str) {
-        let nobody: Arc<str> = "clean-up".into();
+    /// Whether all of it is gone. An engine that is away is waited for.
+    fn remove(&self, container: &str) -> bool {
+        let nobody: Arc<str> = "".into();
         // Only our own: the name alone may be somebody else's. By its id, in case the name changes hands meanwhile.
         let ask = || match self.setup.docker.inspect(container)? {
             Inspect::Present(state) if state.labels.get("hackbrain.log") == Some(&self.setup.log_id) => {
@@ -149,9 +162,14 @@ impl Runner {
             _ => Ok(()),
         };
         // An agent that stops tries once; what it leaves the next one removes.
-        let outcome = if self.is_stopping() { Some(ask()) } else { self.until_engine_answers(&nobody, &|| false, ask) };
-        if let Some(Err(error)) = outcome {
-            log::warn!("container {container} is not removed: {error}");
+        while let Err(error) = ask() {
+            let is_there = || self.setup.docker.ping();
+            if self.is_stopping() || is_there().is_ok() {
+                // Whatever words it has: one container that cannot be removed is no absent engine.
+                log::warn!("container {container} is not removed: {error}");
+                return false;
+            }
+            let _ = self.until_engine_answers(&nobody, &|| false, is_there);
         }
         kill_point::reached("container-removed");
         if let Err(error) = self.setup.mounts.release(&self.setup.data.join("mnt").join(container)) {
@@ -159,6 +177,7 @@ impl Runner {
         }
         kill_point::reached("mounts-released");
         self.remove_group(container);
+        true
     }
 
     fn remove_group(&self, container: &str) {

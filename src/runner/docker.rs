@@ -119,7 +119,9 @@ impl Docker {
         if let Some(api) = &self.api {
             let path = format!("/containers/{}/json", escape(container));
             let found = api.ask("GET", &path, COMMAND_TIMEOUT)?.found()?;
-            return found.map_or(Ok(Inspect::Absent), |json| inspect::parse_container(&json).map(Inspect::Present));
+            let whole =
+                |json: Vec<u8>| inspect::parse_container(&json).map(Inspect::Present).map_err(|error| cut_off(&error));
+            return found.map_or(Ok(Inspect::Absent), whole);
         }
         match self.run(&["inspect", "--type=container", "--", container]) {
             Ok(json) => inspect::parse_containers(&json).map(Inspect::Present),
@@ -225,7 +227,7 @@ impl Docker {
         if let Some(api) = &self.api {
             let path = format!("/images/{}/json", escape(reference));
             let found = api.ask("GET", &path, COMMAND_TIMEOUT)?.found()?;
-            return found.map(|json| inspect::parse_image(&json)).transpose();
+            return found.map(|json| inspect::parse_image(&json).map_err(|error| cut_off(&error))).transpose();
         }
         match self.run(&["image", "inspect", "--format={{json .}}", "--", reference]) {
             Ok(json) => inspect::parse_image(&json).map(Some),
@@ -352,6 +354,11 @@ impl Docker {
             }
         }
     }
+}
+
+/// An answer ends with its connection, so one of an engine that dies in the middle looks whole.
+fn cut_off(error: &EngineError) -> EngineError {
+    EngineError::Unavailable(error.to_string())
 }
 
 fn is_no_such(error: &EngineError) -> bool {

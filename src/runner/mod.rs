@@ -7,11 +7,13 @@ pub mod cgroup;
 mod claims;
 mod cleanup;
 pub mod docker;
+mod fault;
 mod kernel_log;
 pub mod mounts;
 pub mod outage;
 pub mod output;
 mod pins;
+mod queues;
 mod schedule;
 mod stray;
 pub mod telemetry;
@@ -19,7 +21,7 @@ mod watch;
 mod witness;
 mod workspace;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,25 +29,27 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::bounded;
 use serde_json::{Value, json};
 
 use self::cgroup::{AttemptGroup, Hierarchies, Unavailable};
 use self::claims::{Table, Turn};
-use self::cleanup::Clean;
 use self::docker::{Docker, EngineError, EngineInfo};
+use self::fault::Fault;
 use self::mounts::MountPolicy;
 use self::outage::Outages;
 use self::pins::Pins;
+pub use self::queues::Queues;
+use self::queues::{Busy, Queue, Signal, Stage};
 use self::telemetry::Telemetry;
 use crate::config::Pull;
-use crate::engine::{Engine, OnJob};
+use crate::engine::Engine;
 use crate::host::Host;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
 use crate::manifest::Resources;
 use crate::resources::{EngineCapacity, ResourceLimits};
-use crate::seal::SealError;
+use crate::sys::AbortOnPanic;
 
 /// How often the engine is asked whether it is there, while nothing else asks it.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -57,112 +61,10 @@ const HOLD_STILL_TRIES: u32 = 5;
 const ENGINE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long the start of the agent waits for the engine's fingerprint.
 const FINGERPRINT_WAIT: Duration = Duration::from_secs(2);
+/// Before a job is offered again of which another thread still has what it was before.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// Threads that resolve images and hash inputs, and as many that pull.
 const SCHEDULERS: usize = 2;
-
-/// Something happened to an attempt under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Signal {
-    /// The CLI has ended, or the container that was adopted without one.
-    Ended,
-    /// A stop request is durable.
-    Stop,
-    /// The agent stops; the container goes on.
-    Shutdown,
-}
-
-/// Why a job's workspace or output cannot be had.
-struct Fault {
-    /// One of the reasons of FAILED.
-    reason: &'static str,
-    /// For a person.
-    message: String,
-    /// It passes once there is space.
-    disk_is_full: bool,
-    /// A file changed while it was hashed; somebody else may be writing there.
-    may_hold_still: bool,
-}
-
-impl Fault {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false }
-    }
-
-    fn of_seal(reason: &'static str, what: &str, error: &SealError) -> Self {
-        let disk_is_full = match error {
-            SealError::Io { source, .. } => Self::io(reason, what, source).disk_is_full,
-            _ => false,
-        };
-        let may_hold_still = matches!(error, SealError::Changed { .. });
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still }
-    }
-
-    fn io(reason: &'static str, what: &str, error: &io::Error) -> Self {
-        let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false }
-    }
-}
-
-/// The queues. They exist before the engine, which fills them, and the runner, which empties them.
-#[derive(Clone)]
-pub struct Queues {
-    /// Jobs that want their directories, and jobs that need them no more, in the order their events became durable.
-    claim: (Sender<Turn>, Receiver<Turn>),
-    schedule: (Sender<Arc<str>>, Receiver<Arc<str>>),
-    /// Jobs whose image is not on the host. Apart, since a registry that does not answer must hold up nobody else.
-    pull: (Sender<Arc<str>>, Receiver<Arc<str>>),
-    run: (Sender<Arc<str>>, Receiver<Arc<str>>),
-    clean: (Sender<Clean>, Receiver<Clean>),
-    active: Arc<Mutex<HashMap<Arc<str>, Sender<Signal>>>>,
-}
-
-impl Default for Queues {
-    fn default() -> Self {
-        Self {
-            claim: unbounded(),
-            schedule: unbounded(),
-            pull: unbounded(),
-            run: unbounded(),
-            clean: unbounded(),
-            active: Arc::default(),
-        }
-    }
-}
-
-impl Queues {
-    /// What the engine calls with each job whose event has become durable.
-    pub fn on_job(&self) -> OnJob {
-        let queues = self.clone();
-        Box::new(move |job| match job.state {
-            State::Received | State::Retriggered => drop(queues.claim.0.send(Turn::Wants(job.clone()))),
-            State::Scheduled => queues.offer(&queues.run.0, job),
-            State::Stopping => queues.signal(&job.job_id, Signal::Stop),
-            state if state.is_end() => {
-                let _ = queues.claim.0.send(Turn::Ended(job.job_id.clone()));
-                let _ = queues.clean.0.send(Clean::Job(job.job_id.clone()));
-            }
-            _ => {}
-        })
-    }
-
-    fn offer(&self, queue: &Sender<Arc<str>>, job: &Arc<Job>) {
-        // The receivers live as long as the process does.
-        let _ = queue.send(job.job_id.clone());
-    }
-
-    fn signal(&self, job_id: &str, signal: Signal) {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = active.get(job_id) {
-            let _ = sender.send(signal);
-        }
-    }
-
-    fn signal_all(&self, signal: Signal) {
-        for sender in self.active.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            let _ = sender.send(signal);
-        }
-    }
-}
 
 /// What a runner needs.
 pub struct Setup {
@@ -203,6 +105,7 @@ pub struct Runner {
     /// Attempts under way.
     slots: Mutex<usize>,
     slot_freed: Condvar,
+    busy: Mutex<HashSet<(Stage, Arc<str>)>>,
     /// Containers whose clean-up is not done yet.
     cleaning: AtomicUsize,
     pins: Pins,
@@ -231,6 +134,7 @@ impl Runner {
             stopping: AtomicBool::new(false),
             slots: Mutex::default(),
             slot_freed: Condvar::new(),
+            busy: Mutex::default(),
             cleaning: AtomicUsize::new(0),
             info: Mutex::default(),
             away: Mutex::default(),
@@ -284,24 +188,30 @@ impl Runner {
                     let job = job.clone();
                     self.spawn("adopt", move |runner| {
                         let _slot = slot;
+                        let _busy = Busy::enter(runner, Stage::Run, &job.job_id);
                         attempt::run(runner, &job);
+                        runner.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.job_id);
                     })?;
                 }
             }
         }
-        self.spawn("claims", move |runner| claims::keep(runner, &held))?;
+        self.spawn("claims", move |runner| claims::keep(runner, held))?;
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
         self.spawn("telemetry", |runner| {
             runner.telemetry.run(&|| runner.is_stopping(), &|| runner.setup.engine.view().wake_all());
         })?;
         for _ in 0..SCHEDULERS {
-            self.spawn("schedule", |runner| runner.take_from(&runner.queues.schedule.1, schedule::schedule))?;
-            self.spawn("pull", |runner| runner.take_from(&runner.queues.pull.1, schedule::pull_and_schedule))?;
+            self.spawn("schedule", |runner| {
+                runner.take_from(&runner.queues.schedule, Stage::Prepare, schedule::schedule)
+            })?;
+            self.spawn("pull", |runner| {
+                runner.take_from(&runner.queues.pull, Stage::Prepare, schedule::pull_and_schedule)
+            })?;
         }
         for _ in 0..self.setup.workers {
             self.spawn("worker", |runner| {
-                runner.take_from(&runner.queues.run.1, |runner, job| {
+                runner.take_from(&runner.queues.run, Stage::Run, |runner, job| {
                     let _slot = runner.take_slot(true);
                     if !runner.is_stopping() {
                         attempt::run(runner, job);
@@ -365,19 +275,41 @@ impl Runner {
 
     fn spawn(self: &Arc<Self>, name: &str, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
         let runner = self.clone();
-        thread::Builder::new().name(name.into()).spawn(move || run(&runner)).map(drop)
+        let run = move || {
+            // Half the runner's threads would be worse than none: the next agent takes everything up again.
+            let _guard = AbortOnPanic;
+            run(&runner);
+        };
+        thread::Builder::new().name(name.into()).spawn(run).map(drop)
     }
 
-    fn take_from(self: &Arc<Self>, queue: &Receiver<Arc<str>>, work: fn(&Arc<Self>, &Arc<Job>)) {
-        while let Ok(job_id) = queue.recv() {
+    fn take_from(self: &Arc<Self>, queue: &Queue, stage: Stage, work: fn(&Arc<Self>, &Arc<Job>)) {
+        while let Ok(job) = queue.1.recv() {
             if self.is_stopping() {
                 return;
             }
-            // Whoever was cancelled while it waited is not there any more, or has ended.
-            let Some(job) = self.setup.engine.view().job(&job_id).filter(|job| job.open.is_some()) else { continue };
+            // Whoever was cancelled while it waited has ended, or was even retriggered, and then has another entry.
+            if self.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none() || now.seq != job.seq) {
+                continue;
+            }
+            let Some(_busy) = Busy::enter(self, stage, &job.job_id) else {
+                // Somebody is not done yet with what the job was before.
+                self.pause(BUSY_PAUSE, &|| false);
+                let _ = queue.0.send(job);
+                continue;
+            };
             work(self, &job);
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&job_id);
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.job_id);
         }
+    }
+
+    /// Whether the engine has told of itself.
+    fn knows_engine(&self) -> bool {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn has_ended(&self, job_id: &str) -> bool {
+        self.setup.engine.view().job(job_id).is_none_or(|now| now.open.is_none())
     }
 
     fn is_stopping(&self) -> bool {
@@ -508,10 +440,11 @@ impl Runner {
     }
 
     /// Repeats `work` until it does not fail for want of disk space: a full disk is nobody's fault. Inputs that change while
-    /// they are hashed get a few chances to hold still. `None`: the agent stops.
+    /// they are hashed get a few chances to hold still. `None`: the agent stops, or `give_up` says so.
     fn until_there_is_space<T>(
         &self,
         job_id: &Arc<str>,
+        give_up: &dyn Fn() -> bool,
         mut work: impl FnMut() -> Result<T, Fault>,
     ) -> Option<Result<T, Fault>> {
         let mut tries = 0;
@@ -524,10 +457,13 @@ impl Runner {
                 Err(fault) if fault.disk_is_full => {
                     self.note_waiting(job_id, &format!("disk space: {}", fault.message))
                 }
-                outcome => return Some(outcome),
+                outcome => {
+                    self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(job_id);
+                    return Some(outcome);
+                }
             }
-            self.pause(ENGINE_BACKOFF.1, &|| false);
-            if self.is_stopping() {
+            self.pause(ENGINE_BACKOFF.1, give_up);
+            if self.is_stopping() || give_up() {
                 return None;
             }
         }

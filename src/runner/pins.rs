@@ -54,9 +54,13 @@ impl Pins {
         note(&mut self.images.lock().unwrap_or_else(PoisonError::into_inner), image_id, job_id);
     }
 
-    /// The job has ended.
-    pub(super) fn release(&self, job_id: &str) {
-        leave(&mut self.images.lock().unwrap_or_else(PoisonError::into_inner), job_id);
+    /// Gives up what a job holds, if it has `ended`: asked under the lock, since a job may be retriggered, and hold anew, at
+    /// any moment.
+    pub(super) fn release_if(&self, job_id: &str, ended: &dyn Fn() -> bool) {
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended() {
+            leave(&mut images, job_id);
+        }
     }
 
     /// Removes the pins that no job has needed for a while; all that none needs where the agent `stops`.

@@ -42,8 +42,8 @@ enum Hitch {
 
 fn record(runner: &Arc<Runner>, job: &Arc<Job>, prepared: Result<Scheduled, Hitch>) {
     let command = match prepared {
-        Ok(scheduled) => Command::Schedule(job.job_id.clone(), scheduled),
-        Err(Hitch::Refused(reason, message)) => Command::Refuse(job.job_id.clone(), reason.into(), message),
+        Ok(scheduled) => Command::Schedule(job.job_id.clone(), job.seq, scheduled),
+        Err(Hitch::Refused(reason, message)) => Command::Refuse(job.job_id.clone(), job.seq, reason.into(), message),
         Err(Hitch::Pull) => return runner.queues.offer(&runner.queues.pull.0, job),
         Err(Hitch::Over) => return,
     };
@@ -60,7 +60,9 @@ fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may_pull: bool) -> Result<Sched
     check_capacity(runner, job, &manifest.resources)?;
     let image_id = image(runner, job, &manifest.image_hash, may_pull)?;
     runner
-        .until_there_is_space(&job.job_id, || workspace::inputs(runner, job, &manifest, &image_id))
+        .until_there_is_space(&job.job_id, &|| runner.has_ended(&job.job_id), || {
+            workspace::inputs(runner, job, &manifest, &image_id)
+        })
         .ok_or(Hitch::Over)?
         .map_err(|fault| Hitch::Refused(fault.reason, fault.message))
 }
@@ -76,14 +78,16 @@ fn prepare_again(runner: &Arc<Runner>, job: &Arc<Job>, image_id: &Arc<str>) -> R
     }
     check_capacity(runner, job, &manifest.resources)?;
     runner
-        .until_there_is_space(&job.job_id, || workspace::inputs_still(runner, job, &manifest))
+        .until_there_is_space(&job.job_id, &|| runner.has_ended(&job.job_id), || {
+            workspace::inputs_still(runner, job, &manifest)
+        })
         .ok_or(Hitch::Over)?
         .map_err(|fault| Hitch::Refused(fault.reason, fault.message))
 }
 
 /// Whether the engine can give what was asked for. A submission is checked too, but not while the engine is away.
 fn check_capacity(runner: &Arc<Runner>, job: &Arc<Job>, asked: &Resources) -> Result<(), Hitch> {
-    let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
+    let ended = || runner.has_ended(&job.job_id);
     // Looked at before: only an answer of the engine's may count as one.
     let answer = match runner.capacity_for(asked) {
         Some(engine) => Ok(engine),
@@ -118,7 +122,7 @@ fn image(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool) 
 /// The id of an image, if it is there or may be pulled; pinned, so that nobody prunes it before the job has ended.
 fn pinned(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool) -> Result<Option<String>, Hitch> {
     let docker = &runner.setup.docker;
-    let ended = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.open.is_none());
+    let ended = || runner.has_ended(&job.job_id);
     let answer = runner.until_engine_answers(&job.job_id, &ended, || {
         let mut image_id = docker.resolve_image(reference)?;
         if image_id.is_none() && may_pull {
@@ -132,6 +136,8 @@ fn pinned(runner: &Arc<Runner>, job: &Arc<Job>, reference: &str, may_pull: bool)
         }
         Ok(image_id)
     });
+    // Cancelled while the engine was asked, it may have been let go of before it held anything.
+    runner.pins.release_if(&job.job_id, &ended);
     answer.ok_or(Hitch::Over)?.map_err(|error| {
         let (EngineError::Unavailable(words) | EngineError::Other(words)) = error;
         Hitch::Refused("image", words)

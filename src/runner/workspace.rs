@@ -126,16 +126,17 @@ pub(super) fn inputs_still(runner: &Runner, job: &Arc<Job>, manifest: &Manifest)
 /// COMPLETED → SEALED. `None` where the agent stops before that.
 pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
     let container = container_name(&job.job_id, job.attempt);
-    let outcome = runner.until_there_is_space(&job.job_id, || {
+    let superseded = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.seq != job.seq);
+    let outcome = runner.until_there_is_space(&job.job_id, &superseded, || {
         try_seal(runner, job, &container)
             .map_err(|error| Fault::of_seal("seal", "the artifacts cannot be sealed", &error))
     });
     let command = match outcome? {
         Ok(sealed) => {
             kill_point::reached("seal-written");
-            Command::Seal(job.job_id.clone(), sealed)
+            Command::Seal(job.job_id.clone(), job.attempt, sealed)
         }
-        Err(fault) => Command::SealFailed(job.job_id.clone(), fault.message),
+        Err(fault) => Command::SealFailed(job.job_id.clone(), job.attempt, fault.message),
     };
     match runner.setup.engine.execute(command) {
         Ok(accepted) => {

@@ -9,3 +9,14 @@ pub mod lock;
 pub mod peer;
 pub mod place;
 pub mod process;
+
+/// A panic in a thread that owns the ledger, or looks after attempts, is a broken invariant: the process must not go on.
+pub(crate) struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}

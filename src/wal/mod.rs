@@ -15,17 +15,6 @@ pub mod storage;
 mod waiters;
 pub mod writer;
 
-/// A panic in a thread that owns the ledger is a broken invariant: the process must not go on telling things.
-pub(crate) struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
-        }
-    }
-}
-
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
@@ -34,3 +23,5 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+pub(crate) use crate::sys::AbortOnPanic;

@@ -12,7 +12,7 @@ use super::super::stray;
 use super::usage::{memory_ended_it, usage};
 use super::{Attempt, Next, Over, Writer};
 use crate::ledger::event::{Ending, LogDigest};
-use crate::ledger::lifecycle::Outcome;
+use crate::ledger::lifecycle::{Job, Outcome};
 use crate::ledger::time::Time;
 use crate::seal;
 use crate::sys::block::sync_dir;
@@ -68,7 +68,7 @@ impl Attempt<'_> {
                 // A created container cannot be started attached without passing on the agent's signals, so it makes way
                 // for one that is run. Nothing of the payload has run yet.
                 *starts += 1;
-                match self.docker().remove(&self.container, false) {
+                match self.docker().remove(&state.id, false) {
                     Ok(()) => return self.launch(),
                     // Perhaps it is being started after all: look again, and never launch on an old look.
                     Err(error) if self.try_again_later(&format!("the container engine says: {error}")) => continue,
@@ -204,12 +204,8 @@ impl Attempt<'_> {
 
     /// Who owns the container, if it is not this attempt of this ledger.
     fn foreign_owner(&self, state: &ContainerState) -> Option<String> {
-        let label = |name: &str| state.labels.get(name).map_or("", String::as_str);
-        let is_ours = label("hackbrain.log") == self.runner.setup.log_id
-            && label("hackbrain.job") == &*self.job.job_id
-            && label("hackbrain.attempt") == self.job.attempt.to_string();
-        match label("hackbrain.log") {
-            _ if is_ours => None,
+        match label(state, "hackbrain.log") {
+            _ if is_of(state, &self.runner.setup.log_id, &self.job) => None,
             "" => Some("somebody else".to_owned()),
             other => Some(format!("another ledger ({other})")),
         }
@@ -231,6 +227,17 @@ impl Attempt<'_> {
         ending.stderr = digest(&self.paths.stderr, complete[1]);
         ending
     }
+}
+
+/// Whether a container is of this ledger's present attempt of a job.
+pub(super) fn is_of(state: &ContainerState, log_id: &str, job: &Job) -> bool {
+    label(state, "hackbrain.log") == log_id
+        && label(state, "hackbrain.job") == &*job.job_id
+        && label(state, "hackbrain.attempt") == job.attempt.to_string()
+}
+
+fn label<'s>(state: &'s ContainerState, name: &str) -> &'s str {
+    state.labels.get(name).map_or("", String::as_str)
 }
 
 /// Which of FAILED's reasons Docker's words are, where it did not even make the container.

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::super::Fault;
 use super::super::cgroup::AttemptGroup;
-use super::super::docker::{EngineInfo, RunSpec};
+use super::super::docker::{EngineError, EngineInfo, RunSpec};
 use super::super::output::OutputFiles;
 use super::super::workspace::{self, Workspace};
 use super::judge::failed;
@@ -14,7 +14,23 @@ use crate::sys::kill_point;
 impl Attempt<'_> {
     /// Asks the engine for this attempt's container.
     pub(super) fn launch(&self) -> Next {
-        let prepared = self.runner.until_there_is_space(&self.job.job_id, || {
+        loop {
+            match self.try_launch() {
+                Ok(next) => return next,
+                // Processes, descriptors or memory are short, or the CLI is being replaced: no fault of the job's.
+                Err(words) if self.try_again_later(&words) => {}
+                Err(_) => return Next::LetGo,
+            }
+            if self.is_stop_asked() {
+                return self.look(None, &mut 0);
+            }
+        }
+    }
+
+    /// The error says why it cannot be tried now.
+    fn try_launch(&self) -> Result<Next, String> {
+        let given_up = || self.is_stop_asked();
+        let prepared = self.runner.until_there_is_space(&self.job.job_id, &given_up, || {
             let workspace = workspace::bind(self.runner, &self.job, &self.container)?;
             kill_point::reached("mounts-bound");
             let files = OutputFiles::create(&self.paths)
@@ -23,17 +39,20 @@ impl Attempt<'_> {
         });
         let (workspace, files) = match prepared {
             Some(Ok(prepared)) => prepared,
-            Some(Err(fault)) => return failed(fault.reason, fault.message),
-            None => return Next::LetGo,
+            Some(Err(fault)) => return Ok(failed(fault.reason, fault.message)),
+            // Nothing was started, and nothing is wanted any more.
+            None if !self.runner.is_stopping() => return Ok(self.look(None, &mut 0)),
+            None => return Ok(Next::LetGo),
         };
         kill_point::reached("output-files-made");
         let spec = self.spec(workspace);
         match self.docker().spawn_run(&spec, files.stdout, files.stderr) {
             Ok(child) => {
                 kill_point::reached("cli-spawned");
-                Next::Wait(Writer::Ours(child))
+                Ok(Next::Wait(Writer::Ours(child)))
             }
-            Err(error) => failed("not_started", format!("docker cannot be run: {error}")),
+            Err(EngineError::Unavailable(words)) => Err(format!("docker cannot be run: {words}")),
+            Err(error) => Ok(failed("not_started", format!("docker cannot be run: {error}"))),
         }
     }
 

@@ -62,7 +62,10 @@ impl Answer {
     pub fn found(self) -> Result<Option<Vec<u8>>, EngineError> {
         match self.status {
             200..=299 => Ok(Some(self.body)),
-            404 => Ok(None),
+            // In the engine's own words, since a proxy has a 404 of its own.
+            404 if self.words().to_ascii_lowercase().contains("no such") => Ok(None),
+            // A proxy without an engine behind it, or an engine without its containerd.
+            502..=504 => Err(EngineError::Unavailable(self.words())),
             _ => Err(EngineError::from_words(&self.words())),
         }
     }
@@ -207,7 +210,12 @@ mod tests {
         assert_eq!((ok.status, ok.body.as_slice()), (200, &b"{}"[..]));
         let told = said(&["HTTP/1.1 409 no\r\nContent-Length: 15\r\n\r\n{\"message\":\"m\"}"], quick, soon).unwrap();
         assert_eq!((told.status, told.words().as_str()), (409, "m"));
-        assert_eq!(said(&["HTTP/1.0 404 no\r\n\r\n{}"], quick, soon).unwrap().found(), Ok(None));
+        let absent = "HTTP/1.0 404 no\r\n\r\n{\"message\":\"No such container: x\"}";
+        assert_eq!(said(Box::leak(Box::new([absent])), quick, soon).unwrap().found(), Ok(None));
+        let proxy = said(&["HTTP/1.0 404 no\r\n\r\npage not found"], quick, soon).unwrap();
+        assert!(matches!(proxy.found(), Err(EngineError::Other(_))));
+        let behind = said(&["HTTP/1.0 502 no\r\n\r\nbad gateway"], quick, soon).unwrap();
+        assert!(matches!(behind.found(), Err(EngineError::Unavailable(_))));
         assert!(matches!(
             said(&["HTTP/1.0 500 no\r\n\r\nhm"], quick, soon).unwrap().found(),
             Err(EngineError::Other(_))

@@ -1,0 +1,37 @@
+//! Why a job's workspace or output cannot be had, and whether that may pass.
+
+use std::io;
+
+use crate::seal::SealError;
+
+/// Why a job's workspace or output cannot be had.
+pub(super) struct Fault {
+    /// One of the reasons of FAILED.
+    pub(super) reason: &'static str,
+    /// For a person.
+    pub(super) message: String,
+    /// It passes once there is space.
+    pub(super) disk_is_full: bool,
+    /// A file changed while it was hashed; somebody else may be writing there.
+    pub(super) may_hold_still: bool,
+}
+
+impl Fault {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false }
+    }
+
+    pub(super) fn of_seal(reason: &'static str, what: &str, error: &SealError) -> Self {
+        let disk_is_full = match error {
+            SealError::Io { source, .. } => Self::io(reason, what, source).disk_is_full,
+            _ => false,
+        };
+        let may_hold_still = matches!(error, SealError::Changed { .. });
+        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still }
+    }
+
+    pub(super) fn io(reason: &'static str, what: &str, error: &io::Error) -> Self {
+        let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false }
+    }
+}
