@@ -135,6 +135,66 @@ fn it_waits_for_whoever_uses_its_directory_now() {
     assert!(ended(&second)["ended"].as_str() < ended(&first)["ended"].as_str());
 }
 
+/// Keeps `workers` workers busy until the file `go` is there.
+fn blockers(agent: &Agent, site: &Site, workers: usize) -> std::path::PathBuf {
+    let dir = site.mountable("blockers");
+    let ids: Vec<String> = (0..workers).map(|_| job_id("blocker")).collect();
+    for id in &ids {
+        let mut job = manifest(id, &["sh", "-c", "until test -e /in/go; do sleep 0.1; done"]);
+        let own = site.mountable(id);
+        job["mount_spec"] = json!([format!("{}:/job/workdir", own.display()), format!("{}:/in:ro", dir.display())]);
+        agent.accepted(&job);
+    }
+    for id in &ids {
+        eventually("it runs", || (states(agent, id).len() == 3).then_some(()));
+    }
+    dir
+}
+
+#[test]
+fn a_job_that_is_cancelled_and_retriggered_while_it_waits_is_run_by_one_thread() {
+    let site = Site::new("retrigger-waiting");
+    let agent = site.start(&["--workers", "2"]);
+    let gate = blockers(&agent, &site, 2);
+    let id = job_id("waiting");
+    let line = "i=0; while [ $i -lt 10 ]; do echo \"[D1_STABLE] $i\"; i=$((i+1)); sleep 0.1; done";
+    let (job, dir) = shell(&site, &id, line);
+    agent.accepted(&job);
+    for round in 0..3 {
+        eventually("it waits", || (states(&agent, &id).len() == 2 + 2 * round).then_some(()));
+        assert_eq!(agent.post(&format!("/api/jobs/{id}/cancel"), b"").status, 200);
+        retriggered(&agent, &id);
+    }
+    fs::write(gate.join("go"), "").unwrap();
+    let summary = agent.ended(&id);
+    assert_eq!((&summary["state"], &summary["attempt"]), (&json!("SEALED"), &json!(1)), "{summary}");
+    assert_eq!(starts(&dir), 1);
+    let text = agent.get(&format!("/api/jobs/{id}/trace")).text();
+    let counts = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["detail"]["count"].as_u64());
+    assert_eq!(counts.flatten().sum::<u64>(), 10, "markers once each: {text}");
+}
+
+#[test]
+fn a_retriggered_job_does_not_come_to_its_directory_by_what_it_was_before() {
+    let site = Site::new("retrigger-turn");
+    let agent = site.start(&["--workers", "1"]);
+    let gate = blockers(&agent, &site, 1);
+    let (first, second) = (job_id("first"), job_id("second"));
+    let (mut job, dir) = shell(&site, &first, "mkdir lock || exit 9; sleep 1; rmdir lock");
+    agent.accepted(&job);
+    eventually("it waits for a worker", || (states(&agent, &first).len() == 2).then_some(()));
+    job["job_id"] = second.as_str().into();
+    agent.accepted(&job);
+    assert_eq!(agent.post(&format!("/api/jobs/{first}/cancel"), b"").status, 200);
+    eventually("the other has its turn", || (states(&agent, &second).len() == 2).then_some(()));
+    retriggered(&agent, &first);
+    fs::write(gate.join("go"), "").unwrap();
+    let ended: Vec<Value> = [&second, &first].into_iter().map(|id| agent.ended(id)).collect();
+    assert!(ended.iter().all(|job| job["state"] == "SEALED"), "never both at once: {ended:?}");
+    assert!(ended[0]["ended"].as_str() < ended[1]["started"].as_str(), "in turn: {ended:?}");
+    assert_eq!(starts(&dir), 2);
+}
+
 #[test]
 fn only_what_was_cancelled_or_crashed_can_be_retriggered() {
     let site = Site::new("retrigger-refused");

@@ -11,7 +11,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use agent::{Agent, PATIENCE, Site, eventually, job_id, manifest};
 use serde_json::{Value, json};
@@ -325,6 +327,7 @@ fn out_of_memory(agent: &Agent, rounds: usize, is_measured: bool) {
 
 #[test]
 fn memory_that_runs_out_is_called_so_ten_times_out_of_ten_on_a_busy_machine() {
+    let _turn = KERNEL_LOG.lock().unwrap_or_else(PoisonError::into_inner);
     let site = Site::new("oom");
     let agent = site.start(&["--workers", "2"]);
     let _load = Load::new();
@@ -348,8 +351,14 @@ fn changed_docker(site: &Site, commands: &str, sed: &str) -> String {
     format!("{}:{path}", dir.display())
 }
 
+/// The kernel writes down ten kills in five seconds at most, and the log is one for all: tests of it take turns.
+static KERNEL_LOG: Mutex<()> = Mutex::new(());
+const KERNEL_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
 #[test]
 fn memory_that_runs_out_is_seen_without_the_engines_word() {
+    let _turn = KERNEL_LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    thread::sleep(KERNEL_LOG_INTERVAL);
     let site = Site::new("flag");
     // As it is where the engine hears of the exit first.
     let path = changed_docker(&site, "inspect", "s/\"OOMKilled\": true/\"OOMKilled\": false/");
@@ -360,6 +369,8 @@ fn memory_that_runs_out_is_seen_without_the_engines_word() {
 
 #[test]
 fn without_a_group_of_its_own_an_attempt_is_measured_in_the_engines() {
+    let _turn = KERNEL_LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    thread::sleep(KERNEL_LOG_INTERVAL);
     let site = Site::new("driver");
     // As an engine with the other driver says; where it put the container is found from the container's first process.
     let sed =
