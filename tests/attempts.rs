@@ -107,6 +107,34 @@ fn a_cancel_is_recorded_first_takes_effect_and_can_be_repeated() {
 }
 
 #[test]
+fn a_stop_that_was_asked_for_outlives_the_agent() {
+    let site = Site::new("stop-and-kill");
+    let agent = site.start(&[]);
+    let (cancelled, late) = (job_id("cancelled"), job_id("late"));
+    let line = "trap '' TERM; touch up; while :; do sleep 0.1; done";
+    let (job, dir) = shell(&site, &cancelled, line);
+    agent.accepted(&job);
+    let (mut job, late_dir) = shell(&site, &late, line);
+    job["timeout_s"] = 3.into();
+    agent.accepted(&job);
+    eventually("both run", || (dir.join("up").exists() && late_dir.join("up").exists()).then_some(()));
+    assert_eq!(agent.post(&format!("/api/jobs/{cancelled}/cancel"), b"{}").status, 200);
+    // The grace period has begun; the time limit of the other one passes while no agent lives.
+    agent.kill();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let agent = site.start(&[]);
+    for (id, dir, state, asked) in [(&cancelled, &dir, "CANCELLED", "cancel"), (&late, &late_dir, "FAILED", "timeout")]
+    {
+        let summary = agent.ended(id);
+        assert_eq!((&summary["state"], &summary["attempt"]), (&state.into(), &1.into()), "{summary}");
+        let events = events(&agent, id);
+        assert_eq!(states(&events), ["RECEIVED", "SCHEDULED", "RUNNING", "STOPPING", state]);
+        assert_eq!(events.iter().find(|event| event["state"] == "STOPPING").unwrap()["detail"]["asked"], asked);
+        assert_eq!(starts(dir), 1);
+    }
+}
+
+#[test]
 fn the_cli_dies_and_no_byte_and_no_marker_is_lost() {
     let site = Site::new("cli");
     let agent = site.start(&[]);

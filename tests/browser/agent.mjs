@@ -18,8 +18,9 @@ async function freePort() {
 }
 
 export class Agent {
-  static async create() {
+  static async create(env = {}) {
     const agent = new Agent();
+    agent.env = { ...process.env, ...env };
     agent.port = await freePort();
     agent.base = `http://127.0.0.1:${agent.port}`;
     agent.data = mkdtempSync(join(tmpdir(), 'hackbrain-viewer-'));
@@ -29,7 +30,7 @@ export class Agent {
 
   async start() {
     const args = ['serve', '--data', join(this.data, 'data'), '--listen', `127.0.0.1:${this.port}`, '--pull', 'never', '--allow-origin', 'null', '--segment-size', '4194304'];
-    this.child = spawn(process.env.HACKBRAIN_BIN, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+    this.child = spawn(process.env.HACKBRAIN_BIN, args, { env: this.env, stdio: ['ignore', 'ignore', 'pipe'] });
     this.said = '';
     this.child.stderr.on('data', (text) => (this.said += text));
     const deadline = Date.now() + START_MS;

@@ -193,3 +193,24 @@ test('an unknown job, 320 px wide, in the dark: said plainly, nothing overflows'
     options,
   );
 });
+
+test('a node without its engine says so, and a waiting job why it waits', async () => {
+  const lonely = await Agent.create({ DOCKER_HOST: 'unix:///nonexistent.sock' });
+  try {
+    const id = `${RUN}-waits`;
+    await lonely.submit({ job_id: id, image_hash: 'busybox:latest', command: ['true'] });
+    await withPage(lonely.base, async (page) => {
+      await live(page);
+      await page.locator('#engine').waitFor(WAIT);
+      assert.match(await page.locator('#engine-why').innerText(), /nonexistent\.sock/);
+      await row(page, id).locator('a').click();
+      await page.locator('.job .note', { hasText: 'Waits: the container engine' }).waitFor(WAIT);
+    });
+    await withPage(agent.base, async (page) => {
+      await live(page);
+      assert.equal(await page.locator('#engine').isVisible(), false);
+    });
+  } finally {
+    await lonely.close();
+  }
+});
