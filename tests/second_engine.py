@@ -154,6 +154,18 @@ class SecondEngine:
                 return
         raise AssertionError(f"no files of {container}")
 
+    def has_noted(self, container):
+        """Whether the engine's files say that it runs."""
+        for file in (self.data / "containers").glob("*/config.v2.json"):
+            try:
+                config = json.loads(file.read_text())
+            except (OSError, ValueError):
+                # It is just being replaced, or removed.
+                continue
+            if config["Name"] == f"/{container}":
+                return config["State"]["Running"]
+        return False
+
     def processes(self):
         """(pid, command line) of everything that names this directory: dockerd, containerd, shims."""
         found = []
