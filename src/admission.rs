@@ -41,6 +41,9 @@ impl Admission {
         if !manifest.depends_on.is_empty() {
             return Err(unsupported("depends_on", "submit the job once its parents are SEALED"));
         }
+        if manifest.reproduces.is_some() {
+            return Err(unsupported("reproduces", "submit the job again under a new job_id"));
+        }
         self.check_mounts(manifest)
     }
 

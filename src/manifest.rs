@@ -2,6 +2,7 @@
 
 mod fields;
 mod mount_spec;
+mod place;
 mod reference;
 mod strict_json;
 
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use mount_spec::MAX_MOUNTS;
+pub use place::{Place, PlaceSource, staged};
 pub use reference::is_job_id;
 
 /// Longest body, and longest canonical manifest, in bytes.
@@ -46,7 +48,7 @@ pub const MAX_PIDS: u64 = 1 << 22;
 /// Most `gpus`.
 pub const MAX_GPUS: u32 = 1024;
 
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 11] = [
     "job_id",
     "image_hash",
     "command",
@@ -57,6 +59,7 @@ const FIELDS: [&str; 10] = [
     "timeout_s",
     "max_attempts",
     "network",
+    "reproduces",
 ];
 const RESOURCES: [&str; 4] = ["cpus", "memory_mib", "pids", "gpus"];
 
@@ -83,6 +86,8 @@ pub struct Manifest {
     pub max_attempts: u32,
     /// Whether the payload may reach a network.
     pub network: Network,
+    /// The sealed job whose execution this one repeats: what it may write begins as a copy of that job's inputs.
+    pub reproduces: Option<String>,
 }
 
 /// One entry of `mount_spec`.
@@ -222,12 +227,17 @@ pub fn parse(body: &[u8]) -> Result<Parsed, Rejection> {
     let timeout_s = fields.optional("timeout_s", |field, value| integer(field, &value, 1, MAX_TIMEOUT_S))?;
     let max_attempts = fields.optional("max_attempts", |field, value| small(field, &value, 1, MAX_ATTEMPTS))?;
     let network = fields.optional("network", parse_network)?;
+    let reproduces = fields.optional("reproduces", |field, value| {
+        let of = string(field, value).and_then(|id| check_job_id(field, id))?;
+        if of == job_id { Err(invalid(field, "is the job's own id; name the job to repeat")) } else { Ok(of) }
+    })?;
     check_arguments(&command, env.as_ref())?;
     if mounts.iter().flatten().any(|mount| mount.source == MountSource::Job(job_id.clone())) {
         return Err(
             reject("invalid_mount", "a job cannot mount its own artifacts; name a parent job").field("mount_spec")
         );
     }
+    check_scratch(mounts.as_deref().unwrap_or_default())?;
 
     let mut given = json!({ "job_id": job_id, "image_hash": image_hash, "command": command });
     let mut put = |name: &str, value: Option<Value>| {
@@ -242,6 +252,7 @@ pub fn parse(body: &[u8]) -> Result<Parsed, Rejection> {
     put("timeout_s", timeout_s.map(Value::from));
     put("max_attempts", max_attempts.map(Value::from));
     put("network", network.map(|network| network.as_str().into()));
+    put("reproduces", reproduces.as_ref().map(|of| json!(of)));
     let canonical = to_canonical(&given)
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok())
@@ -261,6 +272,7 @@ pub fn parse(body: &[u8]) -> Result<Parsed, Rejection> {
         timeout_s,
         max_attempts: max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS),
         network: network.unwrap_or_default(),
+        reproduces,
     };
     Ok(Parsed { manifest, hash: Hash::of(canonical.as_bytes()), canonical })
 }
@@ -329,6 +341,27 @@ fn parse_mounts(field: &str, value: Value) -> Result<Vec<Mount>, Rejection> {
         mounts.push(mount);
     }
     Ok(mounts)
+}
+
+/// A job that mounts parents' artifacts and no directory of the host works in a scratch directory, which they must not meet.
+fn check_scratch(mounts: &[Mount]) -> Result<(), Rejection> {
+    if mounts.iter().any(|mount| matches!(mount.source, MountSource::Host(_))) {
+        return Ok(());
+    }
+    match mounts.iter().find(|mount| mount_spec::overlaps(&mount.container, place::SCRATCH_CONTAINER)) {
+        None => Ok(()),
+        Some(mount) => Err(invalid_mount(
+            "mount_spec",
+            format!(
+                "mounts artifacts at {}, and the job works at {}; choose a path such as /job/in/{}",
+                quoted(&mount.container),
+                place::SCRATCH_CONTAINER,
+                match &mount.source {
+                    MountSource::Job(parent) | MountSource::Host(parent) => parent,
+                }
+            ),
+        )),
+    }
 }
 
 fn parse_env(field: &str, value: Value) -> Result<BTreeMap<String, String>, Rejection> {

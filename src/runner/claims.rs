@@ -18,9 +18,9 @@ use super::Runner;
 use super::mounts::{CheckedMount, MountPolicy, ids_above};
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
-use crate::manifest::MountSource;
+use crate::manifest::{Place, PlaceSource};
 use crate::sys::dir::Dir;
-use crate::sys::place::Place;
+use crate::sys::place;
 
 pub(super) use self::table::Table;
 
@@ -155,14 +155,15 @@ fn words(blocker: &Blocker) -> String {
     }
 }
 
-/// One for each host directory; none for scratch, which is nobody else's.
+/// One for each host directory; none for the agent's own, which are nobody else's. What is only copied from is read.
 fn claims(job: &Job, mut of: impl FnMut(&str, bool) -> Claim) -> Vec<Claim> {
     let Some(open) = &job.open else { return Vec::new() };
-    let of_mount = |mount: &crate::manifest::Mount| match &mount.source {
-        MountSource::Host(path) => Some(of(path, mount.read_only)),
-        MountSource::Job(_) => None,
+    let of_place = |place: &Place<'_>| match place.source {
+        PlaceSource::Host(path) => Some(of(path, place.read_only)),
+        PlaceSource::CopyOf(path) => Some(of(path, true)),
+        PlaceSource::Scratch | PlaceSource::ArtifactsOf(_) => None,
     };
-    open.manifest.get().mounts.iter().filter_map(of_mount).collect()
+    open.manifest.get().places().iter().filter_map(of_place).collect()
 }
 
 fn by_path(runner: &Runner, job: &Job) -> Vec<Claim> {
@@ -230,7 +231,7 @@ fn of_dir(policy: &MountPolicy, path: &str, read_only: bool, dir: &Dir) -> Claim
         claim.own.push(Key::Inode(stat.id.0, stat.id.1));
         claim.above.extend(above.into_iter().map(|(device, inode)| Key::Inode(device, inode)));
     }
-    if let Ok(place) = Place::of(dir) {
+    if let Ok(place) = place::Place::of(dir) {
         let device: Arc<str> = place.device.into();
         claim.own.push(Key::Place(device.clone(), place.path.clone()));
         claim.above.extend(place.path.ancestors().skip(1).map(|above| Key::Place(device.clone(), above.to_owned())));

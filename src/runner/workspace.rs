@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -15,15 +14,13 @@ use super::mounts::{BoundMount, CheckedMount};
 use super::{Fault, Runner, claims};
 use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, State, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
-use crate::manifest::{Manifest, MountSource};
+use crate::manifest::{Manifest, Place, PlaceSource};
 use crate::seal::{
     self, AttemptLogs, InputMount, Inputs, MountTree, SealError, SealRequest, hash_tree, write_inputs, write_seal,
 };
 use crate::sys::dir::Dir;
 use crate::sys::kill_point;
 
-/// Where a job without mounts works.
-const SCRATCH_CONTAINER: &str = "/job/workdir";
 /// Owner of scratch directories where the agent may give them away: nobody, on every Linux.
 const SCRATCH_OWNER: (u32, u32) = (65_534, 65_534);
 
@@ -34,23 +31,12 @@ pub(super) struct Workspace {
     pub(super) user: (u32, u32),
 }
 
-struct Place<'m> {
-    container: &'m str,
-    read_only: bool,
-    source: Source<'m>,
-}
-
-enum Source<'m> {
-    Host(&'m str),
-    Scratch,
-}
-
 /// Checks and binds every mount for `container`.
 pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Workspace, Fault> {
     let manifest = &job.open.as_ref().ok_or_else(|| Fault::new("mount", "the job has ended"))?.manifest.get();
     let (bound, user) = bind_all(runner, &job.job_id, manifest, container)?;
-    let places = places(manifest);
-    let workdir = places.first().map_or(SCRATCH_CONTAINER, |place| place.container).to_owned();
+    let places = manifest.places();
+    let workdir = places.first().map(|place| place.container.to_owned()).unwrap_or_default();
     let binds = places
         .iter()
         .zip(bound)
@@ -105,7 +91,7 @@ pub(super) fn inputs_still(runner: &Runner, job: &Arc<Job>, manifest: &Manifest)
     .map_err(|error| Fault::io("inputs", "the ledger cannot be read back", &error))?;
     let container = container_name(&job.job_id, 0);
     let hashed = bind_all(runner, &job.job_id, manifest, &container).and_then(|(bound, _)| {
-        let read_only = |index: usize| places(manifest).get(index).is_some_and(|place| place.read_only);
+        let read_only = |index: usize| manifest.places().get(index).is_some_and(|place| place.read_only);
         hash_all(runner, job, manifest, &bound, &read_only)
     });
     release(runner, &container);
@@ -160,7 +146,7 @@ pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
 fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealError> {
     let fault = |what: &str, source: io::Error| SealError::Io { path: what.as_bytes().to_vec(), source };
     let open = job.open.as_ref().ok_or_else(|| fault("job", io::Error::other("it has ended")))?;
-    let places = places(open.manifest.get());
+    let places = open.manifest.get().places();
     let bound = bound_still(runner, &job.job_id, open.manifest.get(), container)
         .map_err(|e| fault("mounts", io::Error::other(e)))?;
     let mut writable = Vec::new();
@@ -192,35 +178,15 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
     })
 }
 
-fn places(manifest: &Manifest) -> Vec<Place<'_>> {
-    if manifest.mounts.is_empty() {
-        return vec![Place { container: SCRATCH_CONTAINER, read_only: false, source: Source::Scratch }];
-    }
-    manifest
-        .mounts
-        .iter()
-        .filter_map(|mount| match &mount.source {
-            MountSource::Host(path) => {
-                Some(Place { container: &mount.container, read_only: mount.read_only, source: Source::Host(path) })
-            }
-            // Not let in by admission.
-            MountSource::Job(_) => None,
-        })
-        .collect()
-}
-
 fn check(runner: &Runner, job_id: &str, place: &Place<'_>) -> Result<CheckedMount, String> {
     let policy = &runner.setup.mounts;
-    match place.source {
-        Source::Host(path) => {
-            let checked = policy.check(path).map_err(|rejection| rejection.message)?;
-            claims::confirm(runner, job_id, path, &checked, place.read_only)?;
-            Ok(checked)
-        }
-        Source::Scratch => policy
-            .check_own(&Path::new("scratch").join(job_id))
-            .map_err(|error| format!("the scratch directory: {error}")),
-    }
+    let PlaceSource::Host(path) = place.source else {
+        let own = policy.check_own(&place.dir(job_id));
+        return own.map_err(|error| format!("the agent's own directory for {}: {error}", place.container));
+    };
+    let checked = policy.check(path).map_err(|rejection| rejection.message)?;
+    claims::confirm(runner, job_id, path, &checked, place.read_only)?;
+    Ok(checked)
 }
 
 fn bind_all(
@@ -231,9 +197,12 @@ fn bind_all(
 ) -> Result<(Vec<BoundMount>, (u32, u32)), Fault> {
     let policy = &runner.setup.mounts;
     let (mut bound, mut user) = (Vec::new(), None);
-    for (index, place) in places(manifest).iter().enumerate() {
+    for (index, place) in manifest.places().iter().enumerate() {
         let checked = check(runner, job_id, place).map_err(|message| Fault::new("mount", message))?;
-        user.get_or_insert(checked.owner());
+        if !matches!(place.source, PlaceSource::ArtifactsOf(_)) {
+            // What parents have sealed lies in copies of the agent's own.
+            user.get_or_insert(checked.owner());
+        }
         let mount = policy.bind(&checked, &policy.place(container, index), place.read_only);
         bound.push(mount.map_err(|error| Fault::io("mount", &format!("{} cannot be bound", place.container), &error))?);
     }
@@ -244,7 +213,7 @@ fn bind_all(
 fn bound_still(runner: &Runner, job_id: &str, manifest: &Manifest, container: &str) -> Result<Vec<BoundMount>, String> {
     let policy = &runner.setup.mounts;
     let mut bound = Vec::new();
-    for (index, place) in places(manifest).iter().enumerate() {
+    for (index, place) in manifest.places().iter().enumerate() {
         let path = policy.place(container, index);
         let is_there = crate::sys::dir::mounts_below(&path).is_ok_and(|mounts| !mounts.is_empty());
         bound.push(if is_there {
@@ -266,7 +235,7 @@ fn hash_all(
     wanted: &dyn Fn(usize) -> bool,
 ) -> Result<Vec<InputMount>, Fault> {
     let mut mounts = Vec::new();
-    for (_, (place, bound)) in places(manifest).iter().zip(bound).enumerate().filter(|(index, _)| wanted(*index)) {
+    for (_, (place, bound)) in manifest.places().iter().zip(bound).enumerate().filter(|(index, _)| wanted(*index)) {
         let tree = bound
             .open()
             .map_err(|source| SealError::Io { path: Vec::new(), source })
