@@ -1,5 +1,5 @@
 //! Random graphs against models so plain that they need no check.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::collections::BTreeMap;
 
@@ -111,18 +111,18 @@ fn a_cycle_through_a_job_is_the_shortest_there_is_and_is_found_just_where_there_
         let names: Vec<String> = (0..parents.len()).map(|job| job.to_string()).collect();
         let parents_of =
             |name: &str| parents[name.parse::<usize>().unwrap()].iter().map(|p| names[*p].as_str()).collect();
-        for job in 0..parents.len() {
+        for (job, name) in names.iter().enumerate() {
             // Length by levels: who can be reached over exactly n steps.
             let mut level = BTreeSet::from([job]);
             let shortest = (1..=parents.len()).find(|_| {
                 level = level.iter().flat_map(|job| parents[*job].iter().copied()).collect();
                 level.contains(&job)
             });
-            let found = cycle_through(&names[job], parents_of, usize::MAX);
+            let found = cycle_through(name, parents_of, usize::MAX);
             assert_eq!(found.as_ref().map(Vec::len), shortest, "{job} in {parents:?}");
             for (at, parent) in found.iter().flatten().enumerate() {
                 let found = found.as_ref().unwrap();
-                assert_eq!(found[0], names[job]);
+                assert_eq!(found[0], name);
                 let child: usize = found[(at + 1) % found.len()].parse().unwrap();
                 assert!(parents[child].contains(&parent.parse().unwrap()), "{found:?} in {parents:?}");
             }

@@ -3,6 +3,9 @@
 use super::*;
 use crate::ledger::graph::Fate;
 
+/// Ids, each with its parents.
+type Batch<'a> = &'a [(&'a str, &'a [&'a str])];
+
 fn bench() -> Bench {
     let mut bench = Bench::new();
     bench.limits = Some(Limits { jobs_open_max: 100, manifest_bytes_max: 100_000 });
@@ -18,7 +21,7 @@ fn after(parents: &[&str]) -> String {
 }
 
 impl Bench {
-    fn all(&mut self, batch: &[(&str, &[&str])]) -> Result<Vec<State>, Rejection> {
+    fn all(&mut self, batch: Batch<'_>) -> Result<Vec<State>, Rejection> {
         let batch = batch.iter().map(|(id, parents)| {
             let more = if parents.is_empty() { String::new() } else { after(parents) };
             crate::manifest::parse(text(id, &more).as_bytes()).unwrap()
@@ -323,7 +326,7 @@ fn a_batch_is_taken_whole_or_not_at_all() {
     let mut bench = bench();
     bench.chain(&["p", "q"]);
     let before = bench.bytes.len();
-    let cases: [(&[(&str, &[&str])], u16, &str, &str, &str); 7] = [
+    let cases: [(Batch<'_>, u16, &str, &str, &str); 7] = [
         (&[("a", &[]), ("b", &["a", "x"])], 400, "unknown_dependency", "jobs[1].depends_on", "\"x\""),
         (&[("a", &[]), ("b", &[]), ("a", &[])], 400, "duplicate_job", "jobs[2].job_id", "jobs[0]"),
         (
