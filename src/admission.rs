@@ -38,9 +38,6 @@ impl Admission {
         if let Some(engine) = engine {
             self.resources.check_engine(&manifest.resources, engine)?;
         }
-        if !manifest.depends_on.is_empty() {
-            return Err(unsupported("depends_on", "submit the job once its parents are SEALED"));
-        }
         if manifest.reproduces.is_some() {
             return Err(unsupported("reproduces", "submit the job again under a new job_id"));
         }

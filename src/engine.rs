@@ -12,17 +12,20 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select_biased, unbound
 use crate::hash::Hash;
 use crate::ledger::event::Event;
 use crate::ledger::fact::Fact;
-use crate::ledger::lifecycle::{Command, Job, Ledger, Limits};
+use crate::ledger::lifecycle::{BATCH_BYTES_MAX, Command, Job, Ledger, Limits};
 use crate::ledger::time::Time;
+use crate::manifest::Parsed;
 use crate::rejection::Rejection;
 use crate::view::{Published, Seqs, View};
 use crate::wal::AbortOnPanic;
 use crate::wal::recovery::{Reading, Record, Scan, ScanError};
 use crate::wal::storage::Storage;
-use crate::wal::writer::{Latched, Options, Outcome, Wal};
+use crate::wal::writer::{Latched, Options, Outcome, RECORD_BYTES_MAX, Wal};
 
 /// Commands that may wait at the engine's door; senders block beyond that.
 const COMMANDS_QUEUED_MAX: usize = 1024;
+// What is decided at once is appended at once.
+const _: () = assert!(BATCH_BYTES_MAX <= RECORD_BYTES_MAX);
 
 /// A command that took effect, durably.
 #[derive(Debug, Clone)]
@@ -31,6 +34,8 @@ pub struct Accepted {
     pub job: Option<Arc<Job>>,
     /// Whether events were written. A repeated request writes none.
     pub changed: bool,
+    /// Of a submission of several: each job, and whether it is new, in the order given.
+    pub batch: Vec<(Arc<Job>, bool)>,
 }
 
 /// Called with each job whose event has just become durable, in order, by the engine's thread: it must not block.
@@ -246,10 +251,19 @@ impl Worker {
         }
         let wal = self.wal.as_ref().ok_or_else(stopped)?;
         let mut subject = None;
-        if let Command::Submit(parsed) = &command {
-            subject = Some(parsed.manifest.job_id.clone());
-            let is_new = self.ledger.job(&parsed.manifest.job_id).is_none();
-            if let Some(reason) = wal.out_of_space().filter(|_| is_new) {
+        let submitted = match &command {
+            Command::Submit(parsed) => {
+                subject = Some(parsed.manifest.job_id.clone());
+                std::slice::from_ref(&**parsed)
+            }
+            Command::SubmitAll(batch) => batch,
+            _ => &[],
+        };
+        let is_new = |parsed: &Parsed| self.ledger.job(&parsed.manifest.job_id).is_none();
+        let mut batch: Vec<(String, bool)> = Vec::new();
+        if !submitted.is_empty() {
+            batch.extend(submitted.iter().map(|parsed| (parsed.manifest.job_id.clone(), is_new(parsed))));
+            if let Some(reason) = wal.out_of_space().filter(|_| batch.iter().any(|(_, is_new)| *is_new)) {
                 let message = format!("{reason}; free space below --data and submit again");
                 return Err(Rejection::new(503, "ledger_full", message));
             }
@@ -265,7 +279,8 @@ impl Worker {
         let changed = !events.is_empty();
         append(wal, &mut self.ledger, &mut self.staged, &events).map_err(|reason| latched(&reason))?;
         let job = subject.and_then(|id| self.ledger.job(&id).cloned());
-        Ok(Accepted { job, changed })
+        let known = |(id, is_new): (String, bool)| self.ledger.job(&id).map(|job| (job.clone(), is_new));
+        Ok(Accepted { job, changed, batch: batch.into_iter().filter_map(known).collect() })
     }
 
     fn outcome(&mut self, outcome: &Outcome) {
@@ -332,9 +347,14 @@ fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, even
 
 fn job_of(command: &Command) -> Option<&Arc<str>> {
     match command {
-        Command::Genesis(_) | Command::NodeUp(_) | Command::NodeDown(_) | Command::Submit(_) => None,
+        Command::Genesis(_)
+        | Command::NodeUp(_)
+        | Command::NodeDown(_)
+        | Command::Submit(_)
+        | Command::SubmitAll(_) => None,
         Command::Schedule(id, ..)
         | Command::Refuse(id, ..)
+        | Command::FailByDependency(id, _)
         | Command::Start(id, _)
         | Command::Mark(id, ..)
         | Command::Stop(id, _)

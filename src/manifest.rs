@@ -1,5 +1,6 @@
 //! Untrusted JSON → [`Manifest`] and its canonical form. Pure.
 
+mod batch;
 mod fields;
 mod mount_spec;
 mod place;
@@ -13,6 +14,7 @@ use fields::{Fields, integer, string, strings};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use batch::{MAX_JOBS, parse_all};
 pub use mount_spec::MAX_MOUNTS;
 pub use place::{Place, PlaceSource, staged};
 pub use reference::is_job_id;

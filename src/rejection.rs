@@ -28,6 +28,14 @@ impl Rejection {
         self
     }
 
+    /// The same of a part of the request, such as `jobs[3]`: names it in the message and in the field.
+    #[must_use]
+    pub fn within(mut self, part: &str) -> Self {
+        self.message = format!("{part}: {}", self.message);
+        self.field = Some(self.field.map_or_else(|| part.to_owned(), |field| format!("{part}.{field}")));
+        self
+    }
+
     /// The error body of the contract: `{"error":{"code","message","field"}}`; `field` is null where none is at fault.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::json!({ "error": { "code": self.code, "message": self.message, "field": self.field } })

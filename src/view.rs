@@ -2,6 +2,8 @@
 //!
 //! **Architecture Invariant**: nothing gets in here before it is durable; only the engine publishes.
 
+mod links;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -12,6 +14,9 @@ use crate::hash::Hash;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::{Job, Phase};
 use crate::wal::reader::Reader;
+
+pub use self::links::Graph;
+use self::links::Links;
 
 /// Events kept in memory for subscribers that are nearly up to date; older ones come from the segments.
 const RECENT_EVENTS_MAX: usize = 4096;
@@ -58,6 +63,7 @@ struct Inner {
     /// In the order they were received: a job's number is its index.
     jobs: Vec<Entry>,
     numbers: HashMap<Arc<str>, u32>,
+    links: Links,
     head: (u64, Hash),
     recent: VecDeque<Published>,
     recent_bytes: usize,
@@ -117,7 +123,11 @@ impl View {
             by_state[entry.job.state as usize] += 1;
             numbers.insert(entry.job.job_id.clone(), number);
         }
-        let inner = Inner { jobs, numbers, head, recent: VecDeque::new(), recent_bytes: 0, by_state };
+        let with_parents: Vec<Arc<Job>> =
+            jobs.iter().filter(|entry| entry.job.lineage.is_some()).map(|entry| entry.job.clone()).collect();
+        let links = Links::default();
+        let mut inner = Inner { jobs, numbers, links, head, recent: VecDeque::new(), recent_bytes: 0, by_state };
+        with_parents.iter().for_each(|job| inner.link(job));
         Self { inner: RwLock::new(inner), reader, waiting: Mutex::default(), latched: OnceLock::new() }
     }
 
@@ -325,6 +335,7 @@ impl Inner {
         if job.number as usize == self.jobs.len() {
             self.numbers.insert(job.job_id.clone(), job.number);
             self.jobs.push(Entry { job: job.clone(), seqs: Seqs::default() });
+            self.link(job);
         } else {
             let entry = &mut self.jobs[job.number as usize];
             self.by_state[entry.job.state as usize] -= 1;

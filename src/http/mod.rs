@@ -3,6 +3,7 @@
 pub mod access;
 mod body;
 mod files;
+mod graph;
 mod query;
 pub mod reply;
 pub mod request;

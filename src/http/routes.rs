@@ -60,7 +60,8 @@ pub struct App {
     pub stopping: Arc<AtomicBool>,
 }
 
-type Answer = Result<Reply, Rejection>;
+/// What a route answers.
+pub(super) type Answer = Result<Reply, Rejection>;
 
 impl Handler for App {
     fn handle(&self, request: &Request) -> Reply {
@@ -119,6 +120,8 @@ impl App {
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match segments[1..] {
             ["submit_job"] => self.submit(request),
+            ["submit_jobs"] => self.submit_all(request),
+            ["graph"] => self.graph(request),
             ["jobs"] => self.jobs(request),
             ["jobs", id] => self.job(request, id),
             ["jobs", id, "trace"] => self.trace(request, id),
@@ -163,15 +166,7 @@ impl App {
         let accepted = self.engine.execute(Command::Submit(Box::new(parsed)))?;
         let job =
             accepted.job.ok_or_else(|| Rejection::new(500, "internal", "the job was accepted and is not there"))?;
-        let state = if accepted.changed { State::Received } else { job.state };
-        let body = json!({
-            "job_id": id,
-            "state": state.as_str(),
-            "seq": job.received_seq,
-            "hash": self.engine.view().hash_of(job.received_seq).map_err(|error| files::unreadable(&error))?,
-            "duplicate": !accepted.changed,
-        });
-        Ok(Reply::json(200, body.to_string().into_bytes()))
+        Ok(Reply::json(200, self.receipt(&job, accepted.changed)?.to_string().into_bytes()))
     }
 
     fn jobs(&self, request: &Request) -> Answer {
@@ -379,7 +374,7 @@ impl App {
         Ok(Reply::json(200, node.to_string().into_bytes()))
     }
 
-    fn find(&self, id: &str) -> Result<Arc<Job>, Rejection> {
+    pub(super) fn find(&self, id: &str) -> Result<Arc<Job>, Rejection> {
         self.engine.view().job(id).ok_or_else(|| {
             Rejection::new(404, "no_such_job", format!("no job {id:?}; GET /api/jobs lists them")).field("job_id")
         })
@@ -394,8 +389,8 @@ fn methods(path: &str) -> Option<&'static str> {
     let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
     match segments[..] {
         ["healthz" | "readyz"] => Some(READ),
-        ["api", "submit_job"] | ["api", "jobs", _, "cancel" | "retrigger"] => Some(WRITE),
-        ["api", "jobs" | "events" | "ledger" | "node"]
+        ["api", "submit_job" | "submit_jobs"] | ["api", "jobs", _, "cancel" | "retrigger"] => Some(WRITE),
+        ["api", "jobs" | "events" | "graph" | "ledger" | "node"]
         | ["api", "ledger", "head"]
         | ["api", "jobs", _]
         | ["api", "jobs", _, "trace" | "stdout" | "stderr" | "telemetry" | "seal"] => Some(READ),

@@ -275,6 +275,13 @@ fn yes() -> bool {
     true
 }
 
+impl Failed {
+    /// Of a job by itself.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>, ending: Ending) -> Self {
+        Self { reason: reason.into(), message: message.into(), ancestor: None, ending }
+    }
+}
+
 /// What is known of an attempt after it ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ending {
@@ -305,10 +312,13 @@ pub struct Crash {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
     /// One word of a fixed set: `exit`, `timeout`, `not_started`, `image`, `mount`, `inputs`, `resources`,
-    /// `attempt_limit`, `oom`, `seal`.
+    /// `attempt_limit`, `oom`, `seal`, `dependency`.
     pub reason: String,
     /// For a person, with Docker's own words where it has any.
     pub message: String,
+    /// `dependency` only: the job whose own end began it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ancestor: Option<String>,
     /// What is known of the attempt.
     #[serde(flatten)]
     pub ending: Ending,

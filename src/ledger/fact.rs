@@ -35,12 +35,12 @@ pub enum Change {
     Genesis { log_id: Text },
     NodeUp { boot_id: Text },
     NodeDown,
-    Received { manifest: Text, manifest_hash: Hash, image_hash: Text },
+    Received { manifest: Text, manifest_hash: Hash, image_hash: Text, parents: Vec<Text> },
     Scheduled { image_id: Text, execution_hash: Hash },
     Started,
     Marked { line: Text, on_stderr: bool, offset: u64 },
     Stopping { detail: Text },
-    Ended { exit_code: Option<i32>, reason: Option<Text> },
+    Ended { exit_code: Option<i32>, reason: Option<Text>, ancestor: Option<Text> },
     Sealed,
     Retriggered { manifest: Text, manifest_hash: Hash },
 }
@@ -105,7 +105,36 @@ struct Manifest<'a> {
     job_id: Cow<'a, str>,
     #[serde(borrow)]
     image_hash: Cow<'a, str>,
+    // Left as they are where they name nobody: nearly always.
+    #[serde(default, borrow)]
+    depends_on: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    mount_spec: Option<&'a RawValue>,
 }
+
+impl<'a> Manifest<'a> {
+    /// [`parents`](crate::manifest::Manifest::parents), in the manifest's order. Reads the canonical form, whose mounts are a
+    /// list.
+    fn parents(&self) -> serde_json::Result<Vec<Cow<'a, str>>> {
+        let list = |raw: &'a RawValue| serde_json::from_str::<Vec<Name<'a>>>(raw.get());
+        let mut parents: Vec<_> = match self.depends_on {
+            Some(ids) => list(ids)?.into_iter().map(|Name(id)| id).collect(),
+            None => Vec::new(),
+        };
+        if let Some(mounts) = self.mount_spec.filter(|mounts| mounts.get().contains("\"job:")) {
+            for Name(mount) in list(mounts)? {
+                if let Some((parent, _)) = mount.strip_prefix("job:").and_then(|rest| rest.split_once(':')) {
+                    parents.push(Cow::Owned(parent.to_owned()));
+                }
+            }
+        }
+        Ok(parents)
+    }
+}
+
+/// A string of a list, borrowed where it can be.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Deserialize)]
 struct Scheduled<'a> {
@@ -130,6 +159,8 @@ struct Ended<'a> {
     reason: Option<Cow<'a, str>>,
     #[serde(default, borrow)]
     cause: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    ancestor: Option<Cow<'a, str>>,
 }
 
 /// Any JSON object.
@@ -142,15 +173,21 @@ impl Fact {
         let Head { seq, prev, time, subject, state, detail } = Head::parse(bytes)?;
         let change = match state {
             State::Received => {
-                let (manifest, manifest_hash, image_hash) = Self::manifest(bytes, subject, detail)?;
+                let (manifest, manifest_hash, known) = Self::manifest(subject, detail)?;
                 if subject.is_some_and(|(_, attempt)| attempt != 0) {
                     return Err("a job is received before its first attempt".into());
                 }
-                Change::Received { manifest, manifest_hash, image_hash }
+                let parents = known.parents().map_err(|error| format!("the manifest: its parents: {error}"))?;
+                Change::Received {
+                    manifest: Text::new(manifest.into(), bytes),
+                    manifest_hash,
+                    image_hash: Text::new(known.image_hash, bytes),
+                    parents: parents.into_iter().map(|parent| Text::new(parent, bytes)).collect(),
+                }
             }
             State::Retriggered => {
-                let (manifest, manifest_hash, _) = Self::manifest(bytes, subject, detail)?;
-                Change::Retriggered { manifest, manifest_hash }
+                let (manifest, manifest_hash, _) = Self::manifest(subject, detail)?;
+                Change::Retriggered { manifest: Text::new(manifest.into(), bytes), manifest_hash }
             }
             _ => Self::change(bytes, state, detail).map_err(|error| format!("{state}: detail: {error}"))?,
         };
@@ -158,17 +195,16 @@ impl Fact {
         Ok(Self { seq, prev, time, subject, state, change })
     }
 
-    /// The manifest that an event carries, its hash, and the image it names.
-    fn manifest(bytes: &[u8], subject: Option<(&str, u32)>, detail: &str) -> Result<(Text, Hash, Text), String> {
+    /// The manifest that an event carries, its hash, and what every job keeps of it.
+    fn manifest<'a>(subject: Option<(&str, u32)>, detail: &'a str) -> Result<(&'a str, Hash, Manifest<'a>), String> {
         let read = |error| format!("the manifest: {error}");
-        let Received { manifest, manifest_hash } = serde_json::from_str(detail).map_err(read)?;
+        let Received { manifest, manifest_hash } = serde_json::from_str::<Received<'a>>(detail).map_err(read)?;
         let manifest = manifest.get();
-        let Manifest { job_id, image_hash } = serde_json::from_str(manifest).map_err(read)?;
-        if Hash::of(manifest.as_bytes()) != manifest_hash || subject.map(|(id, _)| id) != Some(&*job_id) {
+        let known: Manifest<'a> = serde_json::from_str(manifest).map_err(read)?;
+        if Hash::of(manifest.as_bytes()) != manifest_hash || subject.map(|(id, _)| id) != Some(&*known.job_id) {
             return Err("the manifest does not have the hash, or the job_id, that its event tells".into());
         }
-        let text = |text| Text::new(text, bytes);
-        Ok((text(manifest.into()), manifest_hash, text(image_hash)))
+        Ok((manifest, manifest_hash, known))
     }
 
     fn change(bytes: &[u8], state: State, detail: &str) -> serde_json::Result<Change> {
@@ -185,12 +221,12 @@ impl Fact {
                 Change::Marked { line: text(line), on_stderr: stream == "stderr", offset }
             }
             State::Crash | State::Completed | State::Failed => {
-                let Ended { exit_code, reason, cause } = serde_json::from_str(detail)?;
-                Change::Ended { exit_code, reason: reason.or(cause).map(text) }
+                let Ended { exit_code, reason, cause, ancestor } = serde_json::from_str(detail)?;
+                Change::Ended { exit_code, reason: reason.or(cause).map(text), ancestor: ancestor.map(text) }
             }
             State::Cancelled => {
                 let Ended { exit_code, .. } = serde_json::from_str(detail)?;
-                Change::Ended { exit_code, reason: Some(Text::Own("cancelled".into())) }
+                Change::Ended { exit_code, reason: Some(Text::Own("cancelled".into())), ancestor: None }
             }
             State::Stopping => {
                 // Read again when the attempt ends; it must be readable then.

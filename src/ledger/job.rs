@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use serde::Serialize;
 
 use super::event::{State, Stopping};
+use super::graph::{Fate, Lineage};
 use super::time::Time;
 use crate::hash::Hash;
 use crate::manifest::{self, Manifest};
@@ -46,6 +47,8 @@ pub struct Job {
     pub last_d1_stable: Option<Arc<str>>,
     /// Bit `n` is set once an event of the state with discriminant `n` was written.
     pub seen: u16,
+    /// Whom it waits for; `None` for nobody.
+    pub lineage: Option<Arc<Lineage>>,
     /// `None` once it ended.
     pub open: Option<Box<Open>>,
 }
@@ -172,6 +175,8 @@ pub struct Summary<'a> {
     pub exit_code: Option<i32>,
     pub reason: Option<&'a str>,
     pub last_d1_stable: Option<&'a str>,
+    pub depends_on: Vec<&'a str>,
+    pub ancestor: Option<&'a str>,
 }
 
 impl Job {
@@ -206,6 +211,32 @@ impl Job {
             exit_code: self.exit_code,
             reason: self.reason.as_deref(),
             last_d1_stable: self.last_d1_stable.as_deref(),
+            depends_on: self.parents().iter().map(|parent| &**parent).collect(),
+            ancestor: self.ancestor().map(|ancestor| &**ancestor),
+        }
+    }
+
+    /// Ids of the jobs it waits for, sorted.
+    pub fn parents(&self) -> &[Arc<str>] {
+        self.lineage.as_ref().map_or(&[], |lineage| &lineage.parents)
+    }
+
+    /// Where it is FAILED because of a parent: the job whose own end began it.
+    pub fn ancestor(&self) -> Option<&Arc<str>> {
+        self.lineage.as_ref()?.ancestor.as_ref()
+    }
+
+    /// Whether it may only go on once its parents are SEALED. Once it was SCHEDULED they are, for ever.
+    pub fn waits_for_parents(&self) -> bool {
+        self.lineage.is_some() && self.image_id.is_none() && matches!(self.state, State::Received | State::Retriggered)
+    }
+
+    /// What its children need to know of it.
+    pub fn fate(&self) -> Fate {
+        match self.state {
+            State::Sealed => Fate::Sealed,
+            state if state.is_end() => Fate::Over { ancestor: self.ancestor().unwrap_or(&self.job_id).clone() },
+            _ => Fate::Open,
         }
     }
 
@@ -214,9 +245,9 @@ impl Job {
         self.open.as_ref()?.stop.as_ref().map(|stop| &**stop.get())
     }
 
-    /// Whether it is FAILED, and not by the payload's own doing.
-    fn ended_by_crash(&self) -> bool {
-        matches!(self.reason.as_deref(), Some("attempt_limit" | "oom"))
+    /// Whether it is FAILED, and not by its own doing.
+    fn failed_by_circumstance(&self) -> bool {
+        matches!(self.reason.as_deref(), Some("attempt_limit" | "oom" | "dependency"))
     }
 
     /// Whether an attempt is, or may be, under way.
@@ -235,7 +266,7 @@ impl Job {
             Retriggered if self.image_id.is_none() => matches!(to, Scheduled | Failed | Cancelled),
             Retriggered if self.attempt == 0 => matches!(to, Running | Failed | Cancelled),
             Retriggered => matches!(to, Recovery | Failed | Cancelled),
-            Failed if self.ended_by_crash() => to == Retriggered,
+            Failed if self.failed_by_circumstance() => to == Retriggered,
             Cancelled => to == Retriggered,
             // A stop that was asked for decides how the attempt ends, whatever it does on the way.
             _ if self.is_running() && self.stop().is_some() => matches!(to, D1Stable | Failed | Cancelled),

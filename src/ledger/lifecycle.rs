@@ -2,18 +2,21 @@
 //!
 //! **Architecture Invariant**: `apply` is the same function live and in recovery, and the only one that changes a job.
 
+mod parents;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
 use super::event::{
-    Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received,
-    Retriggered, Scheduled, Sealed, State, Stopping, Subject,
+    Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Retriggered,
+    Scheduled, Sealed, State, Stopping, Subject,
 };
 use super::fact::{Change, Fact};
 use super::time::Time;
 
+pub use self::parents::BATCH_BYTES_MAX;
 pub use super::job::{Job, Open, Phase, StoredJson, Summary, container_name};
 use crate::manifest::Parsed;
 use crate::rejection::Rejection;
@@ -48,10 +51,14 @@ pub enum Command {
     NodeDown(NodeDown),
     /// A manifest arrived.
     Submit(Box<Parsed>),
+    /// Several arrived, all or none of which are taken, in whatever order.
+    SubmitAll(Vec<Parsed>),
     /// A job, whose last event had this seq, was validated and hashed.
     Schedule(Arc<str>, u64, Scheduled),
     /// A job, whose last event had this seq and which was not yet started, cannot run: reason, message.
     Refuse(Arc<str>, u64, String, String),
+    /// A parent of a job, whose last event had this seq and which waits for its parents, has ended and is not SEALED.
+    FailByDependency(Arc<str>, u64),
     /// The runner is about to ask the engine for the next attempt of a job whose last event had this seq.
     Start(Arc<str>, u64),
     /// A marker was seen in this attempt's output.
@@ -158,16 +165,23 @@ impl Ledger {
             Command::NodeUp(up) => node(Detail::NodeUp(up)),
             Command::NodeDown(down) => node(Detail::NodeDown(down)),
             Command::Submit(parsed) => self.submit(&parsed, time, limits),
+            Command::SubmitAll(batch) => self.submit_all(&batch, time, limits),
             Command::Schedule(id, seq, scheduled) => {
                 self.expect_seq(&id, seq)?;
                 let job = self.expect(&id, State::Scheduled)?;
+                self.expect_ready(job)?;
                 Ok(vec![event(&id, job.attempt, Detail::Scheduled(scheduled))])
             }
             Command::Refuse(id, seq, reason, message) => {
                 self.expect_seq(&id, seq)?;
                 let job = self.expect(&id, State::Failed)?;
-                let failed = Failed { reason, message, ending: Ending::default() };
+                let failed = Failed::new(reason, message, Ending::default());
                 Ok(vec![event(&id, job.attempt, Detail::Failed(failed))])
+            }
+            Command::FailByDependency(id, seq) => {
+                self.expect_seq(&id, seq)?;
+                let job = self.expect(&id, State::Failed)?;
+                Ok(vec![event(&id, job.attempt, Detail::Failed(self.fail_by_dependency(job)?))])
             }
             Command::Start(id, seq) => {
                 self.expect_seq(&id, seq)?;
@@ -214,7 +228,7 @@ impl Ledger {
             Command::SealFailed(id, attempt, message) => {
                 // Where it could be sealed, it can fail to be; elsewhere it is another attempt's affair.
                 self.expect_attempt(&id, attempt, State::Sealed)?;
-                let failed = Failed { reason: "seal".into(), message, ending: Ending::default() };
+                let failed = Failed::new("seal", message, Ending::default());
                 Ok(vec![event(&id, attempt, Detail::Failed(failed))])
             }
             Command::Retrigger(id, by, manifest) => {
@@ -228,40 +242,22 @@ impl Ledger {
                         None => format!("ended {} ({})", job.state, job.reason.as_deref().unwrap_or("exit 0")),
                     };
                     let message = format!(
-                        "job {id:?} {why}; only jobs that are CANCELLED, or FAILED by a crash (attempt_limit, oom), can be \
-                         retriggered: submit it under a new job_id"
+                        "job {id:?} {why}; only jobs that are CANCELLED, or FAILED by a crash (attempt_limit, oom) or \
+                         because of another job (dependency), can be retriggered: submit it under a new job_id"
                     );
                     return Err(Rejection::new(409, "wrong_state", message));
                 }
-                self.check_room(manifest.get().len(), limits)?;
+                self.expect_parents(job)?;
+                self.check_room(1, manifest.get().len(), limits)?;
                 let retriggered = Retriggered { by, manifest, manifest_hash: job.manifest_hash };
                 Ok(vec![event(&id, job.attempt, Detail::Retriggered(retriggered))])
             }
         }
     }
 
-    fn submit(&self, parsed: &Parsed, time: Time, limits: Limits) -> Result<Vec<Event>, Rejection> {
-        let id: Arc<str> = parsed.manifest.job_id.as_str().into();
-        if let Some(job) = self.jobs.get(&id) {
-            if job.manifest_hash == parsed.hash {
-                return Ok(Vec::new());
-            }
-            let message = format!(
-                "job_id {id:?} was submitted before with another manifest (hash {}); choose another job_id",
-                job.manifest_hash
-            );
-            return Err(Rejection::new(409, "job_exists", message).field("job_id"));
-        }
-        self.check_room(parsed.canonical.len(), limits)?;
-        let manifest = RawValue::from_string(parsed.canonical.clone())
-            .map_err(|_| Rejection::new(400, "bad_json", "the manifest is not JSON"))?;
-        let received = Received { manifest, manifest_hash: parsed.hash };
-        Ok(vec![Event { time, subject: Some(Subject { job_id: id, attempt: 0 }), detail: Detail::Received(received) }])
-    }
-
-    /// Whether one more job, with a manifest of so many bytes, may be unfinished.
-    fn check_room(&self, manifest_bytes: usize, limits: Limits) -> Result<(), Rejection> {
-        if self.open >= limits.jobs_open_max {
+    /// Whether so many more jobs, with manifests of so many bytes together, may be unfinished.
+    fn check_room(&self, jobs: usize, manifest_bytes: usize, limits: Limits) -> Result<(), Rejection> {
+        if self.open + jobs > limits.jobs_open_max {
             let message = format!("{} jobs have not ended yet; submit again later", self.open);
             return Err(Rejection::new(429, "queue_full", message));
         }
@@ -359,6 +355,14 @@ impl Ledger {
         if attempt != known.attempt + u32::from(starts) {
             return Err(format!("job {job_id:?}: {state} of attempt {attempt} at attempt {}", known.attempt));
         }
+        let mut lineage = known.lineage.clone();
+        let mut known = known;
+        if lineage.is_some() || state == State::Failed {
+            let job = known.clone();
+            lineage = self.lineage_after(&job, fact, bytes).map_err(|error| format!("job {job_id:?}: {error}"))?;
+            drop(job);
+            known = self.jobs.get_mut(job_id).expect("it was there before");
+        }
         // In place where nobody else looks at it, as in recovery; otherwise a copy, and readers keep what they have.
         let job = Arc::make_mut(known);
         job.state = state;
@@ -367,6 +371,7 @@ impl Ledger {
         job.seen |= 1 << state as u16;
         let texts = &mut self.texts;
         change(job, fact, bytes, self.boot_id.as_ref(), &mut |text| share(texts, text));
+        job.lineage = lineage;
         if state == State::Retriggered {
             self.open += 1;
             self.open_bytes += job.open.as_ref().map_or(0, |open| open.manifest.bytes());
@@ -380,9 +385,10 @@ impl Ledger {
     }
 
     fn receive(&mut self, fact: &Fact, bytes: &[u8], job_id: &str) -> Result<Arc<Job>, String> {
-        let Change::Received { manifest, manifest_hash, image_hash } = &fact.change else {
+        let Change::Received { manifest, manifest_hash, image_hash, parents } = &fact.change else {
             return Err(format!("{} of an unknown job {job_id:?}", fact.state));
         };
+        let lineage = self.lineage_of(parents, bytes).map_err(|error| format!("job {job_id:?}: {error}"))?;
         let manifest = StoredJson::new(manifest.of(bytes));
         let number = u32::try_from(self.jobs.len()).map_err(|_| "there are more jobs than a ledger can hold")?;
         self.open += 1;
@@ -405,6 +411,7 @@ impl Ledger {
             reason: None,
             last_d1_stable: None,
             seen: 1 << State::Received as u16,
+            lineage,
             open: Some(Box::new(Open::new(manifest, fact.time))),
         });
         self.jobs.insert(job.job_id.clone(), job.clone());
@@ -453,7 +460,7 @@ fn change(
             open.marks[usize::from(*on_stderr)] = Some(*offset);
         }
         Change::Stopping { detail } => open.stop = Some(StoredJson::new(detail.of(bytes))),
-        Change::Ended { exit_code, reason } => {
+        Change::Ended { exit_code, reason, .. } => {
             // A failure to seal, and one that follows a crash, leave the attempt's exit code as it is.
             job.exit_code = if fact.state == State::Failed { exit_code.or(job.exit_code) } else { *exit_code };
             job.reason = reason.as_ref().map(|reason| share(reason.of(bytes)));
@@ -482,24 +489,20 @@ fn give_up(job: &Job) -> Option<Failed> {
         return None;
     };
     let ending = Ending { exit_code: job.exit_code, ..Ending::default() };
-    Some(Failed { reason: reason.into(), message, ending })
+    Some(Failed::new(reason, message, ending))
 }
 
 /// The events that end an attempt.
 fn end(job: &Job, outcome: Outcome, ending: Ending) -> Vec<Detail> {
     if let Some(stop) = job.stop() {
         return vec![match stop.asked.as_str() {
-            "timeout" => Detail::Failed(Failed {
-                reason: "timeout".into(),
-                message: "the attempt ran longer than timeout_s".into(),
-                ending,
-            }),
+            "timeout" => Detail::Failed(Failed::new("timeout", "the attempt ran longer than timeout_s", ending)),
             _ => Detail::Cancelled(Cancelled { by: stop.by.clone(), ending }),
         }];
     }
     match outcome {
         Outcome::Completed => vec![Detail::Completed(ending)],
-        Outcome::Failed { reason, message } => vec![Detail::Failed(Failed { reason, message, ending })],
+        Outcome::Failed { reason, message } => vec![Detail::Failed(Failed::new(reason, message, ending))],
         Outcome::Crashed { cause } => {
             let mut crashed = Job::clone(job);
             crashed.reason = Some(cause.as_str().into());

@@ -6,6 +6,9 @@ use crate::hash::Hash;
 use crate::ledger::event::Stored;
 use crate::ledger::event::Usage;
 
+#[path = "lifecycle_parents_tests.rs"]
+mod parents;
+
 const LIMITS: Limits = Limits { jobs_open_max: 3, manifest_bytes_max: 100_000 };
 
 /// A ledger driven by commands, whose every event goes through its bytes, as on disk.
@@ -15,6 +18,8 @@ struct Bench {
     bytes: Vec<Vec<u8>>,
     prev: Option<Hash>,
     clock: u64,
+    /// [`LIMITS`] where there are none.
+    limits: Option<Limits>,
 }
 
 impl Bench {
@@ -26,7 +31,7 @@ impl Bench {
 
     fn run(&mut self, command: Command) -> Result<Vec<State>, Rejection> {
         self.clock += 1000;
-        let events = self.ledger.decide(command, Time(self.clock), LIMITS)?;
+        let events = self.ledger.decide(command, Time(self.clock), self.limits.unwrap_or(LIMITS))?;
         let mut states = Vec::new();
         for event in events {
             let (seq, prev) = (self.bytes.len() as u64 + 1, self.prev.unwrap_or(Hash::ZERO));
@@ -88,6 +93,7 @@ fn commands(job: &Job) -> Vec<(&'static str, Command)> {
     vec![
         ("schedule", Command::Schedule(id.clone(), seq, scheduled())),
         ("refuse", Command::Refuse(id.clone(), seq, "image".into(), "none".into())),
+        ("fail by dependency", Command::FailByDependency(id.clone(), seq)),
         ("start", Command::Start(id.clone(), seq)),
         ("mark", Command::Mark(id.clone(), attempt, mark())),
         ("cancel", Command::Stop(id.clone(), ask("cancel"))),

@@ -2,6 +2,7 @@
 
 pub mod event;
 pub mod fact;
+pub mod graph;
 mod head;
 pub mod job;
 pub mod lifecycle;

@@ -8,6 +8,7 @@ mod claims;
 mod cleanup;
 pub mod docker;
 mod fault;
+mod gate;
 mod kernel_log;
 pub mod mounts;
 pub mod outage;
@@ -36,6 +37,7 @@ use self::cgroup::{AttemptGroup, Hierarchies, Unavailable};
 use self::claims::{Table, Turn};
 use self::docker::{Docker, EngineError, EngineInfo};
 use self::fault::Fault;
+use self::gate::Look;
 use self::mounts::MountPolicy;
 use self::outage::Outages;
 use self::pins::Pins;
@@ -179,6 +181,9 @@ impl Runner {
                 self.pins.inherit(image_id, &job.job_id);
             }
             match job.state {
+                State::Received | State::Retriggered if gate::is_shut(self, job) => {
+                    let _ = self.queues.gate.0.send(Look::Waits(job.clone()));
+                }
                 State::Received | State::Retriggered => drop(self.queues.claim.0.send(Turn::Wants(job.clone()))),
                 State::Scheduled | State::Crash => self.queues.offer(&self.queues.run.0, job),
                 // Its container may run already, so it is looked after at once, however few the workers. It counts as one
@@ -195,6 +200,7 @@ impl Runner {
                 }
             }
         }
+        self.spawn("gate", gate::keep)?;
         self.spawn("claims", move |runner| claims::keep(runner, held))?;
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
@@ -231,7 +237,7 @@ impl Runner {
     /// Why a job does not go on.
     pub fn waiting_for(&self, job: &Job) -> Option<String> {
         let noted = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&job.job_id).cloned();
-        noted.or_else(|| claims::waiting_for(self, &job.job_id))
+        noted.or_else(|| claims::waiting_for(self, &job.job_id)).or_else(|| gate::waiting_for(self, job))
     }
 
     /// The samples of attempts under way.

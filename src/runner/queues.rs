@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::Runner;
 use super::claims::Turn;
 use super::cleanup::Clean;
+use super::gate::Look;
 use crate::engine::OnJob;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Job;
@@ -42,6 +43,8 @@ pub(super) enum Stage {
 pub struct Queues {
     /// Jobs that want their directories, and jobs that need them no more, in the order their events became durable.
     pub(super) claim: (Sender<Turn>, Receiver<Turn>),
+    /// Jobs that wait for their parents, and jobs that have ended, in the same order.
+    pub(super) gate: (Sender<Look>, Receiver<Look>),
     pub(super) schedule: Queue,
     /// Jobs whose image is not on the host. Apart, since a registry that does not answer must hold up nobody else.
     pub(super) pull: Queue,
@@ -54,6 +57,7 @@ impl Default for Queues {
     fn default() -> Self {
         Self {
             claim: unbounded(),
+            gate: unbounded(),
             schedule: unbounded(),
             pull: unbounded(),
             run: unbounded(),
@@ -68,11 +72,15 @@ impl Queues {
     pub fn on_job(&self) -> OnJob {
         let queues = self.clone();
         Box::new(move |job| match job.state {
+            State::Received | State::Retriggered if job.waits_for_parents() => {
+                let _ = queues.gate.0.send(Look::Waits(job.clone()));
+            }
             State::Received | State::Retriggered => drop(queues.claim.0.send(Turn::Wants(job.clone()))),
             State::Scheduled => queues.offer(&queues.run.0, job),
             State::Stopping => queues.signal(&job.job_id, Signal::Stop),
             state if state.is_end() => {
                 let _ = queues.claim.0.send(Turn::Ended(job.job_id.clone()));
+                let _ = queues.gate.0.send(Look::Ended(job.job_id.clone()));
                 let _ = queues.clean.0.send(Clean::Job(job.job_id.clone()));
             }
             _ => {}
