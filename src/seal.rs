@@ -359,12 +359,8 @@ pub fn write_seal(
     progress: &dyn Fn(&str, Progress) -> ControlFlow<()>,
 ) -> Result<SealSummary, SealError> {
     let inputs = read_inputs(data_dir, request.job_id).map_err(|error| SealError::io(b"inputs", error))?;
-    let mut recorded: BTreeMap<String, Tree> = inputs
-        .mounts
-        .into_iter()
-        .filter(|mount| !mount.read_only)
-        .map(|mount| (mount.container, mount.tree))
-        .collect();
+    let mut recorded: BTreeMap<String, Tree> =
+        inputs.mounts.into_iter().filter(|mount| !mount.read_only).map(|mount| (mount.container, mount.tree)).collect();
     let (mut artifacts, mut removed, mut notes, mut mounts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for &(container, dir) in request.writable {
         // Out of memory as soon as it is compared.
@@ -535,5 +531,7 @@ fn hash_json(value: &Value) -> Hash {
     Hash::of(&bytes)
 }
 
+#[cfg(test)]
+mod moment_tests;
 #[cfg(test)]
 mod tests;

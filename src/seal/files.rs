@@ -27,7 +27,7 @@ const BATCH: (usize, u64) = (64, 1 << 20);
 /// How often progress is told while threads are waited for.
 const TELL_EVERY: Duration = Duration::from_millis(50);
 /// Older kernels stamp files once a tick, of at most 10 ms: of two changes in one tick, the second leaves no trace.
-const TICK: Duration = Duration::from_millis(20);
+pub(super) const TICK: Duration = Duration::from_millis(20);
 
 /// Who is told how far it is, and says whether to go on.
 pub(super) type Tell<'a> = &'a dyn Fn(Progress) -> ControlFlow<()>;
@@ -72,6 +72,7 @@ pub(super) struct Outcome {
 }
 
 /// Why a file has no digest.
+#[derive(Debug)]
 pub(super) enum FileFault {
     Changed,
     Stopped,
@@ -165,7 +166,7 @@ impl<'scope, 'env> Hashers<'scope, 'env> {
         self.work = None;
         while self.out > 0 {
             match self.done.recv_timeout(TELL_EVERY) {
-                Ok(some) => self.take_back(some, outcomes),
+                Ok(some) => self.take_back(some, outcomes)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this holds a sender"),
             }
@@ -189,20 +190,22 @@ impl<'scope, 'env> Hashers<'scope, 'env> {
         }
         self.out += 1;
         let some: Vec<_> = self.done.try_iter().collect();
-        some.into_iter().for_each(|some| self.take_back(some, outcomes));
+        some.into_iter().try_for_each(|some| self.take_back(some, outcomes))?;
         self.tell()
     }
 
-    fn take_back(&mut self, some: Vec<Outcome>, outcomes: &mut Vec<Outcome>) {
+    /// Nothing more is done after a fault: it is the last of the outcomes then.
+    fn take_back(&mut self, some: Vec<Outcome>, outcomes: &mut Vec<Outcome>) -> Result<(), FileFault> {
         self.out -= 1;
         outcomes.extend(some);
+        unless_failed(outcomes)
     }
 
     fn hash_here(&mut self, batch: &Batch, outcomes: &mut Vec<Outcome>) -> Result<(), FileFault> {
         self.buffer.resize(CHUNK_BYTES, 0);
         let (shared, tell) = (self.shared, self.tell);
         hash_batch(batch, &mut self.buffer, shared, &|| tell(shared.progress()), outcomes);
-        self.tell()
+        unless_failed(outcomes)
     }
 
     /// Whether there is one more thread.
@@ -228,6 +231,10 @@ impl<'scope, 'env> Hashers<'scope, 'env> {
         // Where the host has no thread to give, those that there are have more to do.
         started.inspect_err(|error| log::debug!("one thread less hashes: {error}")).is_ok()
     }
+}
+
+fn unless_failed(outcomes: &[Outcome]) -> Result<(), FileFault> {
+    if outcomes.last().is_some_and(|last| last.result.is_err()) { Err(FileFault::Stopped) } else { Ok(()) }
 }
 
 /// Hashes one file after the other, up to the first fault.
@@ -278,7 +285,7 @@ fn hash_file(
 }
 
 /// What an open file is, once any further change must show in its times.
-fn settled(file: &File) -> Result<Stat, FileFault> {
+pub(super) fn settled(file: &File) -> Result<Stat, FileFault> {
     let stat = stat_file(file)?;
     match age(&stat) {
         Some(age) if age < TICK => thread::sleep(TICK.saturating_sub(age)),
@@ -289,7 +296,7 @@ fn settled(file: &File) -> Result<Stat, FileFault> {
 }
 
 /// How long ago a file was changed; none where that is in the future.
-fn age(stat: &Stat) -> Option<Duration> {
+pub(super) fn age(stat: &Stat) -> Option<Duration> {
     let (seconds, nanoseconds) = stat.changed;
     let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?);
     SystemTime::now().duration_since(UNIX_EPOCH.checked_add(since)?).ok()

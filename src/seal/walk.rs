@@ -219,7 +219,13 @@ impl<'scope, 'env> Walk<'scope, 'env> {
                 self.tell()?;
             }
             let now = dir.stat_child(name).map_err(|error| SealError::vanished(&entry.path, error))?;
-            if Mark::of(&now) != self.marks[index] {
+            let (now, then) = (Mark::of(&now), self.marks[index]);
+            let is_same = match entry.kind {
+                // The rest when it is entered: then it can be told what in it has changed.
+                Kind::Directory => (now.id, now.file_type) == (then.id, then.file_type),
+                _ => now == then,
+            };
+            if !is_same {
                 return Err(SealError::Changed { path: entry.path.clone() });
             }
             if let Some(target) = &entry.target {
@@ -246,7 +252,7 @@ impl<'scope, 'env> Walk<'scope, 'env> {
         self.hashers.tell().map_err(|fault| fault_at(b"", fault))
     }
 
-    /// Notes what is hashed by now.
+    /// Notes what is hashed by now; a file's fault says more than that there was one.
     fn take_in(&mut self, outcome: Result<(), FileFault>) -> Result<(), SealError> {
         for Outcome { index, result } in self.outcomes.drain(..) {
             let entry = &mut self.entries[index];
