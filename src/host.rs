@@ -1,5 +1,7 @@
 //! The host's fingerprint, read from the system itself.
 
+mod nvidia;
+
 use std::fs;
 use std::path::Path;
 use std::thread;
@@ -7,6 +9,9 @@ use std::thread;
 use serde_json::{Value, json};
 
 use crate::hash::Hash;
+
+/// Where NVIDIA's driver lists its GPUs.
+const GPUS: &str = "/proc/driver/nvidia/gpus";
 
 /// What an attempt may be given, and what the ledger says of the machine.
 #[derive(Debug, Clone)]
@@ -39,11 +44,12 @@ impl Host {
             cpus: thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory_mib: memory_kib.unwrap_or(0) / 1024,
             pids_max: read("/proc/sys/kernel/pid_max").parse().unwrap_or(0),
-            gpus: gpus(Path::new("/proc/driver/nvidia/gpus"), Path::new("/dev")),
+            gpus: gpus(Path::new(GPUS), Path::new("/dev")),
         }
     }
 
-    /// For NODE_UP: what a result may depend on.
+    /// For NODE_UP: what a result may depend on. The CPU's flags are hashed as the kernel lists them, one space between two:
+    /// it lists them in the order of their bits, so the same kernel on the same model gives the same hash.
     pub fn fingerprint(&self) -> Value {
         let cpuinfo = read("/proc/cpuinfo");
         let cpu = |key: &str| {
@@ -59,12 +65,16 @@ impl Host {
         json!({
             "hostname": self.name,
             "kernel": read("/proc/sys/kernel/osrelease"),
+            "machine": machine(),
             "distribution": distribution,
             "cpu_model": cpu("model name"),
             "cpu_flags_sha256": Hash::of(cpu("flags").as_bytes()),
             "cpus": self.cpus,
             "memory_mib": self.memory_mib,
+            "boot_id": self.boot_id,
             "cgroup_version": if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap_or(false) { 2 } else { 1 },
+            "gpus": nvidia::gpus(Path::new(GPUS)),
+            "gpu_driver": nvidia::driver_version(&read("/proc/driver/nvidia/version")),
         })
     }
 }
@@ -79,6 +89,12 @@ fn gpus(listed: &Path, devices: &Path) -> Option<u32> {
         name.strip_prefix("nvidia").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
     };
     count(listed, |_| true).or_else(|| count(devices, is_device).filter(|found| *found > 0))
+}
+
+/// What `uname -m` says; kernels before 6.1 have no file for it, and then it is what this program was built for.
+fn machine() -> String {
+    let told = read("/proc/sys/kernel/arch");
+    if told.is_empty() { std::env::consts::ARCH.to_owned() } else { told }
 }
 
 fn read(path: &str) -> String {

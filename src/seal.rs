@@ -4,8 +4,11 @@
 //! every file that is new or changed since, with the digests of the logs; `DATA/seals/<job_id>.sha256` is the same list for
 //! `sha256sum -c`.
 
+mod durable;
+mod files;
 pub mod text;
 pub mod tree;
+mod walk;
 
 use crate::canonical::to_canonical;
 use crate::hash::Hash;
@@ -13,14 +16,15 @@ use crate::ledger::event::LogDigest;
 use crate::manifest::Manifest;
 use crate::sys::dir::Dir;
 use crate::sys::kill_point;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use durable::{file_of, invalid};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::ops::ControlFlow;
+use std::path::Path;
 
 pub use tree::{Entry, Kind, Progress, Tree, hash_tree};
 
@@ -53,6 +57,8 @@ pub enum SealError {
         /// Which bound.
         limit: &'static str,
     },
+    /// It was asked not to go on.
+    Stopped,
 }
 
 impl SealError {
@@ -76,6 +82,7 @@ impl fmt::Display for SealError {
             Self::Io { path, source } => write!(f, "{}: {source}", name(path)),
             Self::Changed { path } => write!(f, "{} changed while it was hashed", name(path)),
             Self::TooLarge { path, limit } => write!(f, "{limit}, at {:.200}", name(path)),
+            Self::Stopped => f.write_str("it is not wanted any more"),
         }
     }
 }
@@ -164,7 +171,8 @@ pub struct InputMount {
 /// # Errors
 /// What writing gives, e.g. ENOSPC.
 pub fn write_inputs(data_dir: &Path, inputs: &Inputs) -> io::Result<()> {
-    write_durably(&file_of(data_dir, INPUTS_DIR, &inputs.job_id, "json")?, &serde_json::to_vec(inputs)?)
+    let path = file_of(data_dir, INPUTS_DIR, &inputs.job_id, "json")?;
+    durable::write(&path, |out| Ok(serde_json::to_writer(out, inputs)?)).map(drop)
 }
 
 /// Reads what [`write_inputs`] wrote.
@@ -173,7 +181,7 @@ pub fn write_inputs(data_dir: &Path, inputs: &Inputs) -> io::Result<()> {
 /// `NotFound`; `InvalidData` where it is not what was written: other format or job, or entries that do not give the tree hash.
 pub fn read_inputs(data_dir: &Path, job_id: &str) -> io::Result<Inputs> {
     let path = file_of(data_dir, INPUTS_DIR, job_id, "json")?;
-    let inputs: Inputs = read_json(&path)?.0;
+    let inputs: Inputs = durable::read_json(&path)?.0;
     if inputs.format != FORMAT
         || inputs.job_id != job_id
         || !inputs.mounts.iter().all(|mount| mount.tree.is_consistent())
@@ -193,6 +201,9 @@ pub struct Seal {
     pub job_id: String,
     /// The attempt that completed.
     pub attempt: u32,
+    /// Seq of the NODE_UP under which that attempt ran; none in seals of versions that did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_up: Option<u64>,
     /// See [`execution_hash`].
     pub execution_hash: Hash,
     /// `sha256:…`; what ran.
@@ -309,6 +320,8 @@ pub struct SealRequest<'a> {
     pub job_id: &'a str,
     /// The attempt that completed.
     pub attempt: u32,
+    /// Seq of the NODE_UP under which that attempt ran.
+    pub node_up: Option<u64>,
     /// See [`execution_hash`].
     pub execution_hash: Hash,
     /// `sha256:…`; what ran.
@@ -335,53 +348,64 @@ pub struct SealSummary {
 }
 
 /// Hashes the writable mounts, compares them with the recorded inputs and writes both seal files; they are durable when this
-/// returns. Called again after a crash it writes the same bytes, unless somebody changed the mounts since.
+/// returns. Called again after a crash it writes the same bytes, unless somebody changed the mounts since. `progress` hears how
+/// far it is with which mount, and may end it; see [`hash_tree`].
 ///
 /// # Errors
 /// [`SealError`]; `InvalidData` where a writable mount has no recorded inputs, or they are damaged.
 pub fn write_seal(
     data_dir: &Path,
     request: &SealRequest<'_>,
-    progress: &dyn Fn(Progress),
+    progress: &dyn Fn(&str, Progress) -> ControlFlow<()>,
 ) -> Result<SealSummary, SealError> {
     let inputs = read_inputs(data_dir, request.job_id).map_err(|error| SealError::io(b"inputs", error))?;
+    let mut recorded: BTreeMap<String, Tree> =
+        inputs.mounts.into_iter().filter(|mount| !mount.read_only).map(|mount| (mount.container, mount.tree)).collect();
     let (mut artifacts, mut removed, mut notes, mut mounts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut done = Progress::default();
     for &(container, dir) in request.writable {
-        let before = &inputs
-            .mounts
-            .iter()
-            .find(|mount| mount.container == container && !mount.read_only)
-            .ok_or_else(|| {
-                SealError::io(
-                    container.as_bytes(),
-                    io::Error::new(io::ErrorKind::InvalidData, "not among the recorded inputs"),
-                )
-            })?
-            .tree;
-        let sum = |one: Progress| Progress { files: done.files + one.files, bytes: done.bytes + one.bytes };
-        let after = hash_tree(dir, &|one| progress(sum(one))).map_err(|error| error.within(container))?;
-        done = sum(Progress { files: after.files, bytes: after.bytes });
-        artifacts.extend(after.entries.iter().filter_map(|entry| artifact(container, entry, before)));
+        // Out of memory as soon as it is compared.
+        let before = recorded.remove(container).ok_or_else(|| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, "not among the recorded inputs");
+            SealError::io(container.as_bytes(), error)
+        })?;
+        let after = hash_tree(dir, &|done| progress(container, done)).map_err(|error| error.within(container))?;
+        mounts.push(SealedMount { container: container.to_owned(), before: before.root, after: after.root });
         let is_gone = |entry: &&Entry| {
             entry.kind == Kind::File && after.get(&entry.path).is_none_or(|now| now.kind != Kind::File)
         };
         removed.extend(before.entries.iter().filter(is_gone).map(|entry| in_container(container, &entry.path)));
-        notes.extend(after.entries.iter().flat_map(|entry| notes_on(container, entry)));
-        mounts.push(SealedMount { container: container.to_owned(), before: before.root, after: after.root });
+        for entry in after.entries {
+            artifacts.extend(artifact(container, &entry, &before));
+            notes.extend(notes_on(container, &entry));
+        }
     }
-    artifacts.sort_by(|a, b| a.path.cmp(&b.path));
-    removed.sort();
+    artifacts.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    removed.sort_unstable();
     notes.sort_by(|a, b| a.path.cmp(&b.path));
+    store(data_dir, request, artifacts, removed, notes, mounts)
+        .map_err(|error| SealError::io(SEALS_DIR.as_bytes(), error))
+}
 
-    let list = checksum_list(&artifacts);
+/// Writes both files. The seal goes last: where it is, the list is.
+fn store(
+    data_dir: &Path,
+    request: &SealRequest<'_>,
+    artifacts: Vec<Artifact>,
+    removed: Vec<ContainerPath>,
+    notes: Vec<Noted>,
+    mounts: Vec<SealedMount>,
+) -> io::Result<SealSummary> {
+    let list = file_of(data_dir, SEALS_DIR, request.job_id, "sha256")?;
+    let artifacts_root = durable::write(&list, |out| write_checksum_list(&artifacts, out))?;
+    kill_point::reached("checksums-written");
     let seal = Seal {
         format: FORMAT,
         job_id: request.job_id.to_owned(),
         attempt: request.attempt,
+        node_up: request.node_up,
         execution_hash: request.execution_hash,
         image_id: request.image_id.to_owned(),
-        artifacts_root: Hash::of(&list),
+        artifacts_root,
         files: artifacts.len() as u64,
         bytes: artifacts.iter().map(|artifact| artifact.size).sum(),
         artifacts,
@@ -391,20 +415,9 @@ pub fn write_seal(
         logs: request.logs.to_vec(),
         usage: request.usage.clone(),
     };
-    // The seal goes last: where it is, the list is.
-    let written = serde_json::to_vec(&seal).map_err(io::Error::from).and_then(|bytes| {
-        write_durably(&file_of(data_dir, SEALS_DIR, request.job_id, "sha256")?, &list)?;
-        kill_point::reached("checksums-written");
-        write_durably(&file_of(data_dir, SEALS_DIR, request.job_id, "json")?, &bytes)?;
-        Ok(bytes)
-    });
-    let bytes = written.map_err(|error| SealError::io(SEALS_DIR.as_bytes(), error))?;
-    Ok(SealSummary {
-        seal_hash: Hash::of(&bytes),
-        artifacts_root: seal.artifacts_root,
-        files: seal.files,
-        bytes: seal.bytes,
-    })
+    let path = file_of(data_dir, SEALS_DIR, request.job_id, "json")?;
+    let seal_hash = durable::write(&path, |out| Ok(serde_json::to_writer(out, &seal)?))?;
+    Ok(SealSummary { seal_hash, artifacts_root, files: seal.files, bytes: seal.bytes })
 }
 
 /// Reads a seal, with its hash.
@@ -414,8 +427,8 @@ pub fn write_seal(
 /// ledger's: only that tells whether it is the seal that was written.
 pub fn read_seal(data_dir: &Path, job_id: &str) -> io::Result<(Seal, Hash)> {
     let path = file_of(data_dir, SEALS_DIR, job_id, "json")?;
-    let (seal, hash): (Seal, Hash) = read_json(&path)?;
-    let agrees = seal.artifacts_root == Hash::of(&checksum_list(&seal.artifacts))
+    let (seal, hash): (Seal, Hash) = durable::read_json(&path)?;
+    let agrees = seal.artifacts_root == durable::hash_of(|out| write_checksum_list(&seal.artifacts, out))?
         && seal.files == seal.artifacts.len() as u64
         && seal.bytes == seal.artifacts.iter().map(|artifact| artifact.size).sum::<u64>();
     if seal.format != FORMAT || seal.job_id != job_id || !agrees {
@@ -428,30 +441,37 @@ pub fn read_seal(data_dir: &Path, job_id: &str) -> io::Result<(Seal, Hash)> {
 /// slash. GNU's escapes: a line whose path holds a backslash, newline or carriage return begins with a backslash.
 pub fn checksum_list(artifacts: &[Artifact]) -> Vec<u8> {
     let mut list = Vec::new();
+    write_checksum_list(artifacts, &mut list).expect("memory takes everything");
+    list
+}
+
+/// The same, to wherever it goes.
+fn write_checksum_list(artifacts: &[Artifact], out: &mut dyn Write) -> io::Result<()> {
     for artifact in artifacts {
         let path = artifact.path.0.strip_prefix(b"/").unwrap_or(&artifact.path.0);
         if path.iter().any(|byte| b"\\\n\r".contains(byte)) {
-            list.push(b'\\');
+            out.write_all(b"\\")?;
         }
-        list.extend_from_slice(format!("{}  ", artifact.sha256).as_bytes());
-        for &byte in path {
-            match byte {
-                b'\\' => list.extend_from_slice(b"\\\\"),
-                b'\n' => list.extend_from_slice(b"\\n"),
-                b'\r' => list.extend_from_slice(b"\\r"),
-                other => list.push(other),
+        write!(out, "{}  ", artifact.sha256)?;
+        for part in path.split_inclusive(|byte| b"\\\n\r".contains(byte)) {
+            match part.split_last() {
+                Some((b'\\', plain)) => [plain, b"\\\\"].iter().try_for_each(|bytes| out.write_all(bytes))?,
+                Some((b'\n', plain)) => [plain, b"\\n"].iter().try_for_each(|bytes| out.write_all(bytes))?,
+                Some((b'\r', plain)) => [plain, b"\\r"].iter().try_for_each(|bytes| out.write_all(bytes))?,
+                _ => out.write_all(part)?,
             }
         }
-        list.push(b'\n');
+        out.write_all(b"\n")?;
     }
-    list
+    Ok(())
 }
 
 impl SealError {
     /// The same error, its path inside the container.
     fn within(mut self, container: &str) -> Self {
-        let (Self::Io { path, .. } | Self::Changed { path } | Self::TooLarge { path, .. }) = &mut self;
-        *path = in_container(container, path).0;
+        if let Self::Io { path, .. } | Self::Changed { path } | Self::TooLarge { path, .. } = &mut self {
+            *path = in_container(container, path).0;
+        }
         self
     }
 }
@@ -511,40 +531,7 @@ fn hash_json(value: &Value) -> Hash {
     Hash::of(&bytes)
 }
 
-/// The job id becomes a file name, so it is checked here again.
-fn file_of(data_dir: &Path, dir: &str, job_id: &str, extension: &str) -> io::Result<PathBuf> {
-    if !crate::manifest::is_job_id(job_id) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{job_id:?} is no job id")));
-    }
-    Ok(data_dir.join(dir).join(format!("{job_id}.{extension}")))
-}
-
-/// Readers see the old bytes or the new ones, also after a power loss; when this returns, the new ones.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    if !dir.is_dir() {
-        fs::create_dir_all(dir)?;
-        File::open(dir.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-    }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    kill_point::reached("before-rename");
-    fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<(T, Hash)> {
-    let bytes = fs::read(path)?;
-    let value = serde_json::from_slice(&bytes).map_err(|error| invalid(path, &error.to_string()))?;
-    Ok((value, Hash::of(&bytes)))
-}
-
-fn invalid(path: &Path, why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
-}
-
+#[cfg(test)]
+mod moment_tests;
 #[cfg(test)]
 mod tests;

@@ -53,5 +53,8 @@ function describe({ state, attempt, detail: d = {} }) {
 	}
 }
 
-HB.format = { duration, bytes, count, day, moment, hash, cause, join, marker, describe };
+/** Why a job does not go on, and how far long work on its files is. */
+const going = ({ waiting_for: why, progress: p }) => join(why && `Waits: ${why}`, p && `Now ${p.doing}, ${p.mount}: ${count(p.files, 'file')}, ${bytes(p.bytes)}`);
+
+HB.format = { going, duration, bytes, count, day, moment, hash, cause, join, marker, describe };
 }

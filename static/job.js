@@ -77,10 +77,10 @@ class JobPage {
 		this.log.update();
 	}
 
-	/** Why it does not go on: no event tells. */
+	/** Why it does not go on, or how far it is: no event tells. */
 	async ask() {
 		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
-		setText(this.waits, summary?.waiting_for ? `Waits: ${summary.waiting_for}` : '');
+		setText(this.waits, summary ? format.going(summary) : '');
 	}
 
 	/** What changes with the clock alone. */

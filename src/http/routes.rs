@@ -209,6 +209,7 @@ impl App {
         if let Some(open) = &job.open {
             // What waits, and why, is worth more to the one who waits than the bare state.
             summary["waiting_for"] = self.runner.waiting_for(&job).map_or(Value::Null, Value::String);
+            summary["progress"] = self.runner.progress(&job.job_id);
             summary["stop_requested"] = open.stop.as_ref().map_or(Value::Null, |stop| json!(**stop.get()));
         }
         Ok(Reply::json(200, summary.to_string().into_bytes()))

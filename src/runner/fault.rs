@@ -14,11 +14,13 @@ pub(super) struct Fault {
     pub(super) disk_is_full: bool,
     /// A file changed while it was hashed; somebody else may be writing there.
     pub(super) may_hold_still: bool,
+    /// Given up in the middle: the agent stops, or the job is not any more what it was.
+    pub(super) given_up: bool,
 }
 
 impl Fault {
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false }
+        Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false, given_up: false }
     }
 
     pub(super) fn of_seal(reason: &'static str, what: &str, error: &SealError) -> Self {
@@ -27,11 +29,12 @@ impl Fault {
             _ => false,
         };
         let may_hold_still = matches!(error, SealError::Changed { .. });
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still }
+        let given_up = matches!(error, SealError::Stopped);
+        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still, given_up }
     }
 
     pub(super) fn io(reason: &'static str, what: &str, error: &io::Error) -> Self {
         let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false }
+        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false, given_up: false }
     }
 }

@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod outage;
 pub mod output;
 mod pins;
+mod progress;
 mod queues;
 mod schedule;
 mod stray;
@@ -41,6 +42,7 @@ use self::gate::Look;
 use self::mounts::MountPolicy;
 use self::outage::Outages;
 use self::pins::Pins;
+use self::progress::Progresses;
 pub use self::queues::Queues;
 use self::queues::{Busy, Queue, Signal, Stage};
 use self::telemetry::Telemetry;
@@ -118,6 +120,7 @@ pub struct Runner {
     outages: Mutex<Outages>,
     /// Why a job does not go on, for its summary.
     waiting: Mutex<HashMap<Arc<str>, String>>,
+    progresses: Progresses,
     telemetry: Arc<Telemetry>,
     /// Who may use which directories.
     claims: Mutex<Table>,
@@ -142,6 +145,7 @@ impl Runner {
             away: Mutex::default(),
             outages: Mutex::default(),
             waiting: Mutex::default(),
+            progresses: Progresses::default(),
             telemetry: Arc::default(),
             claims: Mutex::default(),
             looking_up: AtomicUsize::new(0),
@@ -158,8 +162,13 @@ impl Runner {
             Ok(info) => json!({
                 "available": true,
                 "version": info.version,
+                "api_version": info.api_version,
+                "cli_version": info.cli_version,
+                "containerd_version": info.containerd_version,
                 "runc_version": info.runc_version,
                 "runtimes": info.runtimes,
+                "default_runtime": info.default_runtime,
+                "security_options": info.security_options,
                 "storage_driver": info.storage_driver,
                 "cgroup_driver": info.cgroup_driver,
                 "cgroup_version": info.cgroup_version,
@@ -329,11 +338,6 @@ impl Runner {
         }
     }
 
-    /// The same, for what goes on and only takes long: not worth a line in the log.
-    fn note_progress(&self, job_id: &Arc<str>, what: String) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(job_id.clone(), what);
-    }
-
     fn watch_engine(self: &Arc<Self>) {
         while !self.is_stopping() {
             let asked = self.glance();
@@ -456,6 +460,10 @@ impl Runner {
         let mut tries = 0;
         loop {
             match work() {
+                Err(fault) if fault.given_up => {
+                    self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(job_id);
+                    return None;
+                }
                 Err(fault) if fault.may_hold_still && tries < HOLD_STILL_TRIES => {
                     tries += 1;
                     self.note_waiting(job_id, &fault.message);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::docker::Bind;
 use super::docker::argv::BASE_ENV;
 use super::mounts::{BoundMount, CheckedMount};
+use super::progress::Doing;
 use super::{Fault, Runner, claims};
 use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, State, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
@@ -112,11 +113,16 @@ pub(super) fn inputs_still(runner: &Runner, job: &Arc<Job>, manifest: &Manifest)
 /// COMPLETED → SEALED. `None` where the agent stops before that.
 pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
     let container = container_name(&job.job_id, job.attempt);
-    let superseded = || runner.setup.engine.view().job(&job.job_id).is_none_or(|now| now.seq != job.seq);
+    let superseded = || runner.is_superseded(job);
     let outcome = runner.until_there_is_space(&job.job_id, &superseded, || {
         try_seal(runner, job, &container)
             .map_err(|error| Fault::of_seal("seal", "the artifacts cannot be sealed", &error))
     });
+    if outcome.is_none() && superseded() {
+        // Cancelled while it was being sealed.
+        runner.clean_up(container);
+        return None;
+    }
     let command = match outcome? {
         Ok(sealed) => {
             kill_point::reached("seal-written");
@@ -135,7 +141,7 @@ pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
         Err(error) => {
             log::warn!("job {}: its seal is not recorded: {error}", job.job_id);
             if error.status != 503 {
-                // Cancelled while it was being sealed.
+                // Cancelled just now.
                 runner.clean_up(container);
             }
             None
@@ -155,20 +161,22 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
     }
     let writable: Vec<(&str, &Dir)> = writable.iter().map(|(container, dir)| (*container, dir)).collect();
     kill_point::reached("mounts-opened");
-    let endings = endings(runner, job).map_err(|error| fault("ledger", error))?;
+    let (endings, node_up) = endings(runner, job).map_err(|error| fault("ledger", error))?;
+    let underway = runner.begin(job, Doing::Sealing);
     let usage = endings.get(&job.attempt).map_or(Value::Null, |ending| json!(ending.usage));
     let summary = write_seal(
         &runner.setup.data,
         &SealRequest {
             job_id: &job.job_id,
             attempt: job.attempt,
+            node_up,
             execution_hash: job.execution_hash.unwrap_or(crate::hash::Hash::ZERO),
             image_id: job.image_id.as_deref().unwrap_or_default(),
             writable: &writable,
             logs: &logs(&endings),
             usage: &usage,
         },
-        &|_| {},
+        &|mount, done| underway.tell(mount, done),
     )?;
     Ok(Sealed {
         seal_hash: summary.seal_hash,
@@ -234,34 +242,18 @@ fn hash_all(
     bound: &[BoundMount],
     wanted: &dyn Fn(usize) -> bool,
 ) -> Result<Vec<InputMount>, Fault> {
+    let underway = runner.begin(job, Doing::HashingInputs);
     let mut mounts = Vec::new();
     for (_, (place, bound)) in manifest.places().iter().zip(bound).enumerate().filter(|(index, _)| wanted(*index)) {
         let tree = bound
             .open()
             .map_err(|source| SealError::Io { path: Vec::new(), source })
-            .and_then(|dir| {
-                let note = |done: seal::Progress| {
-                    if done.bytes > PROGRESS_BYTES || done.files > PROGRESS_FILES {
-                        let why = format!(
-                            "hashing {}: {} files, {} MiB so far",
-                            place.container,
-                            done.files,
-                            done.bytes >> 20
-                        );
-                        runner.note_progress(&job.job_id, why);
-                    }
-                };
-                hash_tree(&dir, &note)
-            })
+            .and_then(|dir| hash_tree(&dir, &|done| underway.tell(place.container, done)))
             .map_err(|error| Fault::of_seal("inputs", place.container, &error))?;
         mounts.push(InputMount { container: place.container.to_owned(), read_only: place.read_only, tree });
     }
     Ok(mounts)
 }
-
-/// Inputs beyond these are worth a word in the job's summary while they are hashed.
-const PROGRESS_BYTES: u64 = 64 << 20;
-const PROGRESS_FILES: u64 = 1000;
 
 fn totals(mount: &InputMount) -> MountTotals {
     MountTotals {
@@ -292,11 +284,17 @@ fn release(runner: &Runner, container: &str) {
     }
 }
 
-/// How each attempt that ran ended, as its events tell: the seal repeats what the ledger vouched for.
-fn endings(runner: &Runner, job: &Job) -> io::Result<BTreeMap<u32, Ending>> {
-    let mut endings = BTreeMap::new();
-    details(runner, job, &[State::Crash, State::Completed, State::Cancelled], &mut |attempt, detail| {
+/// How each attempt that ran ended, as its events tell: the seal repeats what the ledger vouched for. And the NODE_UP that
+/// the latest ran under.
+fn endings(runner: &Runner, job: &Job) -> io::Result<(BTreeMap<u32, Ending>, Option<u64>)> {
+    let (mut endings, mut node_up) = (BTreeMap::new(), None);
+    let states = [State::Running, State::Recovery, State::Crash, State::Completed, State::Cancelled];
+    details(runner, job, &states, &mut |attempt, detail| {
         let ending = match detail {
+            Detail::Running(intent) | Detail::Recovery(intent) => {
+                node_up = Some(intent.node_up);
+                return;
+            }
             Detail::Completed(ending) => ending,
             Detail::Crash(crash) => crash.ending,
             // Of a job that was retriggered; it may have been cancelled while nothing ran.
@@ -305,7 +303,7 @@ fn endings(runner: &Runner, job: &Job) -> io::Result<BTreeMap<u32, Ending>> {
         };
         endings.insert(attempt, ending);
     })?;
-    Ok(endings)
+    Ok((endings, node_up))
 }
 
 /// Calls `each` with attempt and detail of a job's events in one of `states`. Markers may be many, so others are not read.

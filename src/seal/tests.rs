@@ -5,28 +5,30 @@
 use super::*;
 use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 /// A name, and what to do to a directory.
 type Case<'a> = (&'a str, &'a dyn Fn(&Path));
 
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("hackbrain-seal-{}-{name}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
+    pub(super) fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.0.join(relative)
     }
 
-    fn dir(&self, relative: &str) -> PathBuf {
+    pub(super) fn dir(&self, relative: &str) -> PathBuf {
         fs::create_dir_all(self.at(relative)).unwrap();
         self.at(relative)
     }
@@ -38,22 +40,26 @@ impl Drop for Scratch {
     }
 }
 
-fn tree(path: &Path) -> Tree {
-    let tree = hash_tree(&Dir::open(path).unwrap(), &|_| ()).unwrap();
+pub(super) fn go_on(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+pub(super) fn tree(path: &Path) -> Tree {
+    let tree = hash_tree(&Dir::open(path).unwrap(), &go_on).unwrap();
     assert!(tree.is_consistent());
     tree
 }
 
-fn chmod(path: &Path, mode: u32) {
+pub(super) fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-fn mkfifo(path: &Path) {
+pub(super) fn mkfifo(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
 /// The tree of the test vector in `hash_tree`'s documentation.
-fn vector_tree(path: &Path) {
+pub(super) fn vector_tree(path: &Path) {
     fs::create_dir_all(path.join("d")).unwrap();
     fs::write(path.join("a"), "abc").unwrap();
     fs::write(path.join("run"), "").unwrap();
@@ -187,7 +193,7 @@ fn depth_4000_needs_no_stack_and_beyond_the_bound_is_an_error() {
     let tree = std::thread::Builder::new().stack_size(256 << 10).spawn(move || tree(&path)).unwrap().join().unwrap();
     assert_eq!((tree.files, tree.entries.len()), (1, 4001));
     assert!(make("u", tree::MAX_DEPTH + 1));
-    let error = hash_tree(&Dir::open(&scratch.at("u")).unwrap(), &|_| ()).unwrap_err();
+    let error = hash_tree(&Dir::open(&scratch.at("u")).unwrap(), &go_on).unwrap_err();
     assert!(matches!(error, SealError::TooLarge { .. }) && error.to_string().len() < 400, "{error}");
     assert!(Command::new("rm").arg("-rf").arg(&scratch.0).status().unwrap().success());
 }
@@ -203,7 +209,7 @@ fn what_changes_while_it_is_hashed_is_named() {
             File::options().write(true).open(t.join("big")).unwrap().set_modified(time).unwrap();
         }),
         ("big", &|t| File::options().write(true).open(t.join("big")).unwrap().set_len(3).unwrap()),
-        ("", &|t| fs::write(t.join("new"), "").unwrap()),
+        ("new", &|t| fs::write(t.join("new"), "").unwrap()),
         ("zlast", &|t| fs::remove_file(t.join("zlast")).unwrap()),
     ];
     let scratch = Scratch::new("race");
@@ -211,13 +217,12 @@ fn what_changes_while_it_is_hashed_is_named() {
         let path = scratch.dir(&index.to_string());
         fs::write(path.join("big"), vec![0; 1 << 20]).unwrap();
         fs::write(path.join("zlast"), "").unwrap();
-        // Older kernels stamp files once a tick; the change must fall into a later one.
-        std::thread::sleep(Duration::from_millis(20));
         let pending = RefCell::new(Some(change));
-        let result = hash_tree(&Dir::open(&path).unwrap(), &|_| {
-            if let Some(change) = pending.take() {
+        let result = hash_tree(&Dir::open(&path).unwrap(), &|progress| {
+            if let Some(change) = (progress.bytes > 0).then(|| pending.take()).flatten() {
                 change(&path);
             }
+            go_on(progress)
         });
         match result {
             Err(SealError::Changed { path }) => assert_eq!(text::encode(&path), named, "case {index}"),
@@ -232,7 +237,11 @@ fn progress_adds_up() {
     fs::write(scratch.at("big"), vec![7; 700_000]).unwrap();
     fs::write(scratch.at("small"), "x").unwrap();
     let told = RefCell::new(Vec::new());
-    hash_tree(&Dir::open(&scratch.0).unwrap(), &|progress| told.borrow_mut().push(progress)).unwrap();
+    let listen = |progress| {
+        told.borrow_mut().push(progress);
+        go_on(progress)
+    };
+    hash_tree(&Dir::open(&scratch.0).unwrap(), &listen).unwrap();
     let told = told.into_inner();
     assert!(told.is_sorted_by_key(|progress| (progress.bytes, progress.files)) && told.len() > 3, "{told:?}");
     assert_eq!(told.last(), Some(&Progress { files: 2, bytes: 700_001 }));
@@ -275,13 +284,14 @@ fn seal(data: &Path, writable: &[(&str, &Dir)]) -> Result<SealSummary, SealError
     let request = SealRequest {
         job_id: "j",
         attempt: 1,
+        node_up: Some(7),
         execution_hash: Hash::ZERO,
         image_id: "sha256:x",
         writable,
         logs: &logs,
         usage: &json!({ "cpu_ns": u64::MAX }),
     };
-    write_seal(data, &request, &|_| ())
+    write_seal(data, &request, &|_, progress| go_on(progress))
 }
 
 #[test]

@@ -1,23 +1,23 @@
 //! The tree hash: what a directory holds, as one digest and as a list of entries.
 
 use super::SealError;
+use super::files::{Hashers, Shared, Tell};
 use super::text;
+use super::walk::Walk;
 use crate::hash::Hash;
-use crate::sys::dir::{Dir, FileType, Stat, stat_file};
+use crate::sys::dir::Dir;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
+use std::io::Write;
+use std::thread;
+
+pub use super::files::digest;
 
 /// Deepest directory below the root that is walked.
 pub const MAX_DEPTH: usize = 4096;
 /// All paths of one tree together, in bytes: a bound on memory that no honest tree meets.
 pub const MAX_PATHS_BYTES: usize = 512 << 20;
-/// How much is read at once, and how often progress is told within a file, in bytes.
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// What an entry is. Only files and directories have content; a symlink's content is its text; the rest is only noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,11 +80,11 @@ impl Entry {
         }
     }
 
-    fn name(&self) -> &[u8] {
+    pub(super) fn name(&self) -> &[u8] {
         self.path.rsplit(|&b| b == b'/').next().unwrap_or_default()
     }
 
-    fn parent(&self) -> &[u8] {
+    pub(super) fn parent(&self) -> &[u8] {
         let length = self.path.len() - self.name().len();
         &self.path[..length.saturating_sub(1)]
     }
@@ -175,211 +175,36 @@ pub struct Progress {
 /// # 918dff66aa842daaee8e0a0fd5baddf913b68d03d505070f97aac5d99a0f1f70
 /// ```
 ///
-/// `progress` is told after every file and every 256 KiB. Memory grows with the number of entries; the stack does not.
+/// Files are hashed by as many threads as there are cores, 16 at most; a tree of little content by this one alone. `progress`
+/// is told by this thread, at least every 50 ms or so, and ends the walk by [`ControlFlow::Break`](std::ops::ControlFlow).
+/// Memory grows with the number of entries; stack and descriptors do not.
+///
+/// The digest is of one moment: after the last file was hashed, everything is looked at once more, and whatever is not what
+/// it was when it was hashed ends it. Only what is written through a mapping that was made before leaves no trace until the
+/// kernel writes it back.
 ///
 /// # Errors
-/// [`SealError::Changed`] naming what changed while it was hashed; [`SealError::Io`] naming what could not be read;
-/// [`SealError::TooLarge`] beyond [`MAX_DEPTH`] or [`MAX_PATHS_BYTES`].
-pub fn hash_tree(dir: &Dir, progress: &dyn Fn(Progress)) -> Result<Tree, SealError> {
-    let mut walk =
-        Walk { progress, done: Progress::default(), entries: Vec::new(), paths_bytes: 0, buffer: vec![0; CHUNK_BYTES] };
-    let root = walk.run(dir)?;
-    let mut entries = walk.entries;
+/// [`SealError::Changed`] naming what changed before that second look; [`SealError::Io`] naming what could not be read;
+/// [`SealError::TooLarge`] beyond [`MAX_DEPTH`] or [`MAX_PATHS_BYTES`]; [`SealError::Stopped`] where `progress` said so.
+pub fn hash_tree(dir: &Dir, progress: Tell<'_>) -> Result<Tree, SealError> {
+    let shared = Shared::default();
+    let (root, mut entries) =
+        thread::scope(|scope| Walk::new(Hashers::new(scope, &shared, progress), &shared).run(dir))?;
     entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    Ok(Tree { root, files: walk.done.files, bytes: walk.done.bytes, entries })
+    let Progress { files, bytes } = shared.progress();
+    Ok(Tree { root, files, bytes, entries })
 }
 
-/// Length and SHA-256 of what `file` holds from its position on.
-///
-/// # Errors
-/// What `read` gives.
-pub fn digest(file: &mut File) -> io::Result<(u64, Hash)> {
-    digest_with(file, &mut vec![0; CHUNK_BYTES], &mut |_| ())
-}
-
-struct Walk<'a> {
-    progress: &'a dyn Fn(Progress),
-    done: Progress,
-    entries: Vec<Entry>,
-    paths_bytes: usize,
-    buffer: Vec<u8>,
-}
-
-/// A directory under way.
-struct Level {
-    /// As it was before its names were read.
-    before: Stat,
-    /// Subdirectories still to walk, the next one last.
-    directories: Vec<OsString>,
-    /// Its entries so far, as indices into the walk's list.
-    listed: Vec<usize>,
-    /// Its own entry; the root has none.
-    own: Option<usize>,
-}
-
-impl Walk<'_> {
-    /// Depth first with an explicit stack and one descriptor: the way up is `..`, whose identity is compared, so that a
-    /// tree of any depth needs neither stack nor descriptors.
-    fn run(&mut self, root: &Dir) -> Result<Hash, SealError> {
-        let mut path: Vec<u8> = Vec::new();
-        let mut current = root.try_clone().map_err(|error| SealError::io(&path, error))?;
-        let mut levels = vec![self.enter(&current, &path, None)?];
-        loop {
-            let depth = levels.len();
-            let Some(level) = levels.last_mut() else { unreachable!("the root's level returns below") };
-            if let Some(name) = level.directories.pop() {
-                join(&mut path, name.as_bytes());
-                if depth >= MAX_DEPTH {
-                    return Err(SealError::TooLarge { path, limit: "directories are nested too deep" });
-                }
-                let child = current.open_child(&name).map_err(|error| SealError::io(&path, error))?;
-                let stat = child.stat().map_err(|error| SealError::io(&path, error))?;
-                let own = self.push(Entry {
-                    path: path.clone(),
-                    kind: Kind::Directory,
-                    size: 0,
-                    mode: stat.mode,
-                    links: 1,
-                    sha256: Hash::ZERO,
-                    target: None,
-                })?;
-                level.listed.push(own);
-                levels.push(self.enter(&child, &path, Some(own))?);
-                current = child;
-                continue;
-            }
-            // All of this directory is hashed; nothing may have come, gone or been renamed in the meantime.
-            let after = current.stat().map_err(|error| SealError::io(&path, error))?;
-            if !same(&level.before, &after) {
-                return Err(SealError::Changed { path });
-            }
-            let hash = listing_hash(level.listed.iter().map(|&index| &self.entries[index]).collect());
-            let own = level.own;
-            levels.pop();
-            let (Some(own), Some(parent)) = (own, levels.last()) else { return Ok(hash) };
-            self.entries[own].sha256 = hash;
-            let above = current.open_parent().map_err(|error| SealError::io(&path, error))?;
-            let moved = above.stat().map_err(|error| SealError::io(&path, error))?.id != parent.before.id;
-            if moved {
-                return Err(SealError::Changed { path });
-            }
-            current = above;
-            path.truncate(self.entries[own].parent().len());
-        }
-    }
-
-    /// Reads a directory and hashes everything in it but its subdirectories.
-    fn enter(&mut self, dir: &Dir, path: &[u8], own: Option<usize>) -> Result<Level, SealError> {
-        let before = dir.stat().map_err(|error| SealError::io(path, error))?;
-        let mut names = dir.names().map_err(|error| SealError::io(path, error))?;
-        names.sort_unstable();
-        let mut level = Level { before, directories: Vec::new(), listed: Vec::new(), own };
-        for name in names {
-            let mut child = path.to_vec();
-            join(&mut child, name.as_bytes());
-            let stat = dir.stat_child(&name).map_err(|error| SealError::vanished(&child, error))?;
-            if stat.file_type == FileType::Directory {
-                level.directories.push(name);
-                continue;
-            }
-            let entry = self.leaf(dir, &name, child, &stat)?;
-            level.listed.push(self.push(entry)?);
-        }
-        level.directories.reverse();
-        Ok(level)
-    }
-
-    fn leaf(&mut self, dir: &Dir, name: &OsStr, path: Vec<u8>, stat: &Stat) -> Result<Entry, SealError> {
-        let mut entry =
-            Entry { path, kind: Kind::File, size: 0, mode: stat.mode, links: 1, sha256: Hash::of(b""), target: None };
-        entry.kind = match stat.file_type {
-            FileType::Regular => {
-                self.file(dir, name, stat, &mut entry)?;
-                Kind::File
-            }
-            FileType::Symlink => {
-                let target = dir.read_link(name).map_err(|error| SealError::vanished(&entry.path, error))?;
-                entry.size = target.as_bytes().len() as u64;
-                entry.sha256 = Hash::of(target.as_bytes());
-                entry.target = Some(target.as_bytes().to_vec());
-                Kind::Symlink
-            }
-            FileType::Fifo => Kind::Fifo,
-            FileType::Socket => Kind::Socket,
-            FileType::CharDevice => Kind::CharDevice,
-            FileType::BlockDevice => Kind::BlockDevice,
-            FileType::Directory => Kind::Directory,
-        };
-        Ok(entry)
-    }
-
-    fn file(&mut self, dir: &Dir, name: &OsStr, listed: &Stat, entry: &mut Entry) -> Result<(), SealError> {
-        let mut file = dir.open_child_file(name).map_err(|error| SealError::vanished(&entry.path, error))?;
-        let before = stat_file(&file).map_err(|error| SealError::io(&entry.path, error))?;
-        let changed = || SealError::Changed { path: entry.path.clone() };
-        if before.id != listed.id || before.file_type != FileType::Regular {
-            return Err(changed());
-        }
-        let (progress, done) = (self.progress, self.done);
-        let mut tell = |bytes| progress(Progress { bytes: done.bytes + bytes, ..done });
-        let (size, sha256) =
-            digest_with(&mut file, &mut self.buffer, &mut tell).map_err(|error| SealError::io(&entry.path, error))?;
-        let after = stat_file(&file).map_err(|error| SealError::io(&entry.path, error))?;
-        if !same(&before, &after) || size != after.size {
-            return Err(changed());
-        }
-        (entry.size, entry.sha256, entry.links) = (size, sha256, after.links);
-        self.done = Progress { files: done.files + 1, bytes: done.bytes + size };
-        progress(self.done);
-        Ok(())
-    }
-
-    fn push(&mut self, entry: Entry) -> Result<usize, SealError> {
-        self.paths_bytes += entry.path.len();
-        if self.paths_bytes > MAX_PATHS_BYTES {
-            return Err(SealError::TooLarge { path: entry.path, limit: "the paths are too long together" });
-        }
-        self.entries.push(entry);
-        Ok(self.entries.len() - 1)
-    }
-}
-
-fn listing_hash(mut entries: Vec<&Entry>) -> Hash {
-    entries.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+/// The hash of a directory with these entries, sorted by name.
+pub(super) fn listing_hash<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Hash {
     let mut hasher = Sha256::new();
+    let mut line = Vec::new();
     for entry in entries {
-        hasher.update(format!("{} {} ", entry.letter(), entry.sha256));
-        hasher.update(entry.name());
-        hasher.update([0]);
+        line.clear();
+        write!(line, "{} {} ", entry.letter(), entry.sha256).expect("memory takes everything");
+        line.extend_from_slice(entry.name());
+        line.push(0);
+        hasher.update(&line);
     }
     Hash::finish(hasher)
-}
-
-fn digest_with(file: &mut File, buffer: &mut [u8], tell: &mut dyn FnMut(u64)) -> io::Result<(u64, Hash)> {
-    let mut hasher = Sha256::new();
-    let mut total = 0;
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return Ok((total, Hash::finish(hasher))),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                total += read as u64;
-                tell(total);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Reading changes none of these; whatever writes, renames or sets attributes changes one.
-fn same(before: &Stat, after: &Stat) -> bool {
-    (before.id, before.size, before.modified, before.changed) == (after.id, after.size, after.modified, after.changed)
-}
-
-fn join(path: &mut Vec<u8>, name: &[u8]) {
-    if !path.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
 }

@@ -5,7 +5,7 @@ const { readdirSync, readFileSync, statSync } = require('node:fs');
 const { join } = require('node:path');
 const { HB } = require('./load.js');
 
-const { duration, bytes, moment, marker, hash, describe } = HB.format;
+const { duration, bytes, moment, marker, hash, describe, going } = HB.format;
 const STATIC = join(__dirname, '../../static');
 
 test('durations, sizes, moments', () => {
@@ -21,6 +21,15 @@ test('markers come as lines, or not at all', () => {
   assert.equal(marker('[D1_STABLE] step=4'), 'step=4');
   assert.equal(marker('[D1_STABLE]'), '[D1_STABLE]');
   assert.equal(marker(null), '');
+});
+
+test('a summary tells why a job waits, how far its files are, or nothing', () => {
+  const progress = { doing: 'hashing inputs', mount: '/w', files: 1234, bytes: 3 << 20 };
+  assert.equal(going({ waiting_for: null, progress: null }), '');
+  assert.equal(going({}), '');
+  assert.equal(going({ waiting_for: 'disk space', progress: null }), 'Waits: disk space');
+  assert.equal(going({ waiting_for: null, progress }), 'Now hashing inputs, /w: 1,234 files, 3.0 MiB');
+  assert.equal(going({ waiting_for: 'x', progress: { ...progress, doing: 'sealing', files: 1 } }), 'Waits: x · Now sealing, /w: 1 file, 3.0 MiB');
 });
 
 test('hashes are shortened without their prefix', () => assert.equal(hash('sha256:0123456789abcdef'), '0123456789ab'));

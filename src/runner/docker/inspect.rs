@@ -65,7 +65,17 @@ pub struct EngineInfo {
     pub cgroup_version: String,
     /// Names of the OCI runtimes, sorted.
     pub runtimes: Vec<String>,
-    /// Version of runc as the engine tells it; empty where it does not.
+    /// The one that containers get.
+    pub default_runtime: String,
+    /// What confines containers, e.g. `name=seccomp,profile=default`.
+    pub security_options: Vec<String>,
+    /// Version of the API that the CLI and the engine have agreed on; empty where the CLI does not tell.
+    pub api_version: String,
+    /// Version of the `docker` command.
+    pub cli_version: String,
+    /// Version of containerd as the engine tells it; empty where it does not.
+    pub containerd_version: String,
+    /// Version of runc, likewise.
     pub runc_version: String,
     /// E.g. `overlay2`.
     pub storage_driver: String,
@@ -144,6 +154,10 @@ pub(super) fn parse_engine(info: &[u8], version: &[u8]) -> Result<EngineInfo, En
     }
     let version: RawVersion = serde_json::from_slice(version).map_err(|error| unexpected("version", &error))?;
     let components = version.server.map(|server| server.components.unwrap_or_default()).unwrap_or_default();
+    let component = |name: &str| {
+        components.iter().find(|component| component.name == name).map(|c| c.version.clone()).unwrap_or_default()
+    };
+    let client = version.client.unwrap_or_default();
     let runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
     Ok(EngineInfo {
         version: info.server_version,
@@ -152,7 +166,12 @@ pub(super) fn parse_engine(info: &[u8], version: &[u8]) -> Result<EngineInfo, En
         cgroup_version: if info.cgroup_version.is_empty() { "1".into() } else { info.cgroup_version },
         nvidia: runtimes.iter().any(|name| name.contains("nvidia")),
         runtimes,
-        runc_version: components.into_iter().find(|c| c.name == "runc").map(|c| c.version).unwrap_or_default(),
+        default_runtime: info.default_runtime,
+        security_options: info.security_options.unwrap_or_default(),
+        api_version: client.api_version,
+        cli_version: client.version,
+        containerd_version: component("containerd"),
+        runc_version: component("runc"),
         storage_driver: info.driver,
         kernel: info.kernel_version,
         cpus: info.ncpu,
@@ -209,6 +228,8 @@ struct RawInfo {
     cgroup_driver: String,
     cgroup_version: String,
     runtimes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    default_runtime: String,
+    security_options: Option<Vec<String>>,
     driver: String,
     kernel_version: String,
     #[serde(rename = "NCPU")]
@@ -221,7 +242,15 @@ struct RawInfo {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct RawVersion {
+    client: Option<RawClient>,
     server: Option<RawServer>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct RawClient {
+    version: String,
+    api_version: String,
 }
 
 #[derive(Deserialize)]
@@ -268,11 +297,18 @@ mod tests {
     fn the_engine_tells_of_itself() {
         let info = br#"{"ServerVersion":"20.10.24","CgroupDriver":"cgroupfs","CgroupVersion":"1","SwapLimit":true,
             "Runtimes":{"runc":{"path":"runc"},"nvidia":{"path":"x"}},"Driver":"overlay2","NCPU":2,"MemTotal":8,
-            "KernelVersion":"6.18","LiveRestoreEnabled":true}"#;
-        let version = br#"{"Client":{},"Server":{"Components":[{"Name":"runc","Version":"1.1.5"}]}}"#;
+            "KernelVersion":"6.18","LiveRestoreEnabled":true,"DefaultRuntime":"runc","SecurityOptions":["name=seccomp"]}"#;
+        let version = br#"{"Client":{"Version":"28.2.2","ApiVersion":"1.41"},"Server":{"Components":[
+            {"Name":"containerd","Version":"1.6.20"},{"Name":"runc","Version":"1.1.5"}]}}"#;
         let engine = parse_engine(info, version).unwrap();
         assert!(engine.nvidia && engine.swap_limit && engine.live_restore);
         assert_eq!((engine.runc_version.as_str(), engine.runtimes.len(), engine.cpus), ("1.1.5", 2, 2));
+        let versions = [&engine.cli_version, &engine.api_version, &engine.containerd_version, &engine.default_runtime];
+        assert_eq!(versions, ["28.2.2", "1.41", "1.6.20", "runc"]);
+        assert_eq!(engine.security_options, ["name=seccomp"]);
+        // Engines tell less where they are older, or another program stands in for the CLI.
+        let bare = parse_engine(br#"{"SecurityOptions":null}"#, br#"{"Client":{},"Server":null}"#).unwrap();
+        assert_eq!((bare.containerd_version.as_str(), bare.security_options.len()), ("", 0));
         let down = parse_engine(br#"{"ServerErrors":["Cannot connect"]}"#, version);
         assert_eq!(down, Err(EngineError::Unavailable("Cannot connect".into())));
     }
