@@ -1,5 +1,5 @@
-"""A lattice of jobs: each sums what its parents computed. The agent is killed with -9 at random moments, and in the end every
-sum is right, every job ran once, and none before its parents were sealed. Standard library only.
+"""A lattice of jobs: each sums what its parents computed. The agent is killed with -9 at random moments, and in the end
+every sum is right, every job ran once, and none before its parents were sealed. Standard library only.
 
 HACKBRAIN_LATTICE: jobs at least (100). HACKBRAIN_KILLS: kills (5). HACKBRAIN_SEED: when they come."""
 import json
@@ -159,7 +159,8 @@ class LatticeTest(unittest.TestCase):
             job = event.get("job_id")
             if event["state"] in ("SCHEDULED", "RUNNING", "RECOVERY"):
                 started += 1
-                self.assertLessEqual(set(lattice.parents[job]), sealed, f"{job} is {event['state']} before its parents are SEALED")
+                too_early = f"{job} is {event['state']} before its parents are SEALED"
+                self.assertLessEqual(set(lattice.parents[job]), sealed, too_early)
             elif event["state"] == "SEALED":
                 sealed.add(job)
                 attempts[job] = event["attempt"]

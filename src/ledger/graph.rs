@@ -67,8 +67,8 @@ pub fn standing<'a>(parents: impl IntoIterator<Item = (&'a Arc<str>, Fate)>) -> 
     }
 }
 
-/// An order in which each comes behind its parents, where `parents[i]` are those of `i`; of those that may come next, the
-/// first. The error is a cycle: each is a parent of the next, and the last one of the first.
+/// An order in which each comes behind its parents, where `parents[i]` are those of `i`; of those that may come next,
+/// the first. The error is a cycle: each is a parent of the next, and the last one of the first.
 pub fn order(parents: &[Vec<usize>]) -> Result<Vec<usize>, Vec<usize>> {
     let mut children = vec![Vec::new(); parents.len()];
     let mut missing: Vec<usize> = parents.iter().map(Vec::len).collect();
@@ -103,8 +103,8 @@ pub fn order(parents: &[Vec<usize>]) -> Result<Vec<usize>, Vec<usize>> {
     Err(cycle)
 }
 
-/// The shortest way from `start` up over parents back to `start`, as a cycle: each is a parent of the next, and the last one
-/// of the first, which is `start`. None if there is none, or none is found among the first `look_at_max` ancestors.
+/// The shortest way from `start` up over parents back to `start`, as a cycle: each is a parent of the next, and the last
+/// one of the first, which is `start`. None if there is none, or none is found among the first `look_at_max` ancestors.
 pub fn cycle_through<'a>(
     start: &'a str,
     parents_of: impl Fn(&'a str) -> Vec<&'a str>,
@@ -144,8 +144,8 @@ pub fn cycle_text(cycle: &[&str]) -> String {
     names.join(" → ")
 }
 
-/// The ancestors and descendants of `start`, itself first, then by distance, at most `limit` of them; and whether there are
-/// more.
+/// The ancestors and descendants of `start`, itself first, then by distance, at most `limit` of them; and whether there
+/// are more.
 pub fn around<P, C>(
     start: u32,
     limit: usize,

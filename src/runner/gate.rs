@@ -1,8 +1,8 @@
 //! A job goes on once its parents are SEALED, and fails with them. In front of the claims, so that who waits here holds
 //! nothing: neither a directory nor a worker, only an entry in a map.
 //!
-//! One thread looks at who waits when it begins to wait and when a parent has ended; in between it sleeps. What becomes of a
-//! job is decided by the ledger: the thread only asks, and who has gone on since is refused.
+//! One thread looks at who waits when it begins to wait and when a parent has ended; in between it sleeps. What becomes
+//! of a job is decided by the ledger: the thread only asks, and who has gone on since is refused.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ pub(super) enum Look {
     Ended(Arc<str>),
 }
 
-/// Who waits, with the seq of the event since which it does. An entry stays until its job goes on, or has ended and that is
-/// durable: what is asked for may be refused, because an ancestor was retriggered meanwhile, and then it waits again.
+/// Who waits, with the seq of the event since which it does. An entry stays until its job goes on, or has ended and that
+/// is durable: what is asked for may be refused, because an ancestor was retriggered meanwhile, and then it waits again.
 type Waiting = HashMap<Arc<str>, u64>;
 
 /// Whether a job that was found when the agent started has to wait here.
@@ -101,8 +101,8 @@ fn examine(runner: &Arc<Runner>, job_id: &Arc<str>, waiting: &mut Waiting) {
     }
 }
 
-/// All who wait for `job_id`, and for those in turn, at once: the ledger decides on what was decided before, durable or not,
-/// so that the longest chain fails in one commit.
+/// All who wait for `job_id`, and for those in turn, at once: the ledger decides on what was decided before, durable or
+/// not, so that the longest chain fails in one commit.
 fn fail_descendants(runner: &Arc<Runner>, job_id: &Arc<str>, waiting: &Waiting) {
     let (mut asked, mut next) = (HashSet::new(), vec![job_id.clone()]);
     while let Some(parent) = next.pop() {
@@ -115,8 +115,8 @@ fn fail_descendants(runner: &Arc<Runner>, job_id: &Arc<str>, waiting: &Waiting) 
     }
 }
 
-/// Without waiting for the answer: its outcome comes back as an event. The ledger thread never waits for this one, so this
-/// one may wait for room in its queue.
+/// Without waiting for the answer: its outcome comes back as an event. The ledger thread never waits for this one, so
+/// this one may wait for room in its queue.
 fn ask_to_fail(runner: &Runner, job: &Job) {
     drop(runner.setup.engine.ask(Command::FailByDependency(job.job_id.clone(), job.seq)));
 }

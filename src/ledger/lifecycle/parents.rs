@@ -248,8 +248,8 @@ fn order(batch: &[Parsed]) -> Result<Vec<usize>, Rejection> {
 
 fn cyclic(cycle: &[&str]) -> Rejection {
     let message = format!(
-        "these jobs wait for each other in a circle: {} (each must be SEALED before the next); leave one of them out of the \
-         next one's depends_on and mount_spec",
+        "these jobs wait for each other in a circle: {} (each must be SEALED before the next); leave one of them out of \
+         the next one's depends_on and mount_spec",
         graph::cycle_text(cycle)
     );
     Rejection::new(400, "dependency_cycle", message)
