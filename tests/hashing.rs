@@ -42,6 +42,7 @@ fn endless(path: &Path) {
 fn underway(agent: &Agent, id: &str) -> Value {
     eventually(&format!("{id} is hashed"), || {
         let job = summary(agent, id);
+        assert_ne!(job["phase"], "ended", "{job}");
         let is_underway = job["progress"]["bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20);
         is_underway.then(|| job.clone())
     })
@@ -100,7 +101,7 @@ fn a_cancel_frees_whoever_hashes_the_inputs() {
 fn a_cancel_frees_whoever_seals() {
     let site = Site::new("hashing-seal");
     let agent = site.start(&["--workers", "1"]);
-    let (id, job, dir) = on_directory(&site, "seal", "echo x > a; truncate -s 4T big");
+    let (id, job, _) = on_directory(&site, "seal", "echo x > a; truncate -s 4096G big");
     agent.accepted(&job);
     let seen = underway(&agent, &id);
     assert_eq!((&seen["state"], &seen["waiting_for"]), (&json!("COMPLETED"), &Value::Null));
@@ -112,16 +113,15 @@ fn a_cancel_frees_whoever_seals() {
     // What the attempt held is let go of, though it was never sealed.
     let mounts = site.data().join("mnt");
     eventually("its mounts are released", || fs::read_dir(&mounts).unwrap().next().is_none().then_some(()));
-    drop(agent);
-    fs::remove_file(dir.join("big")).unwrap();
-    eventually("nothing is left behind", || site.left_behind().iter().all(|left| left.contains("pin")).then_some(()));
+    assert_eq!(agent.terminate(), Some(0));
+    assert_eq!(site.left_behind(), Vec::<String>::new());
 }
 
 #[test]
 fn a_stopping_agent_lets_go_and_the_next_one_does_it_again() {
     let site = Site::new("hashing-stop");
     let agent = site.start(&[]);
-    let (sealing, job, sealing_dir) = on_directory(&site, "seal", "truncate -s 4T big");
+    let (sealing, job, sealing_dir) = on_directory(&site, "seal", "truncate -s 4096G big");
     agent.accepted(&job);
     assert_eq!(underway(&agent, &sealing)["progress"]["doing"], "sealing");
     let (inputs, job, inputs_dir) = on_directory(&site, "inputs", "true");
@@ -155,7 +155,6 @@ fn a_seal_names_the_node_up_of_the_attempt_that_completed() {
     let (id, job, _) = on_directory(&site, "twice", "test -e once || { touch once; kill -9 $$; }");
     let mut job = job;
     job["max_attempts"] = 2.into();
-    job["command"][2] = "cd /w; test -e once || { touch once; kill -9 $$; }".into();
     agent.accepted(&job);
     assert_eq!(agent.ended(&id)["state"], "SEALED");
     let seal = agent.get(&format!("/api/jobs/{id}/seal")).json();
