@@ -4,6 +4,7 @@
 //! every file that is new or changed since, with the digests of the logs; `DATA/seals/<job_id>.sha256` is the same list for
 //! `sha256sum -c`.
 
+pub mod listing;
 pub mod text;
 pub mod tree;
 

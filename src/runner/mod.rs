@@ -15,6 +15,7 @@ pub mod output;
 mod pins;
 mod queues;
 mod schedule;
+pub mod sealed;
 mod stray;
 pub mod telemetry;
 mod watch;
