@@ -44,6 +44,17 @@ fn succeeds(program: &str, args: &[&str], dir: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The check that docs/evidence.md and README.txt tell, where JOB.tar lies: its last line, or all that was said.
+fn check(dir: &Path, id: &str) -> Result<String, String> {
+    let line = format!(
+        "tar xf {id}.tar && (cd {id} && sha256sum -c --quiet SHA256SUMS) && python3 {id}/verify.py --bundle {id}.tar"
+    );
+    let output = run("sh", &["-c", &line], dir);
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let last = said.lines().last().filter(|last| output.status.success() && last.starts_with("head "));
+    last.map(str::to_owned).ok_or(said)
+}
+
 /// Puts a bundle into an empty directory and takes it apart there, and checks its sums; where its files lie.
 #[track_caller]
 fn unpack(site: &Site, id: &str, what: &str, bytes: &[u8]) -> std::path::PathBuf {
@@ -56,6 +67,9 @@ fn unpack(site: &Site, id: &str, what: &str, bytes: &[u8]) -> std::path::PathBuf
     let sums = fs::read(unpacked.join("SHA256SUMS")).unwrap();
     let lines = sums.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).count();
     assert_eq!(lines, files_below(&unpacked).len() - 1, "every other file has a line");
+    let last = check(&dir, id).unwrap_or_else(|said| panic!("{what}: {said}"));
+    let events = events(&fs::read_to_string(unpacked.join("events.jsonl")).unwrap());
+    assert_eq!(last.split(' ').nth(1), Some(events.last().unwrap()["seq"].to_string().as_str()), "{last}");
     unpacked
 }
 
@@ -97,7 +111,8 @@ fn a_sealed_job_is_whole_and_every_tool_reads_it() {
     let agent = site.start(&[]);
     let id = job_id("bundle");
     let lines: String = odd_files().iter().map(|(name, content)| write_file(name, content)).collect();
-    let line = lines + "echo '#!/bin/sh' > run; chmod 750 run; ln -s run link; echo out; echo err >&2; head -c 3000000 /dev/zero > big";
+    let line = lines
+        + "echo '#!/bin/sh' > run; chmod 750 run; ln -s run link; echo out; echo err >&2; head -c 3000000 /dev/zero > big";
     sealed(&agent, &site, &id, &line);
     let url = bundle_url(&id);
     let answer = fetch(&agent, &url);
@@ -124,7 +139,10 @@ fn a_sealed_job_is_whole_and_every_tool_reads_it() {
     assert_eq!((read("logs/1.stdout").as_str(), read("logs/1.stderr").as_str()), ("out\n", "err\n"));
     let trace = events(&read("events.jsonl"));
     assert_eq!(trace[0]["detail"]["manifest_hash"], Hash::of(read("manifest.json").as_bytes()).to_string());
-    assert_eq!(trace.last().unwrap()["detail"]["artifacts_root"], Hash::of(&fs::read(unpacked.join("seal.sha256")).unwrap()).to_string());
+    assert_eq!(
+        trace.last().unwrap()["detail"]["artifacts_root"],
+        Hash::of(&fs::read(unpacked.join("seal.sha256")).unwrap()).to_string()
+    );
     assert_eq!(read("inputs.json"), fs::read_to_string(site.data().join(format!("inputs/{id}.json"))).unwrap());
     let ledger = agent.get("/api/ledger").text();
     assert_eq!(read("node.jsonl").lines().collect::<Vec<_>>(), ledger.lines().take(2).collect::<Vec<_>>());
@@ -140,20 +158,44 @@ fn a_sealed_job_is_whole_and_every_tool_reads_it() {
     }
     let members = members(dir, &format!("{id}.tar"));
     let first: Vec<&str> = members.iter().take(4).map(|line| line.split('\t').next().unwrap()).collect();
-    let expected = ["", "/README.txt", "/SHA256SUMS"].map(|name| format!("'{id}{name}'"));
-    assert_eq!(first[..3], expected);
+    let expected = ["", "/README.txt", "/SHA256SUMS", "/verify.py"].map(|name| format!("'{id}{name}'"));
+    assert_eq!(first, expected);
     assert!(members.iter().all(|line| line.ends_with("\t0\t0\t0")), "no owner, no time: {members:#?}");
     let listed: BTreeSet<&String> = members.iter().collect();
     assert_eq!(listed.len(), members.len(), "each entry once, directories too");
     let files = members.iter().filter(|line| line.split('\t').nth(1) == Some("0")).count();
     assert_eq!(files, files_below(&unpacked).len());
 
+    // Whichever byte of a file's content changes, a check says so.
+    let tampered = site.dir().join("tampered");
+    fs::create_dir(&tampered).unwrap();
+    let whole = &answer.body;
+    let at = |content: &[u8]| whole.windows(content.len()).position(|window| window == content).unwrap();
+    let places = [
+        at(b"Evidence of the job"),
+        at(b"Checks what HackBrain"),
+        at(b",\"state\":\"RECEIVED\"") + 12,
+        at(b"\"state\":\"NODE_UP\"") + 10,
+        at(b"out\n"),
+        at(b"in plain.csv"),
+        at(b"in \xff\xfe/\x01"),
+        at(b"\"artifacts_root\":\"") + 20,
+    ];
+    for place in places {
+        let mut bytes = whole.clone();
+        bytes[place] ^= 1;
+        fs::write(tampered.join(format!("{id}.tar")), &bytes).unwrap();
+        assert!(check(&tampered, &id).is_err(), "byte {place} is another");
+    }
+
     let without = fetch(&agent, &format!("{url}?artifacts=no"));
     let unpacked = unpack(&site, &id, "without", &without.body);
     assert!(!unpacked.join("artifacts").exists() && unpacked.join("seal.sha256").exists());
     assert!(fetch(&agent, &format!("{url}?artifacts=yes")).body == answer.body);
 
-    for (query, code) in [("artifacts=maybe", "bad_parameter"), ("x=1", "unknown_parameter"), ("artifacts", "bad_parameter")] {
+    for (query, code) in
+        [("artifacts=maybe", "bad_parameter"), ("x=1", "unknown_parameter"), ("artifacts", "bad_parameter")]
+    {
         let (status, found, _) = refused(&agent, &format!("{url}?{query}"));
         assert_eq!((status, found.as_str()), (400, code), "{query}");
     }
@@ -175,7 +217,11 @@ fn a_job_that_did_not_succeed_has_what_there_is() {
     agent.accepted(&job);
     assert_eq!(agent.ended(&never)["reason"], "image");
     // Its first attempt crashes under the second agent, and so its second one runs under that.
-    let (mut job, dir) = shell(&site, &running, "echo start >> starts; while ! test -e go; do sleep 0.1; done; test $(wc -l < starts) = 2 || kill -9 $$; exec sleep 600");
+    let (mut job, dir) = shell(
+        &site,
+        &running,
+        "echo start >> starts; while ! test -e go; do sleep 0.1; done; test $(wc -l < starts) = 2 || kill -9 $$; exec sleep 600",
+    );
     job["max_attempts"] = 2.into();
     agent.accepted(&job);
     let starts = |count| {
@@ -193,7 +239,7 @@ fn a_job_that_did_not_succeed_has_what_there_is() {
     agent.post(&format!("/api/jobs/{running}/cancel"), b"");
     assert_eq!(agent.ended(&running)["state"], "CANCELLED");
 
-    let plain = ["README.txt", "SHA256SUMS", "events.jsonl", "manifest.json", "node.jsonl"];
+    let plain = ["README.txt", "SHA256SUMS", "events.jsonl", "manifest.json", "node.jsonl", "verify.py"];
     let with = |more: &[&'static str]| {
         let mut names: Vec<&str> = plain.iter().chain(more).copied().collect();
         names.sort_unstable();
@@ -202,15 +248,15 @@ fn a_job_that_did_not_succeed_has_what_there_is() {
     let tar = fetch(&agent, &bundle_url(&failing)).body;
     let unpacked = unpack(&site, &failing, "failing", &tar);
     let files = files_below(&unpacked);
-    assert_eq!(without_verifier(&files), with(&["inputs.json", "logs/1.stdout", "logs/1.stderr"]));
+    assert_eq!(names(&files), with(&["inputs.json", "logs/1.stdout", "logs/1.stderr"]));
     assert_eq!(fs::read_to_string(unpacked.join("logs/1.stdout")).unwrap(), "out\n");
     let tar = fetch(&agent, &bundle_url(&never)).body;
     let files = files_below(&unpack(&site, &never, "never", &tar));
-    assert_eq!(without_verifier(&files), with(&[]), "it never was scheduled");
+    assert_eq!(names(&files), with(&[]), "it never was scheduled");
     let tar = fetch(&agent, &bundle_url(&running)).body;
     let unpacked = unpack(&site, &running, "cancelled", &tar);
     let logs = ["inputs.json", "logs/1.stdout", "logs/1.stderr", "logs/2.stdout", "logs/2.stderr"];
-    assert_eq!(without_verifier(&files_below(&unpacked)), with(&logs));
+    assert_eq!(names(&files_below(&unpacked)), with(&logs));
     let node = events(&fs::read_to_string(unpacked.join("node.jsonl")).unwrap());
     let states: Vec<&str> = node.iter().map(|event| event["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["GENESIS", "NODE_UP", "NODE_UP"]);
@@ -218,10 +264,6 @@ fn a_job_that_did_not_succeed_has_what_there_is() {
     // Once it goes on, it has not ended.
     agent.post(&format!("/api/jobs/{running}/retrigger"), b"");
     assert_eq!(refused(&agent, &bundle_url(&running)).1, "not_ended");
-}
-
-fn without_verifier(files: &BTreeSet<Vec<u8>>) -> Vec<&str> {
-    names(files).into_iter().filter(|name| *name != "verify.py").collect()
 }
 
 #[test]
@@ -287,7 +329,9 @@ fn no_whole_bundle_has_wrong_content() {
     fs::remove_file(&log).unwrap();
     conflict("log_changed", &["missing"]);
     fs::write(&log, "out\n").unwrap();
-    for (name, code) in [("seals", "json"), ("seals", "sha256")].map(|(dir, end)| (format!("{dir}/{id}.{end}"), "seal_changed")) {
+    for (name, code) in
+        [("seals", "json"), ("seals", "sha256")].map(|(dir, end)| (format!("{dir}/{id}.{end}"), "seal_changed"))
+    {
         let file = site.data().join(name);
         let bytes = fs::read(&file).unwrap();
         fs::write(&file, [bytes.as_slice(), b"\n"].concat()).unwrap();

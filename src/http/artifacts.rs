@@ -44,7 +44,8 @@ impl App {
         let job = self.find(id)?;
         let sealed = self.sealed(&job)?;
         let Some(path) = container_path(request) else {
-            let message = format!("name a file, as /api/jobs/{id}/artifacts/job/workdir/FILE; /api/jobs/{id}/seal lists them");
+            let message =
+                format!("name a file, as /api/jobs/{id}/artifacts/job/workdir/FILE; /api/jobs/{id}/seal lists them");
             return Err(Rejection::new(404, "no_such_artifact", message));
         };
         let artifact = self.look_up(id, &sealed, &path)?;
@@ -112,7 +113,9 @@ impl App {
             false
         });
         read.map_err(|error| unreadable(&error))?;
-        stored.map(|stored| stored.event).map_err(|error| unreadable(&io::Error::other(format!("event {seq}: {error}"))))
+        stored
+            .map(|stored| stored.event)
+            .map_err(|error| unreadable(&io::Error::other(format!("event {seq}: {error}"))))
     }
 
     /// The artifact at `path` in the seal that `sealed` vouches for.
@@ -181,7 +184,10 @@ pub(super) fn send(
             continue;
         }
         if whole.is_some_and(|hash| hash != Hash::finish(hasher)) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file does not have the digest that is recorded"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file does not have the digest that is recorded",
+            ));
         }
         return to.send(&piece[..read]);
     }
@@ -221,7 +227,8 @@ pub(super) fn not_opened(absent: Absent) -> Rejection {
 
 /// 409: the files that the ledger vouches for are others.
 pub(super) fn seal_changed(what: &str, why: &str) -> Rejection {
-    let message = format!("the job's {what} file {why}; restore DATA/seals, or look with hackbrain verify what else changed");
+    let message =
+        format!("the job's {what} file {why}; restore DATA/seals, or look with hackbrain verify what else changed");
     Rejection::new(409, "seal_changed", message)
 }
 

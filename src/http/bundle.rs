@@ -26,6 +26,10 @@ use crate::runner::output::OutputPaths;
 use crate::runner::sealed::{self, Absent, Artifact, Identity, Listing, OpenFile, SealedDirs, path_text};
 use crate::view::View;
 
+/// README.txt, with `{JOB}` for the job's id.
+const README: &str = include_str!("bundle.txt");
+/// What checks a bundle.
+const VERIFIER: &[u8] = include_bytes!("../../scripts/verify.py");
 /// Paths that a refusal lists.
 const LISTED_MAX: usize = 20;
 /// How many things are looked at between two looks whether the client is still there.
@@ -151,7 +155,7 @@ impl App {
         let mut bundle = Bundle {
             job_id: id.to_owned(),
             view,
-            readme: readme(id).into_bytes(),
+            readme: README.replace("{JOB}", id).into_bytes(),
             node,
             manifest: told.manifest,
             events: told.events,
@@ -332,6 +336,7 @@ impl Bundle {
         let mut sums = Vec::new();
         let mut line = |name: &str, hash: Hash| sums.extend_from_slice(format!("{hash}  {name}\n").as_bytes());
         line("README.txt", Hash::of(&self.readme));
+        line("verify.py", Hash::of(VERIFIER));
         line("events.jsonl", self.events.sha256);
         line("node.jsonl", Hash::of(&self.node));
         line("manifest.json", Hash::of(&self.manifest));
@@ -359,6 +364,7 @@ impl Bundle {
         let mut file = |name: &str, size: u64, body| directories.file(name.as_bytes(), Kind::File, size, body);
         file("README.txt", self.readme.len() as u64, Body::Bytes(&self.readme))?;
         file("SHA256SUMS", self.sums_bytes(), Body::Sums)?;
+        file("verify.py", VERIFIER.len() as u64, Body::Bytes(VERIFIER))?;
         file("events.jsonl", self.events.bytes, Body::Events)?;
         file("node.jsonl", self.node.len() as u64, Body::Bytes(&self.node))?;
         file("manifest.json", self.manifest.len() as u64, Body::Bytes(&self.manifest))?;
@@ -386,7 +392,8 @@ impl Bundle {
 
     /// Bytes of the archive. Looks at every artifact, so that what is not there is told before anything is sent.
     fn measure(&mut self, request: &Request) -> Result<u64, Rejection> {
-        let mut dirs = self.seal.as_mut().and_then(|seal| seal.artifacts.as_mut().map(|artifacts| artifacts.dirs.take()));
+        let mut dirs =
+            self.seal.as_mut().and_then(|seal| seal.artifacts.as_mut().map(|artifacts| artifacts.dirs.take()));
         let (mut length, mut count, mut refused) = (tar::END.len() as u64, 0_u64, None);
         let mut missing = Missing::default();
         let walked = self.entries(&mut |entry| {
@@ -418,7 +425,8 @@ impl Bundle {
     }
 
     fn send(&mut self, to: &mut StreamWriter<'_>) -> io::Result<()> {
-        let mut dirs = self.seal.as_mut().and_then(|seal| seal.artifacts.as_mut().map(|artifacts| artifacts.dirs.take()));
+        let mut dirs =
+            self.seal.as_mut().and_then(|seal| seal.artifacts.as_mut().map(|artifacts| artifacts.dirs.take()));
         self.entries(&mut |entry| {
             to.send(&tar::header(entry.name, entry.kind, entry.size))?;
             match &entry.body {
@@ -584,36 +592,4 @@ fn naming(name: &[u8], error: io::Error) -> io::Error {
         }
         _ => error,
     }
-}
-
-fn readme(job_id: &str) -> String {
-    format!(
-        "Evidence of the job {job_id}, from the ledger of a HackBrain Studio node.\n\
-         \n\
-         To check it, with nothing but coreutils and Python 3.8 or newer, where {job_id}.tar lies:\n\
-         \n\
-         \x20 tar xf {job_id}.tar && (cd {job_id} && sha256sum -c --quiet SHA256SUMS) && python3 {job_id}/verify.py --bundle {job_id}.tar\n\
-         \n\
-         No output but the last line, `head SEQ HASH`, and exit status 0 mean that nothing was found. verify.py is a few\n\
-         hundred lines: read it, or take your own copy of it, before you believe it.\n\
-         \n\
-         events.jsonl    what the node recorded of this job, one event a line, byte for byte\n\
-         node.jsonl      the first event of the ledger, and each start of the node under which an attempt ran\n\
-         manifest.json   what was asked for\n\
-         inputs.json     what the mounts held before the run\n\
-         seal.json       what the run left behind: a digest for each artifact and each log\n\
-         seal.sha256     its artifacts, as sha256sum lists them\n\
-         logs/           standard output and standard error of each attempt, by its number\n\
-         artifacts/      the artifacts, at their paths in the container\n\
-         \n\
-         A job that did not succeed has no seal and no artifacts; one that was never scheduled has no inputs.\n\
-         \n\
-         What this shows: all parts belong together. Each event names the hash of the one before it, the last one names the\n\
-         hash of the seal, and the seal names those of the logs and the artifacts. Change one byte and a check fails.\n\
-         \n\
-         What it does not show: that these events are the ledger's. Whoever writes a whole new bundle can make one that\n\
-         fits together. Ask for a hash that was noted while the job ran or after it: the answer to its submission holds that\n\
-         of its first event, and `verify.py --expect SEQ:HASH` compares. Nor does it show that the software computed what it\n\
-         should have: only what it was given, and what it left.\n"
-    )
 }

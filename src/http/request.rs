@@ -193,7 +193,17 @@ impl HeadParser {
         let framing = framing(&method, &headers, minor_version, self.max_body)?;
         let expect_continue = expect_continue(&headers, minor_version)?;
         let raw_path = raw_path.to_owned();
-        let request = Request { method, path, raw_path, query, headers, minor_version, body: Vec::new(), remote, socket: Weak::new() };
+        let request = Request {
+            method,
+            path,
+            raw_path,
+            query,
+            headers,
+            minor_version,
+            body: Vec::new(),
+            remote,
+            socket: Weak::new(),
+        };
         Ok(Head { request, framing, expect_continue, consumed: head.len() })
     }
 }
