@@ -15,7 +15,7 @@ use agent::{Agent, PATIENCE, Site, eventually, hackbrain, job_id, manifest};
 use sealed_support::{odd_files, peak_kib, refused, sealed, shell, url, write_file};
 
 #[track_caller]
-fn code(agent: &Agent, path: &str, status: u16, code: &str) {
+fn is_refused(agent: &Agent, path: &str, status: u16, code: &str) {
     let (found, text, message) = refused(agent, path);
     assert_eq!((found, text.as_str()), (status, code), "{message}");
 }
@@ -75,7 +75,7 @@ fn every_name_is_served_and_nothing_else() {
     assert_eq!(refused(&agent, "/api/jobs/none/artifacts/x").1, "no_such_job");
     assert_eq!(refused(&agent, "/api/jobs/n%ffne/artifacts/x").1, "no_such_job");
     for not_text in ["/api/jobs/%ff", "/%ff", "/api/jobs/x/artifacts/x?%ff"] {
-        code(&agent, not_text, 400, "bad_target");
+        is_refused(&agent, not_text, 400, "bad_target");
     }
     assert_eq!(refused(&agent, &format!("{plain}?x=1")).1, "unknown_parameter");
     let post = agent.post(&plain, b"{}");
@@ -85,7 +85,7 @@ fn every_name_is_served_and_nothing_else() {
     let (job, _) = shell(&site, &failing, "echo x > file; exit 3");
     agent.accepted(&job);
     assert_eq!(agent.ended(&failing)["state"], "FAILED");
-    code(&agent, &url(&failing, b"file"), 404, "not_sealed");
+    is_refused(&agent, &url(&failing, b"file"), 404, "not_sealed");
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn what_was_changed_is_not_served() {
     fs::rename(&dir, &away).unwrap();
     conflict(&file, "the mounted directory is gone");
     symlink(&away, &dir).unwrap();
-    code(&agent, &file, 403, "mount_symlink");
+    is_refused(&agent, &file, 403, "mount_symlink");
     fs::remove_file(&dir).unwrap();
     fs::rename(&away, &dir).unwrap();
     is_served();
@@ -151,9 +151,9 @@ fn what_was_changed_is_not_served() {
     let seal = site.data().join(format!("seals/{id}.json"));
     let bytes = fs::read(&seal).unwrap();
     fs::write(&seal, String::from_utf8(bytes.clone()).unwrap().replace(&hash("sealed\n"), &hash("SEALED\n"))).unwrap();
-    code(&agent, &file, 409, "seal_changed");
+    is_refused(&agent, &file, 409, "seal_changed");
     fs::remove_file(&seal).unwrap();
-    code(&agent, &file, 409, "seal_changed");
+    is_refused(&agent, &file, 409, "seal_changed");
     fs::write(&seal, bytes).unwrap();
     is_served();
 
@@ -170,7 +170,7 @@ fn what_was_changed_is_not_served() {
     command.arg("serve").arg("--data").arg(site.data()).arg("--mount-root").arg(&other);
     command.args(["--listen", "127.0.0.1:0", "--segment-size", "4194304"]);
     let agent = site.start_command(&mut command);
-    code(&agent, &file, 403, "mount_outside_roots");
+    is_refused(&agent, &file, 403, "mount_outside_roots");
     assert_eq!(agent.get(&url(&scratch, b"file")).text(), "own\n");
 }
 
