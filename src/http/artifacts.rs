@@ -144,7 +144,10 @@ impl App {
         match self.verified.digest(file, &keep_on) {
             Ok(Some(hash)) if hash == artifact.sha256 => Ok(()),
             Ok(Some(hash)) => Err(changed(artifact, &format!("now there are as many with the SHA-256 {hash}"))),
-            Ok(None) => Err(Rejection::new(503, "stopping", "the agent is stopping; ask again when it is back")),
+            Ok(None) if self.stopping.load(Ordering::Relaxed) => {
+                Err(Rejection::new(503, "stopping", "the agent is stopping; ask again when it is back"))
+            }
+            Ok(None) => Err(client_gone()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(changed(artifact, "now it is being changed"))
             }
@@ -223,6 +226,11 @@ pub(super) fn not_opened(absent: Absent) -> Rejection {
             Rejection::new(500, "unreadable", message)
         }
     }
+}
+
+/// Why work for an answer was given up. Nobody reads it.
+pub(super) fn client_gone() -> Rejection {
+    Rejection::new(503, "client_gone", "the client has closed the connection")
 }
 
 /// 409: the files that the ledger vouches for are others.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::artifacts::{download, not_opened, seal_changed, send};
+use super::artifacts::{client_gone, download, not_opened, seal_changed, send};
 use super::files::unreadable;
 use super::query::Query;
 use super::reply::{Reply, StreamWriter};
@@ -572,10 +572,10 @@ impl Missing {
     }
 }
 
-/// Why there is no bundle. Nobody reads it where the client is gone.
+/// Why there is no bundle.
 fn not_gathered(error: &io::Error) -> Rejection {
     match error.kind() {
-        io::ErrorKind::ConnectionAborted => Rejection::new(503, "client_gone", "the client has closed the connection"),
+        io::ErrorKind::ConnectionAborted => client_gone(),
         _ => unreadable(error),
     }
 }

@@ -87,8 +87,8 @@ struct Sized {
 }
 
 impl StreamWriter<'_> {
-    /// Sends bytes as one chunk, at once. Blocks while the peer reads slowly, up to the write deadline. Empty input
-    /// sends nothing, since an empty chunk would end the stream.
+    /// Sends bytes as one chunk, at once; a body whose length was told goes out in larger pieces. Blocks while the peer
+    /// reads slowly, up to the write deadline. Empty input sends nothing, since an empty chunk would end the stream.
     ///
     /// # Errors
     /// The peer is gone or too slow, or there are more bytes than were told; the stream cannot go on.
@@ -96,15 +96,27 @@ impl StreamWriter<'_> {
         if let Some(sized) = &mut self.sized {
             let left = sized.left.checked_sub(bytes.len() as u64);
             sized.left = left.ok_or_else(|| io::Error::other("a body is longer than its declared length"))?;
-            sized.deadline.paused(sized.idle.elapsed());
-            self.wire.write_all(bytes, &mut sized.deadline)?;
-            sized.idle = Instant::now();
+            if self.scratch.len() + bytes.len() > BODY_PIECE {
+                self.flush()?;
+            }
+            self.scratch.extend_from_slice(bytes);
             return Ok(());
         }
         for piece in bytes.chunks(BODY_PIECE) {
             self.scratch.clear();
             append(&mut self.scratch, piece, self.chunked);
             self.wire.write_all(&self.scratch, &mut self.limits.deadline())?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is held of a body whose length was told.
+    fn flush(&mut self) -> io::Result<()> {
+        if let Some(sized) = &mut self.sized {
+            sized.deadline.paused(sized.idle.elapsed());
+            self.wire.write_all(&self.scratch, &mut sized.deadline)?;
+            sized.idle = Instant::now();
+            self.scratch.clear();
         }
         Ok(())
     }
@@ -244,14 +256,17 @@ impl<'a> Target<'a> {
         let framing = Framing::Length(usize::try_from(length).map_err(io::Error::other)?);
         let head = encode_head(status, headers, framing, self.connection())?;
         let mut deadline = self.limits.deadline();
-        self.wire.write_all(&head, &mut deadline)?;
         if self.head_only {
+            self.wire.write_all(&head, &mut deadline)?;
             return Ok(self.keep);
         }
         let Target { wire, socket, draining, limits, keep, .. } = self;
         let sized = Some(Sized { left: length, deadline, idle: Instant::now() });
-        let mut to = StreamWriter { wire, socket, draining, limits, chunked: false, sized, scratch: Vec::new() };
-        run(&mut to)?;
+        let mut to = StreamWriter { wire, socket, draining, limits, chunked: false, sized, scratch: head };
+        let written = run(&mut to);
+        // What was sound goes out, so that who is cut off has all that can be had.
+        to.flush()?;
+        written?;
         if to.sized.is_some_and(|sized| sized.left > 0) {
             return Err(cut_short());
         }
