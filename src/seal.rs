@@ -6,6 +6,7 @@
 
 mod durable;
 mod files;
+pub mod listing;
 pub mod text;
 pub mod tree;
 mod walk;

@@ -27,6 +27,7 @@ use crate::ledger::lifecycle::{Command, Ledger, Limits};
 use crate::resources::ResourceLimits;
 use crate::runner::docker::Docker;
 use crate::runner::mounts::MountPolicy;
+use crate::runner::sealed::Verified;
 use crate::runner::{Queues, Runner, Setup};
 use crate::sys::block::{Caching, raise_descriptor_limit, random_bytes, sync_dir};
 use crate::sys::lock::try_lock_exclusive;
@@ -180,6 +181,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
             resources: resources.clone(),
         },
         access,
+        verified: Verified::default(),
         data,
         node: json!({
             "name": &node_name,

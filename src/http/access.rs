@@ -132,6 +132,7 @@ mod tests {
             minor_version: 1,
             body: Vec::new(),
             remote: "127.0.0.1:1".parse().unwrap(),
+            socket: std::sync::Weak::new(),
         }
     }
 

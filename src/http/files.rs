@@ -78,16 +78,19 @@ pub fn serve(path: &Path, content_type: &str, request: &Request) -> Result<Reply
             headers.push(header("Content-Range", &format!("bytes {first}-{last}/{len}")));
             Ok(part(file, first, last + 1 - first, 206, headers))
         }
-        Err(()) => {
-            let message = format!("the file has {len} bytes so far; ask for a range that begins before that");
-            let body = Rejection::new(416, "range", message).field("Range").to_json();
-            let response = Response::from_data(body)
-                .with_status_code(416)
-                .with_header(header("Content-Type", "application/json"))
-                .with_header(header("Content-Range", &format!("bytes */{len}")));
-            Ok(Reply::Full(response.boxed()))
-        }
+        Err(()) => Ok(unsatisfiable(len)),
     }
+}
+
+/// What is said where a range begins behind the end.
+pub(super) fn unsatisfiable(len: u64) -> Reply {
+    let message = format!("the file has {len} bytes; ask for a range that begins before that");
+    let body = Rejection::new(416, "range", message).field("Range").to_json();
+    let response = Response::from_data(body)
+        .with_status_code(416)
+        .with_header(header("Content-Type", "application/json"))
+        .with_header(header("Content-Range", &format!("bytes */{len}")));
+    Reply::Full(response.boxed())
 }
 
 fn part(mut file: File, first: u64, len: u64, status: u16, headers: Vec<Header>) -> Reply {
@@ -99,7 +102,7 @@ fn part(mut file: File, first: u64, len: u64, status: u16, headers: Vec<Header>)
 }
 
 /// `Ok(None)`: no range that we serve, so the whole file (RFC 9110 lets a server ignore the field). `Err`: unsatisfiable.
-fn parse_range(value: &str, len: u64) -> Result<Option<(u64, u64)>, ()> {
+pub(super) fn parse_range(value: &str, len: u64) -> Result<Option<(u64, u64)>, ()> {
     let Some((first, last)) = value.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {
         return Ok(None);
     };

@@ -1,7 +1,9 @@
 //! The front door: accept loop, requests, routes, event streams.
 
 pub mod access;
+mod artifacts;
 mod body;
+mod bundle;
 mod files;
 mod graph;
 mod query;
@@ -11,4 +13,5 @@ pub mod routes;
 pub mod server;
 mod slots;
 mod sse;
+mod tar;
 mod wire;

@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tiny_http::{HTTPVersion, Header, Method, Response, ResponseBox, StatusCode};
 
 /// Body bytes held at once while a response is written.
@@ -31,6 +31,19 @@ pub enum Reply {
         status: u16,
         /// Header fields.
         headers: Vec<Header>,
+        /// Writes the body.
+        run: StreamBody,
+    },
+    /// A response of a length that is known beforehand, written as it comes about. To HEAD only the head is sent, and `run`
+    /// is not called.
+    Sized {
+        /// HTTP status, 200 to 599.
+        status: u16,
+        /// Header fields.
+        headers: Vec<Header>,
+        /// Bytes of the body. Where `run` ends short of them, the connection is cut, so that the client sees a truncated
+        /// body and not a whole one.
+        length: u64,
         /// Writes the body.
         run: StreamBody,
     },
@@ -61,20 +74,49 @@ pub struct StreamWriter<'a> {
     draining: &'a AtomicBool,
     limits: WriteLimits,
     chunked: bool,
+    sized: Option<Sized>,
     scratch: Vec<u8>,
 }
 
+/// What is left of a body whose length was told.
+struct Sized {
+    left: u64,
+    deadline: WriteDeadline,
+    /// Since when the peer has not been waited for.
+    idle: Instant,
+}
+
 impl StreamWriter<'_> {
-    /// Sends bytes as one chunk, at once. Blocks while the peer reads slowly, up to the write deadline. Empty input
-    /// sends nothing, since an empty chunk would end the stream.
+    /// Sends bytes as one chunk, at once; a body whose length was told goes out in larger pieces. Blocks while the peer
+    /// reads slowly, up to the write deadline. Empty input sends nothing, since an empty chunk would end the stream.
     ///
     /// # Errors
-    /// The peer is gone or too slow; the stream cannot go on.
+    /// The peer is gone or too slow, or there are more bytes than were told; the stream cannot go on.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(sized) = &mut self.sized {
+            let left = sized.left.checked_sub(bytes.len() as u64);
+            sized.left = left.ok_or_else(|| io::Error::other("a body is longer than its declared length"))?;
+            if self.scratch.len() + bytes.len() > BODY_PIECE {
+                self.flush()?;
+            }
+            self.scratch.extend_from_slice(bytes);
+            return Ok(());
+        }
         for piece in bytes.chunks(BODY_PIECE) {
             self.scratch.clear();
             append(&mut self.scratch, piece, self.chunked);
             self.wire.write_all(&self.scratch, &mut self.limits.deadline())?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is held of a body whose length was told.
+    fn flush(&mut self) -> io::Result<()> {
+        if let Some(sized) = &mut self.sized {
+            sized.deadline.paused(sized.idle.elapsed());
+            self.wire.write_all(&self.scratch, &mut sized.deadline)?;
+            sized.idle = Instant::now();
+            self.scratch.clear();
         }
         Ok(())
     }
@@ -147,6 +189,7 @@ impl<'a> Target<'a> {
         match reply {
             Reply::Full(response) => self.write_full(response),
             Reply::Stream { status, headers, run } => self.write_stream(status, &headers, run).map(|()| false),
+            Reply::Sized { status, headers, length, run } => self.write_sized(status, &headers, length, run),
         }
     }
 
@@ -190,8 +233,7 @@ impl<'a> Target<'a> {
         }
         self.wire.write_all(&out, &mut deadline)?;
         if length.is_some() && left > 0 {
-            // The client must not take the next response for the rest of this one.
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a body ended before its declared length"));
+            return Err(cut_short());
         }
         Ok(self.keep)
     }
@@ -206,8 +248,29 @@ impl<'a> Target<'a> {
             return Ok(());
         }
         let Target { wire, socket, draining, limits, .. } = self;
-        run(&mut StreamWriter { wire, socket, draining, limits, chunked, scratch: Vec::new() })?;
+        run(&mut StreamWriter { wire, socket, draining, limits, chunked, sized: None, scratch: Vec::new() })?;
         if chunked { wire.write_all(LAST_CHUNK, &mut limits.deadline()) } else { Ok(()) }
+    }
+
+    fn write_sized(self, status: u16, headers: &[Header], length: u64, run: StreamBody) -> io::Result<bool> {
+        let framing = Framing::Length(usize::try_from(length).map_err(io::Error::other)?);
+        let head = encode_head(status, headers, framing, self.connection())?;
+        let mut deadline = self.limits.deadline();
+        if self.head_only {
+            self.wire.write_all(&head, &mut deadline)?;
+            return Ok(self.keep);
+        }
+        let Target { wire, socket, draining, limits, keep, .. } = self;
+        let sized = Some(Sized { left: length, deadline, idle: Instant::now() });
+        let mut to = StreamWriter { wire, socket, draining, limits, chunked: false, sized, scratch: head };
+        let written = run(&mut to);
+        // What was sound goes out, so that who is cut off has all that can be had.
+        to.flush()?;
+        written?;
+        if to.sized.is_some_and(|sized| sized.left > 0) {
+            return Err(cut_short());
+        }
+        Ok(keep)
     }
 
     fn connection(&self) -> &'static str {
@@ -217,6 +280,11 @@ impl<'a> Target<'a> {
             (true, _) => "",
         }
     }
+}
+
+/// The client must not take the next response for the rest of this one.
+fn cut_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "a body ended before its declared length")
 }
 
 /// The complete bytes of a rejection, after which the connection is closed.

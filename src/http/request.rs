@@ -4,8 +4,10 @@
 //! line feeds, obsolete folding, lists or signs in `Content-Length`, and a length beside a transfer coding are refused.
 
 use crate::rejection::Rejection;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::str::FromStr;
+use std::sync::Weak;
 use tiny_http::Method;
 
 /// Most header fields in a head.
@@ -18,7 +20,8 @@ pub const MAX_QUERY_PAIRS: usize = 64;
 pub struct Request {
     /// The method; names are upper case, as sent.
     pub method: Method,
-    /// Percent-decoded path: UTF-8, no NUL; starts with `/`, or is `*` for `OPTIONS *`. Dot segments are left as sent.
+    /// Percent-decoded path, no NUL; starts with `/`, or is `*` for `OPTIONS *`. Dot segments are left as sent, and what is
+    /// not UTF-8 is U+FFFD: see [`Request::path_bytes`].
     pub path: String,
     /// The path as sent, ASCII, without the query. Tells an encoded slash from a separator.
     pub raw_path: String,
@@ -32,6 +35,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// The peer's address.
     pub remote: SocketAddr,
+    /// Its connection, where there is one.
+    pub(super) socket: Weak<TcpStream>,
 }
 
 impl Request {
@@ -43,6 +48,25 @@ impl Request {
     /// Every value of a header, in order. `lower_name` is in lower case.
     pub fn header_values<'a>(&'a self, lower_name: &'a str) -> impl Iterator<Item = &'a str> {
         self.headers.iter().filter(move |(name, _)| name == lower_name).map(|(_, value)| value.as_str())
+    }
+
+    /// The bytes of the percent-decoded path.
+    pub fn path_bytes(&self) -> Vec<u8> {
+        decode_bytes(&self.raw_path, false).unwrap_or_default()
+    }
+
+    /// Looks, without waiting, whether the peer has closed or reset the connection. Ask before work that takes long.
+    pub fn peer_gone(&self) -> bool {
+        let Some(socket) = self.socket.upgrade() else { return false };
+        if socket.set_nonblocking(true).is_err() {
+            return true;
+        }
+        // What it has sent already is its next request, and stays where it is.
+        let gone = match socket.peek(&mut [0]) {
+            Ok(read) => read == 0,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        };
+        socket.set_nonblocking(false).is_err() || gone
     }
 
     /// Whether the client wants the connection kept: the default of HTTP/1.1, an option of HTTP/1.0.
@@ -164,12 +188,22 @@ impl HeadParser {
         let headers = parsed.headers.iter().map(header).collect::<Result<Vec<_>, _>>()?;
         let host = host(&headers, minor_version)?;
         let (raw_path, raw_query) = split_target(target, &method, host)?;
-        let path = percent_decode(raw_path, false)?;
+        let path = String::from_utf8_lossy(&decode_bytes(raw_path, false)?).into_owned();
         let query = parse_query(raw_query)?;
         let framing = framing(&method, &headers, minor_version, self.max_body)?;
         let expect_continue = expect_continue(&headers, minor_version)?;
         let raw_path = raw_path.to_owned();
-        let request = Request { method, path, raw_path, query, headers, minor_version, body: Vec::new(), remote };
+        let request = Request {
+            method,
+            path,
+            raw_path,
+            query,
+            headers,
+            minor_version,
+            body: Vec::new(),
+            remote,
+            socket: Weak::new(),
+        };
         Ok(Head { request, framing, expect_continue, consumed: head.len() })
     }
 }
@@ -265,6 +299,15 @@ fn parse_query(raw: &str) -> Result<Vec<(String, String)>, Rejection> {
 }
 
 fn percent_decode(raw: &str, plus_is_space: bool) -> Result<String, Rejection> {
+    String::from_utf8(decode_bytes(raw, plus_is_space)?).map_err(|_| not_utf8())
+}
+
+/// What is said of a path or a query that must be text, and is not.
+pub(super) fn not_utf8() -> Rejection {
+    bad_target("the target does not decode to UTF-8")
+}
+
+fn decode_bytes(raw: &str, plus_is_space: bool) -> Result<Vec<u8>, Rejection> {
     let hex = |b: Option<u8>| b.and_then(|b| (b as char).to_digit(16)).map(|d| d as u8);
     let mut out = Vec::with_capacity(raw.len());
     let mut bytes = raw.bytes();
@@ -281,7 +324,7 @@ fn percent_decode(raw: &str, plus_is_space: bool) -> Result<String, Rejection> {
     if out.contains(&0) {
         return Err(bad_target("the target contains a NUL byte"));
     }
-    String::from_utf8(out).map_err(|_| bad_target("the target does not decode to UTF-8"))
+    Ok(out)
 }
 
 fn framing(
@@ -464,8 +507,10 @@ mod tests {
         ] {
             assert_eq!(target(raw).unwrap().path, path, "{raw}");
         }
+        let bytes = target("/%ff%C3%a9%0a%25").unwrap();
+        assert_eq!((bytes.path.as_str(), bytes.path_bytes()), ("/\u{fffd}é\n%", b"/\xff\xc3\xa9\n%".to_vec()));
         for raw in
-            ["x", "*", "/%", "/%4", "/%zz", "/%+1", "/%00", "/%ff", "/é", "/#f", "http://b/", "http:///", "ftp://a:1/"]
+            ["x", "*", "/%", "/%4", "/%zz", "/%+1", "/%00", "/?%ff", "/é", "/#f", "http://b/", "http:///", "ftp://a:1/"]
         {
             assert_eq!(target(raw).unwrap_err(), 400, "{raw}");
         }
@@ -474,6 +519,24 @@ mod tests {
         assert_eq!(target(&format!("/?{}", "a&".repeat(MAX_QUERY_PAIRS))).unwrap().query.len(), MAX_QUERY_PAIRS);
         assert_eq!(target(&format!("/?{}", "a&".repeat(MAX_QUERY_PAIRS + 1))).unwrap_err(), 400);
         assert_eq!(parse(b"OPTIONS * HTTP/1.0\r\n\r\n").unwrap().unwrap().request.path, "*");
+    }
+
+    #[test]
+    fn a_peer_that_left_is_noticed_and_one_that_asks_more_is_not_gone() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = std::sync::Arc::new(listener.accept().unwrap().0);
+        let mut request = target("/").unwrap();
+        assert!(!request.peer_gone(), "there is no connection to look at");
+        request.socket = std::sync::Arc::downgrade(&socket);
+        assert!(!request.peer_gone());
+        std::io::Write::write_all(&mut client, b"x").unwrap();
+        assert_eq!(socket.peek(&mut [0]).unwrap(), 1);
+        assert!(!request.peer_gone());
+        std::io::Read::read_exact(&mut &*socket, &mut [0]).unwrap();
+        drop(client);
+        assert_eq!(socket.peek(&mut [0]).unwrap(), 0, "the end has arrived");
+        assert!(request.peer_gone());
     }
 
     #[test]

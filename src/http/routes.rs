@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use tiny_http::{Header, Method, Response};
 
 use super::access::Access;
+use super::artifacts;
 use super::files;
 use super::query::Query;
 use super::reply::{Reply, header};
-use super::request::Request;
+use super::request::{Request, not_utf8};
 use super::server::Handler;
 use super::sse;
 use crate::admission::Admission;
@@ -24,6 +25,7 @@ use crate::manifest;
 use crate::rejection::Rejection;
 use crate::runner::Runner;
 use crate::runner::output::OutputPaths;
+use crate::runner::sealed::Verified;
 use crate::runner::telemetry;
 use crate::view::Filter;
 
@@ -48,6 +50,8 @@ pub struct App {
     pub admission: Admission,
     /// Who may call.
     pub access: Access,
+    /// Which artifacts were found to be what was sealed.
+    pub verified: Verified,
     /// `--data`.
     pub data: PathBuf,
     /// What `/api/node` tells that does not change.
@@ -90,6 +94,10 @@ impl App {
     fn answer(&self, request: &Request) -> Answer {
         self.access.check_origin(request)?;
         let path = request.path.as_str();
+        // Only the names of artifacts may be any bytes.
+        if !artifacts::is_below(path) && path.as_bytes() != request.path_bytes() {
+            return Err(not_utf8());
+        }
         let Some(allowed) = methods(path) else {
             return Err(Rejection::new(404, "no_such_route", format!("there is nothing at {path:?}")));
         };
@@ -128,6 +136,8 @@ impl App {
             ["jobs", id, stream @ ("stdout" | "stderr")] => self.output(request, id, stream),
             ["jobs", id, "telemetry"] => self.telemetry(request, id),
             ["jobs", id, "seal"] => self.seal(request, id),
+            ["jobs", id, "artifacts", ..] => self.artifact(request, id),
+            ["jobs", id, "bundle"] => self.bundle(request, id),
             ["jobs", id, "cancel"] => self.cancel(request, id),
             ["jobs", id, "retrigger"] => self.retrigger(request, id),
             ["events"] => self.events(request),
@@ -394,7 +404,8 @@ fn methods(path: &str) -> Option<&'static str> {
         ["api", "jobs" | "events" | "graph" | "ledger" | "node"]
         | ["api", "ledger", "head"]
         | ["api", "jobs", _]
-        | ["api", "jobs", _, "trace" | "stdout" | "stderr" | "telemetry" | "seal"] => Some(READ),
+        | ["api", "jobs", _, "trace" | "stdout" | "stderr" | "telemetry" | "seal" | "bundle"] => Some(READ),
+        ["api", "jobs", _, "artifacts", ..] => Some(READ),
         _ => files::viewer(path).map(|_| READ),
     }
 }
@@ -476,6 +487,10 @@ fn with_headers(reply: Reply, more: Vec<Header>) -> Reply {
         Reply::Stream { status, mut headers, run } => {
             headers.extend(more);
             Reply::Stream { status, headers, run }
+        }
+        Reply::Sized { status, mut headers, length, run } => {
+            headers.extend(more);
+            Reply::Sized { status, headers, length, run }
         }
     }
 }

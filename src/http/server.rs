@@ -462,6 +462,7 @@ fn read_request(
         }
     };
     wire.consume(consumed);
+    request.socket = Arc::downgrade(&connection.socket);
     if framing == Framing::None {
         return Ok(request);
     }

@@ -38,6 +38,11 @@ impl WriteDeadline {
         Self { at: Instant::now() + stall, stall, bytes_per_second: bytes_per_second.max(1) }
     }
 
+    /// Time that the peer was not waited for does not count.
+    pub(super) fn paused(&mut self, time: Duration) {
+        self.at += time;
+    }
+
     fn took(&mut self, bytes: usize) {
         self.at += Duration::from_secs(1).mul_f64(bytes as f64 / self.bytes_per_second as f64);
         // Without this bound a fast start would buy hours of silence later.

@@ -17,6 +17,7 @@ mod pins;
 mod progress;
 mod queues;
 mod schedule;
+pub mod sealed;
 mod stray;
 pub mod telemetry;
 mod watch;
