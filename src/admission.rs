@@ -41,9 +41,6 @@ impl Admission {
         if !manifest.depends_on.is_empty() {
             return Err(unsupported("depends_on", "submit the job once its parents are SEALED"));
         }
-        if manifest.reproduces.is_some() {
-            return Err(unsupported("reproduces", "submit the job again under a new job_id"));
-        }
         self.check_mounts(manifest)
     }
 
@@ -52,9 +49,8 @@ impl Admission {
     fn check_mounts(&self, manifest: &Manifest) -> Result<(), Rejection> {
         let mut checked: Vec<(&str, bool, CheckedMount)> = Vec::new();
         for mount in &manifest.mounts {
-            let MountSource::Host(path) = &mount.source else {
-                return Err(unsupported("mount_spec", "mount a directory of the host"));
-            };
+            // What a parent has sealed is copied into a directory of the job's own.
+            let MountSource::Host(path) = &mount.source else { continue };
             let dir = self.mounts.check(path)?;
             for (other, read_only, other_dir) in &checked {
                 if !(mount.read_only && *read_only) && dir.overlaps(other_dir)? {

@@ -4,12 +4,14 @@
 //! every file that is new or changed since, with the digests of the logs; `DATA/seals/<job_id>.sha256` is the same list for
 //! `sha256sum -c`.
 
+pub mod compare;
 pub mod text;
 pub mod tree;
 
 use crate::canonical::to_canonical;
 use crate::hash::Hash;
 use crate::ledger::event::LogDigest;
+use crate::ledger::reproduction::Reproduction;
 use crate::manifest::Manifest;
 use crate::sys::dir::Dir;
 use crate::sys::kill_point;
@@ -98,12 +100,15 @@ pub struct MountTree<'a> {
     pub container: &'a str,
     /// Whether the payload may only read it.
     pub read_only: bool,
-    /// Its tree hash.
+    /// Its tree hash; of a `job:` mount, the parent's `artifacts_root`.
     pub tree: Hash,
+    /// Whether it is a `job:` mount.
+    pub is_artifacts: bool,
 }
 
 /// The hash of what makes an execution this execution: SHA-256 of the RFC 8785 form of
 /// `{"command","env","image_id","mounts":[{"container","mode","tree"}…],"network","resources"}`. No job id, no host path.
+/// A `job:` mount has the key `artifacts` in place of `tree`.
 /// `env` is what the payload gets from the manifest and the agent together; `mounts` are in the manifest's order, of which
 /// the first is the working directory. `resources` has the limits that were asked for.
 pub fn execution_hash(
@@ -157,6 +162,21 @@ pub struct InputMount {
     pub read_only: bool,
     /// What it held.
     pub tree: Tree,
+    /// Whose sealed artifacts it showed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts_of: Option<ArtifactsOf>,
+}
+
+/// What a `job:` mount showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactsOf {
+    /// The parent.
+    pub job_id: String,
+    /// Hash of its seal file.
+    pub seal_hash: Hash,
+    /// The seal's `artifacts_root`.
+    pub artifacts_root: Hash,
 }
 
 /// Writes `DATA/inputs/<job_id>.json`; durable when this returns, the old file or the new one at every moment before.
@@ -215,6 +235,9 @@ pub struct Seal {
     pub logs: Vec<AttemptLogs>,
     /// What the attempt used, as the runner measured it.
     pub usage: Value,
+    /// Of a job that repeats another's execution: how the two compare, every artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduction: Option<Reproduction>,
 }
 
 /// A sealed file.
@@ -319,10 +342,12 @@ pub struct SealRequest<'a> {
     pub logs: &'a [AttemptLogs],
     /// What the attempt used.
     pub usage: &'a Value,
+    /// The seal of the job whose execution this one repeats, and that seal's hash.
+    pub original: Option<(&'a Seal, Hash)>,
 }
 
 /// What the SEALED event tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealSummary {
     /// SHA-256 of the seal file.
     pub seal_hash: Hash,
@@ -332,6 +357,8 @@ pub struct SealSummary {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// How it compares with the original, if it has one.
+    pub reproduction: Option<Reproduction>,
 }
 
 /// Hashes the writable mounts, compares them with the recorded inputs and writes both seal files; they are durable when this
@@ -375,6 +402,8 @@ pub fn write_seal(
     notes.sort_by(|a, b| a.path.cmp(&b.path));
 
     let list = checksum_list(&artifacts);
+    let reproduction =
+        request.original.map(|original| compare::reproduction(original, &artifacts, request.attempt, request.logs));
     let seal = Seal {
         format: FORMAT,
         job_id: request.job_id.to_owned(),
@@ -390,6 +419,7 @@ pub fn write_seal(
         mounts,
         logs: request.logs.to_vec(),
         usage: request.usage.clone(),
+        reproduction,
     };
     // The seal goes last: where it is, the list is.
     let written = serde_json::to_vec(&seal).map_err(io::Error::from).and_then(|bytes| {
@@ -404,6 +434,7 @@ pub fn write_seal(
         artifacts_root: seal.artifacts_root,
         files: seal.files,
         bytes: seal.bytes,
+        reproduction: seal.reproduction,
     })
 }
 
@@ -502,7 +533,10 @@ fn mounts_json(mounts: &[MountTree<'_>]) -> Value {
     let mode = |read_only| if read_only { "ro" } else { "rw" };
     mounts
         .iter()
-        .map(|mount| json!({ "container": mount.container, "mode": mode(mount.read_only), "tree": mount.tree }))
+        .map(|mount| {
+            let content = if mount.is_artifacts { "artifacts" } else { "tree" };
+            json!({ "container": mount.container, "mode": mode(mount.read_only), content: mount.tree })
+        })
         .collect()
 }
 

@@ -5,6 +5,7 @@ mod body;
 mod files;
 mod query;
 pub mod reply;
+mod reproduce;
 pub mod request;
 pub mod routes;
 pub mod server;

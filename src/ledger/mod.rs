@@ -5,4 +5,5 @@ pub mod fact;
 mod head;
 pub mod job;
 pub mod lifecycle;
+pub mod reproduction;
 pub mod time;

@@ -14,11 +14,17 @@ pub(super) struct Fault {
     pub(super) disk_is_full: bool,
     /// A file changed while it was hashed; somebody else may be writing there.
     pub(super) may_hold_still: bool,
+    /// No fault at all: nobody wants it any more, or the agent stops.
+    pub(super) is_abandoned: bool,
 }
 
 impl Fault {
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false }
+        Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false, is_abandoned: false }
+    }
+
+    pub(super) fn abandoned() -> Self {
+        Self { is_abandoned: true, ..Self::new("inputs", "given up") }
     }
 
     pub(super) fn of_seal(reason: &'static str, what: &str, error: &SealError) -> Self {
@@ -27,11 +33,11 @@ impl Fault {
             _ => false,
         };
         let may_hold_still = matches!(error, SealError::Changed { .. });
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still }
+        Self { disk_is_full, may_hold_still, ..Self::new(reason, format!("{what}: {error}")) }
     }
 
     pub(super) fn io(reason: &'static str, what: &str, error: &io::Error) -> Self {
         let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false }
+        Self { disk_is_full, ..Self::new(reason, format!("{what}: {error}")) }
     }
 }

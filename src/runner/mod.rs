@@ -6,6 +6,7 @@ mod attempt;
 pub mod cgroup;
 mod claims;
 mod cleanup;
+mod copying;
 pub mod docker;
 mod fault;
 mod kernel_log;
@@ -14,7 +15,9 @@ pub mod outage;
 pub mod output;
 mod pins;
 mod queues;
+mod reproduce;
 mod schedule;
+mod staging;
 mod stray;
 pub mod telemetry;
 mod watch;
@@ -450,6 +453,7 @@ impl Runner {
         let mut tries = 0;
         loop {
             match work() {
+                Err(fault) if fault.is_abandoned => return None,
                 Err(fault) if fault.may_hold_still && tries < HOLD_STILL_TRIES => {
                     tries += 1;
                     self.note_waiting(job_id, &fault.message);
