@@ -57,13 +57,27 @@ impl App {
     pub(super) fn admit(&self, manifest: &Manifest) -> Result<(), Rejection> {
         let engine = self.runner.capacity_for(&manifest.resources);
         let mut asked = manifest.clone();
-        // The id of an image that was let in by its name.
-        if let Some((name, image_id)) = manifest.reproduces.as_ref().and_then(|of| self.runner.image_of(of))
-            && *image_id == *manifest.image_hash
-        {
-            asked.image_hash = name.to_string();
+        if let Some(name) = self.image_name(manifest)? {
+            asked.image_hash = name;
         }
         self.admission.check(&asked, engine.as_ref())
+    }
+
+    /// The name under which the image of a reproduction was let in, where it gives the id that this name meant.
+    fn image_name(&self, manifest: &Manifest) -> Result<Option<String>, Rejection> {
+        let mut of = manifest.reproduces.clone();
+        // A reproduction's original may be one itself; the first of them has a name. None comes twice: each was sealed
+        // before the next was received.
+        while let Some(job) = of.take().and_then(|id| self.engine.view().job(&id)) {
+            if job.image_id.as_deref() != Some(&manifest.image_hash) {
+                break;
+            }
+            if *job.image_hash != *manifest.image_hash {
+                return Ok(Some(job.image_hash.to_string()));
+            }
+            of = manifest::parse(self.received(&job.job_id)?.get().as_bytes())?.manifest.reproduces;
+        }
+        Ok(None)
     }
 }
 

@@ -175,12 +175,6 @@ impl Runner {
         }
         Err(Rejection::new(409, "inputs_changed", changed(of, &differences).message))
     }
-
-    /// What a job's image was, as its manifest names it, and its id.
-    pub fn image_of(&self, job_id: &str) -> Option<(Arc<str>, Arc<str>)> {
-        let job = self.setup.engine.view().job(job_id)?;
-        Some((job.image_hash.clone(), job.image_id.clone()?))
-    }
 }
 
 /// Copies what `original` found in the host directory `path`, as recorded, to where the job `job` may write.
@@ -261,11 +255,13 @@ fn copy_entry(
             if Some(text.as_bytes()) != entry.target.as_deref() {
                 return Ok(Some("changed"));
             }
-            let path = copy.directory(above)?.proc_path().join(name);
+            let to = copy.directory(above)?;
+            let path = to.proc_path().join(name);
             symlink(&text, &path).and_then(|()| given(lchown(&path, Some(owner.0), Some(owner.1))))
         }
         (Kind::Fifo, FileType::Fifo) => {
-            let path = copy.directory(above)?.proc_path().join(name);
+            let to = copy.directory(above)?;
+            let path = to.proc_path().join(name);
             make_fifo(&path, 0o600)
                 .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(entry.mode & MODE_BITS)))
                 .and_then(|()| given(lchown(&path, Some(owner.0), Some(owner.1))))
