@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use mount_spec::MAX_MOUNTS;
-pub use place::{Place, PlaceSource, staged};
+pub use place::{Place, PlaceSource, scratch, staged};
 pub use reference::is_job_id;
 
 /// Longest body, and longest canonical manifest, in bytes.

@@ -16,9 +16,8 @@ use serde_json::{Value, json};
 /// The detail of a job's last event with this state.
 fn detail(agent: &Agent, id: &str, state: &str) -> Value {
     let trace = agent.get(&format!("/api/jobs/{id}/trace")).text();
-    let events = trace.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.filter(|event| event["state"] == state).last().unwrap_or_else(|| panic!("{state} in {trace}"))["detail"]
-        .take()
+    let mut events = trace.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.rfind(|event| event["state"] == state).unwrap_or_else(|| panic!("{state} in {trace}"))["detail"].take()
 }
 
 fn shell(id: &str, spec: &[String], line: &str) -> Value {
@@ -155,8 +154,8 @@ fn what_differs_is_told_artifact_by_artifact() {
     assert_eq!(counts, [2, 1, 1, 1], "{reproduction}");
     assert_eq!((&reproduction["stdout"], &reproduction["stderr"]), (&json!("differs"), &json!("identical")));
     let named = |dir: &Path| {
-        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        format!("/job/workdir/{}", names.filter(|name| name.starts_with("named.")).last().unwrap())
+        let mut names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        format!("/job/workdir/{}", names.find(|name| name.starts_with("named.")).unwrap())
     };
     let artifacts = &reproduction["artifacts"];
     assert_eq!(artifacts[named(&dir)], "missing", "{artifacts}");
@@ -423,6 +422,19 @@ fn an_agent_that_is_killed_while_it_copies_is_followed_by_one_that_does_it_anew(
         assert_eq!(reproduction["stdout"], "identical", "{point}");
         agent.kill();
     }
+    // Of one that is cancelled before the next agent comes to it, nothing is left.
+    let mut dying = site.start_command(debug_build(&site.serve(&[])).env("HACKBRAIN_KILL_AT", "file-copied:3"));
+    let again = accepted(&dying, &id);
+    assert_eq!(dying.wait().signal(), Some(9));
+    let partial = site.data().join(format!("scratch/{again}/0.partial"));
+    assert!(partial.join("in0").exists());
+    let agent = site.start_command(debug_build(&site.serve(&[])).env("DOCKER_HOST", "unix:///nonexistent.sock"));
+    assert_eq!(agent.post(&format!("/api/jobs/{again}/cancel"), b"").status, 200);
+    agent.kill();
+    let agent = site.start(&[]);
+    eventually("the copy is removed", || (!partial.exists()).then_some(()));
+    agent.kill();
+
     // With only one worker it waits, scheduled, while its original goes; it has what it needs.
     let agent = site.start(&["--workers", "1"]);
     let gate = blocker(&agent, &site);

@@ -17,9 +17,8 @@ use serde_json::{Value, json};
 /// The detail of a job's last event with this state.
 fn detail(agent: &Agent, id: &str, state: &str) -> Value {
     let trace = agent.get(&format!("/api/jobs/{id}/trace")).text();
-    let events = trace.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.filter(|event| event["state"] == state).last().unwrap_or_else(|| panic!("{state} in {trace}"))["detail"]
-        .take()
+    let mut events = trace.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.rfind(|event| event["state"] == state).unwrap_or_else(|| panic!("{state} in {trace}"))["detail"].take()
 }
 
 fn shell(id: &str, spec: &[String], line: &str) -> Value {

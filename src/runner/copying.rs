@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{Fault, Runner};
 use crate::ledger::lifecycle::Job;
+use crate::manifest::{Place, PlaceSource, scratch, staged};
 use crate::seal::compare::{descend, split};
 use crate::seal::{SealError, Tree};
 use crate::sys::copy::sync_file_system;
@@ -21,6 +22,10 @@ use crate::sys::kill_point;
 const CHUNK_BYTES: u64 = 64 << 20;
 /// Copies beyond these are worth a word in the job's summary.
 const PROGRESS: (u64, u64) = (1000, 64 << 20);
+
+/// Ends the name of an empty directory among what is staged for a job: elsewhere there may be an unfinished copy of this
+/// number, which nobody else would find.
+const MARK: &str = ".begun";
 
 /// A copy under way. Until [`Copy::finish`] it stands under another name, which is removed where it comes to nothing.
 pub(super) struct Copy<'r> {
@@ -44,17 +49,18 @@ pub(super) enum NotCopied {
 }
 
 impl<'r> Copy<'r> {
-    /// An empty directory that is to stand at `place`, relative to the data directory; what stood there is gone.
-    pub(super) fn begin(runner: &'r Runner, job: &'r Arc<Job>, place: &Path, what: String) -> Result<Self, Fault> {
-        let place = runner.setup.data.join(place);
-        let mut partial = place.clone().into_os_string();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
+    /// An empty directory that is to stand at the job's `place`; what stood there is gone.
+    pub(super) fn begin(runner: &'r Runner, job: &'r Arc<Job>, place: &Place<'_>, what: String) -> Result<Self, Fault> {
+        let data = &runner.setup.data;
+        let marks = data.join(staged(&job.job_id));
+        let is_staged = matches!(place.source, PlaceSource::ArtifactsOf(_));
+        let mark = (!is_staged).then(|| marks.join(format!("{}{MARK}", place.index)));
+        let place = data.join(place.dir(&job.job_id));
+        let partial = partial_of(&place);
         let made = || {
+            DirBuilder::new().recursive(true).mode(0o750).create(mark.as_ref().unwrap_or(&marks))?;
             remove(&place)?;
             remove(&partial)?;
-            let above = place.parent().unwrap_or(&place);
-            DirBuilder::new().recursive(true).mode(0o750).create(above)?;
             DirBuilder::new().mode(0o755).create(&partial)?;
             let root = Dir::open(&partial)?;
             fs::set_permissions(root.proc_path(), Permissions::from_mode(0o755))?;
@@ -214,6 +220,24 @@ impl Drop for Copy<'_> {
             log::warn!("{} is not removed: {error}", self.partial.display());
         }
     }
+}
+
+/// Removes what is staged for a job, and what is left of other copies for it that were never finished.
+pub(super) fn remove_all(data: &Path, job_id: &str) -> io::Result<()> {
+    let marks = data.join(staged(job_id));
+    for mark in fs::read_dir(&marks)? {
+        let mark = mark?.file_name();
+        if let Some(index) = mark.to_str().and_then(|name| name.strip_suffix(MARK)) {
+            remove(&partial_of(&data.join(scratch(job_id)).join(index)))?;
+        }
+    }
+    remove(&marks)
+}
+
+fn partial_of(place: &Path) -> PathBuf {
+    let mut partial = place.to_owned().into_os_string();
+    partial.push(".partial");
+    partial.into()
 }
 
 /// Removes a directory of the agent's own, and never what is mounted in it.

@@ -124,6 +124,10 @@ impl Original {
                 compare(&mount.container, recorded, &mount.tree, &mut differences);
             }
         }
+        if differences.is_empty() {
+            let message = format!("this agent gives its payloads other variables than the one that ran job {of}");
+            return Err(Fault::new("inputs", message));
+        }
         Err(changed(of, &differences))
     }
 }
@@ -194,7 +198,7 @@ pub(super) fn copy(
     let source = runner.setup.mounts.check(path).map_err(|rejection| Fault::new("mount", rejection.message))?;
     claims::confirm(runner, &job.job_id, path, &source, true).map_err(|message| Fault::new("mount", message))?;
     let what = format!("the inputs of {}", original.job_id);
-    let mut copy = Copy::begin(runner, job, &place.dir(&job.job_id), what)?;
+    let mut copy = Copy::begin(runner, job, place, what)?;
     let mut differences = Differences::default();
     for entry in &recorded.entries {
         if copy.is_given_up() {

@@ -64,7 +64,7 @@ pub(super) fn stage(runner: &Runner, job: &Arc<Job>, place: &Place<'_>, parent_i
     let writable: Vec<&Place<'_>> = places.iter().filter(|place| !place.read_only).collect();
     let mut opened: Vec<Option<CheckedMount>> = writable.iter().map(|_| None).collect();
     let what = format!("the artifacts of {parent_id}");
-    let mut copy = Copy::begin(runner, job, &place.dir(&job.job_id), what)?;
+    let mut copy = Copy::begin(runner, job, place, what)?;
     let mut copied: Vec<(&Artifact, Vec<u8>)> = Vec::with_capacity(parent.seal.artifacts.len());
     for artifact in &parent.seal.artifacts {
         let Some((number, relative)) = writable.iter().enumerate().find_map(|(number, writable)| {
@@ -137,7 +137,7 @@ pub(super) fn stage_lost(runner: &Runner, job: &Arc<Job>, manifest: &Manifest) -
     Ok(())
 }
 
-/// Removes what was staged for a job that has ended. `false`: a thread is still at work on it, so ask again.
+/// Removes what was staged for a job that has ended, and copies for it that nobody finished. `false`: a thread is still at work on it, so ask again.
 pub(super) fn remove(runner: &Arc<Runner>, job_id: &Arc<str>) -> bool {
     let path = runner.setup.data.join(staged(job_id));
     if !path.exists() {
@@ -146,7 +146,7 @@ pub(super) fn remove(runner: &Arc<Runner>, job_id: &Arc<str>) -> bool {
     // Whoever makes it anew for a retriggered job does so at this stage, and either sees it gone or comes before this looks.
     let Some(_busy) = Busy::enter(runner, Stage::Prepare, job_id) else { return false };
     if runner.has_ended(job_id)
-        && let Err(error) = copying::remove(&path)
+        && let Err(error) = copying::remove_all(&runner.setup.data, job_id)
     {
         log::warn!("job {job_id}: {} is not removed: {error}", path.display());
     }
