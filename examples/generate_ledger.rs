@@ -116,6 +116,7 @@ impl Generator {
                     tree: told("tree"),
                     files: 12,
                     bytes: 34_567,
+                    artifacts_of: None,
                 }];
                 let (input_hash, execution_hash) = (told("input"), told("execution"));
                 let image_id = format!("sha256:{}", Hash::of(b"image"));
@@ -149,7 +150,13 @@ impl Generator {
             _ => Command::Seal(
                 id,
                 1,
-                Sealed { seal_hash: told("seal"), artifacts_root: told("artifacts"), files: 14, bytes: 9_876_543 },
+                Sealed {
+                    seal_hash: told("seal"),
+                    artifacts_root: told("artifacts"),
+                    files: 14,
+                    bytes: 9_876_543,
+                    reproduction: None,
+                },
             ),
         };
         self.carry_out(command)

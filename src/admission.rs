@@ -38,9 +38,6 @@ impl Admission {
         if let Some(engine) = engine {
             self.resources.check_engine(&manifest.resources, engine)?;
         }
-        if manifest.reproduces.is_some() {
-            return Err(unsupported("reproduces", "submit the job again under a new job_id"));
-        }
         self.check_mounts(manifest)
     }
 
@@ -49,9 +46,8 @@ impl Admission {
     fn check_mounts(&self, manifest: &Manifest) -> Result<(), Rejection> {
         let mut checked: Vec<(&str, bool, CheckedMount)> = Vec::new();
         for mount in &manifest.mounts {
-            let MountSource::Host(path) = &mount.source else {
-                return Err(unsupported("mount_spec", "mount a directory of the host"));
-            };
+            // What a parent has sealed is copied into a directory of the job's own.
+            let MountSource::Host(path) = &mount.source else { continue };
             let dir = self.mounts.check(path)?;
             for (other, read_only, other_dir) in &checked {
                 if !(mount.read_only && *read_only) && dir.overlaps(other_dir)? {
@@ -66,10 +62,6 @@ impl Admission {
         }
         Ok(())
     }
-}
-
-fn unsupported(field: &str, instead: &str) -> Rejection {
-    Rejection::new(400, "not_supported", format!("this version cannot do this yet; {instead}")).field(field)
 }
 
 /// `*` matches any characters, everything else itself.

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use batch::{MAX_JOBS, parse_all};
 pub use mount_spec::MAX_MOUNTS;
-pub use place::{Place, PlaceSource, staged};
+pub use place::{Place, PlaceSource, scratch, staged};
 pub use reference::is_job_id;
 
 /// Longest body, and longest canonical manifest, in bytes.

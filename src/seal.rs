@@ -4,6 +4,7 @@
 //! every file that is new or changed since, with the digests of the logs; `DATA/seals/<job_id>.sha256` is the same list for
 //! `sha256sum -c`.
 
+pub mod compare;
 mod durable;
 mod files;
 pub mod listing;
@@ -14,6 +15,7 @@ mod walk;
 use crate::canonical::to_canonical;
 use crate::hash::Hash;
 use crate::ledger::event::LogDigest;
+use crate::ledger::reproduction::Reproduction;
 use crate::manifest::Manifest;
 use crate::sys::dir::Dir;
 use crate::sys::kill_point;
@@ -106,12 +108,15 @@ pub struct MountTree<'a> {
     pub container: &'a str,
     /// Whether the payload may only read it.
     pub read_only: bool,
-    /// Its tree hash.
+    /// Its tree hash; of a `job:` mount, the parent's `artifacts_root`.
     pub tree: Hash,
+    /// Whether it is a `job:` mount.
+    pub is_artifacts: bool,
 }
 
 /// The hash of what makes an execution this execution: SHA-256 of the RFC 8785 form of
 /// `{"command","env","image_id","mounts":[{"container","mode","tree"}…],"network","resources"}`. No job id, no host path.
+/// A `job:` mount has the key `artifacts` in place of `tree`.
 /// `env` is what the payload gets from the manifest and the agent together; `mounts` are in the manifest's order, of which
 /// the first is the working directory. `resources` has the limits that were asked for.
 pub fn execution_hash(
@@ -165,6 +170,21 @@ pub struct InputMount {
     pub read_only: bool,
     /// What it held.
     pub tree: Tree,
+    /// Whose sealed artifacts it showed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts_of: Option<ArtifactsOf>,
+}
+
+/// What a `job:` mount showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactsOf {
+    /// The parent.
+    pub job_id: String,
+    /// Hash of its seal file.
+    pub seal_hash: Hash,
+    /// The seal's `artifacts_root`.
+    pub artifacts_root: Hash,
 }
 
 /// Writes `DATA/inputs/<job_id>.json`; durable when this returns, the old file or the new one at every moment before.
@@ -227,6 +247,9 @@ pub struct Seal {
     pub logs: Vec<AttemptLogs>,
     /// What the attempt used, as the runner measured it.
     pub usage: Value,
+    /// Of a job that repeats another's execution: how the two compare, every artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduction: Option<Reproduction>,
 }
 
 /// A sealed file.
@@ -333,10 +356,12 @@ pub struct SealRequest<'a> {
     pub logs: &'a [AttemptLogs],
     /// What the attempt used.
     pub usage: &'a Value,
+    /// The seal of the job whose execution this one repeats, and that seal's hash.
+    pub original: Option<(&'a Seal, Hash)>,
 }
 
 /// What the SEALED event tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealSummary {
     /// SHA-256 of the seal file.
     pub seal_hash: Hash,
@@ -346,6 +371,8 @@ pub struct SealSummary {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// How it compares with the original, if it has one.
+    pub reproduction: Option<Reproduction>,
 }
 
 /// Hashes the writable mounts, compares them with the recorded inputs and writes both seal files; they are durable when this
@@ -399,6 +426,8 @@ fn store(
     let list = file_of(data_dir, SEALS_DIR, request.job_id, "sha256")?;
     let artifacts_root = durable::write(&list, |out| write_checksum_list(&artifacts, out))?;
     kill_point::reached("checksums-written");
+    let reproduction =
+        request.original.map(|original| compare::reproduction(original, &artifacts, request.attempt, request.logs));
     let seal = Seal {
         format: FORMAT,
         job_id: request.job_id.to_owned(),
@@ -415,10 +444,12 @@ fn store(
         mounts,
         logs: request.logs.to_vec(),
         usage: request.usage.clone(),
+        reproduction,
     };
     let path = file_of(data_dir, SEALS_DIR, request.job_id, "json")?;
     let seal_hash = durable::write(&path, |out| Ok(serde_json::to_writer(out, &seal)?))?;
-    Ok(SealSummary { seal_hash, artifacts_root, files: seal.files, bytes: seal.bytes })
+    let Seal { files, bytes, reproduction, .. } = seal;
+    Ok(SealSummary { seal_hash, artifacts_root, files, bytes, reproduction })
 }
 
 /// Reads a seal, with its hash.
@@ -523,7 +554,10 @@ fn mounts_json(mounts: &[MountTree<'_>]) -> Value {
     let mode = |read_only| if read_only { "ro" } else { "rw" };
     mounts
         .iter()
-        .map(|mount| json!({ "container": mount.container, "mode": mode(mount.read_only), "tree": mount.tree }))
+        .map(|mount| {
+            let content = if mount.is_artifacts { "artifacts" } else { "tree" };
+            json!({ "container": mount.container, "mode": mode(mount.read_only), content: mount.tree })
+        })
         .collect()
 }
 

@@ -470,7 +470,7 @@ fn what_a_killed_agent_did_not_come_to_the_next_one_does() {
     left.run(Command::End(a.as_str().into(), 1, failed, Ending { exit_code: Some(1), ..Ending::default() }));
     left.schedule_and_start(sealed);
     left.run(Command::End(sealed.as_str().into(), 1, Outcome::Completed, Ending::default()));
-    let seal = Sealed { seal_hash: Hash::ZERO, artifacts_root: Hash::ZERO, files: 0, bytes: 0 };
+    let seal = Sealed { seal_hash: Hash::ZERO, artifacts_root: Hash::ZERO, files: 0, bytes: 0, reproduction: None };
     left.run(Command::Seal(sealed.as_str().into(), 1, seal));
     let Left { wal, .. } = left;
     wal.close();

@@ -25,6 +25,7 @@ const PAYLOAD: &str = "
 import os,sys,time
 open('starts','a').write('start\\n')
 n=len(open('starts').readlines())
+open('copy','a').write(''.join(open('/job/in/'+name).read() for name in ('one','two')))
 copies=[open('%s.%d'%(s,n),'wb') for s in ('stdout','stderr')]
 def put(data):
     for stream,copy in zip((sys.stdout.buffer,sys.stderr.buffer),copies):
@@ -71,7 +72,7 @@ fn the_agent_dies_at_every_named_point_and_the_job_ends_as_if_nothing_had_been()
     assert!(all.len() > 20, "{all:?}");
     let mut cases: Vec<Case> = all.iter().map(|point| case(point, false, None)).collect();
     // The later times at which a point is reached: the seal's two files, a marker in the middle, the second attempt.
-    for point in ["before-rename:2", "before-rename:3", "marker-durable:5"] {
+    for point in ["before-rename:2", "before-rename:3", "file-copied:2", "marker-durable:5"] {
         cases.push(case(point, false, None));
     }
     for point in ["end-durable", "intent-durable:2", "cli-spawned:2", "marker-durable:12", "output-settled:2"] {
@@ -103,7 +104,13 @@ fn play(case: &Case, id: &str) {
     let dir = site.mountable("work");
     let mut job = manifest(id, &["python", "-c", PAYLOAD]);
     job["image_hash"] = "python:3.9-slim".into();
-    job["mount_spec"] = format!("{}:/job/workdir", dir.display()).into();
+    // It mounts what another has sealed, too, so that it comes by the points of that.
+    let parent = job_id("parent");
+    let before = site.start(&[]);
+    before.accepted(&manifest(&parent, &["sh", "-c", "echo one > one; echo two > two"]));
+    assert_eq!(before.ended(&parent)["state"], "SEALED");
+    assert_eq!(before.terminate(), Some(0));
+    job["mount_spec"] = json!([format!("{}:/job/workdir", dir.display()), format!("job:{parent}:/job/in")]);
     if case.crashes {
         job["env"] = json!({ "CRASH": "1" });
     }
@@ -127,6 +134,8 @@ fn play(case: &Case, id: &str) {
     assert_eq!(starts, attempts, "{told}: once for each attempt");
     check_output(&agent, id, &dir, attempts, &told);
     check_markers(&agent, id, attempts, &told);
+    let copy = fs::read_to_string(dir.join("copy")).unwrap();
+    assert_eq!(copy, "one\ntwo\n".repeat(attempts), "{told}: what the parent has sealed");
     let seal = agent.get(&format!("/api/jobs/{id}/seal"));
     assert_eq!(seal.status, 200, "{told}: {}", seal.text());
 

@@ -8,6 +8,7 @@ mod files;
 mod graph;
 mod query;
 pub mod reply;
+mod reproduce;
 pub mod request;
 pub mod routes;
 pub mod server;

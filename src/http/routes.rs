@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tiny_http::{Header, Method, Response};
 
@@ -21,7 +22,7 @@ use crate::admission::Admission;
 use crate::engine::Engine;
 use crate::ledger::event::{Detail, Event, Received, State, Stopping, Stored};
 use crate::ledger::lifecycle::{Command, Job, Phase};
-use crate::manifest;
+use crate::manifest::{self, Parsed};
 use crate::rejection::Rejection;
 use crate::runner::Runner;
 use crate::runner::output::OutputPaths;
@@ -140,6 +141,7 @@ impl App {
             ["jobs", id, "bundle"] => self.bundle(request, id),
             ["jobs", id, "cancel"] => self.cancel(request, id),
             ["jobs", id, "retrigger"] => self.retrigger(request, id),
+            ["jobs", id, "reproduce"] => self.reproduce(request, id),
             ["events"] => self.events(request),
             ["ledger"] => self.ledger(request),
             ["ledger", "head"] => self.head(request),
@@ -163,20 +165,25 @@ impl App {
 
     fn submit(&self, request: &Request) -> Answer {
         Query::new(request, &[])?;
+        self.accept(manifest::parse(&request.body)?).map(|(reply, _)| reply)
+    }
+
+    /// Takes a manifest in; the receipt, and whether it is new.
+    pub(super) fn accept(&self, parsed: Parsed) -> Result<(Reply, bool), Rejection> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Rejection::new(503, "stopping", "the agent is stopping; submit again when it is back"));
         }
-        let parsed = manifest::parse(&request.body)?;
         let id = parsed.manifest.job_id.clone();
         // A repeated submission is answered from the ledger, whatever became of its mounts since.
         if self.engine.view().job(&id).is_none_or(|job| job.manifest_hash != parsed.hash) {
-            let engine = self.runner.capacity_for(&parsed.manifest.resources);
-            self.admission.check(&parsed.manifest, engine.as_ref())?;
+            self.admit(&parsed.manifest)?;
+            // A sealed job stays sealed, so what is found here still holds when it is recorded.
+            self.runner.check_reproduction(&parsed.manifest)?;
         }
         let accepted = self.engine.execute(Command::Submit(Box::new(parsed)))?;
         let job =
             accepted.job.ok_or_else(|| Rejection::new(500, "internal", "the job was accepted and is not there"))?;
-        Ok(Reply::json(200, self.receipt(&job, accepted.changed)?.to_string().into_bytes()))
+        Ok((Reply::json(200, self.receipt(&job, accepted.changed)?.to_string().into_bytes()), accepted.changed))
     }
 
     fn jobs(&self, request: &Request) -> Answer {
@@ -298,6 +305,16 @@ impl App {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Rejection::new(503, "stopping", "the agent is stopping; retrigger the job when it is back"));
         }
+        let manifest = self.received(id)?;
+        if self.find(id)?.open.is_none() {
+            // What this agent allows may have changed since the job was submitted.
+            self.admit(&manifest::parse(manifest.get().as_bytes())?.manifest)?;
+        }
+        self.change(id, Command::Retrigger(id.into(), request.remote.ip().to_string(), manifest))
+    }
+
+    /// The manifest as RECEIVED has it.
+    pub(super) fn received(&self, id: &str) -> Result<Box<RawValue>, Rejection> {
         let mut received = None;
         self.engine
             .view()
@@ -311,13 +328,7 @@ impl App {
         else {
             return Err(Rejection::new(500, "unreadable", "the job's RECEIVED event cannot be read back"));
         };
-        if self.find(id)?.open.is_none() {
-            // What this agent allows may have changed since the job was submitted.
-            let parsed = manifest::parse(manifest.get().as_bytes())?;
-            let engine = self.runner.capacity_for(&parsed.manifest.resources);
-            self.admission.check(&parsed.manifest, engine.as_ref())?;
-        }
-        self.change(id, Command::Retrigger(id.into(), request.remote.ip().to_string(), manifest))
+        Ok(manifest)
     }
 
     /// Carries out what somebody asks of a job, and says what came of it.
@@ -400,7 +411,7 @@ fn methods(path: &str) -> Option<&'static str> {
     let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
     match segments[..] {
         ["healthz" | "readyz"] => Some(READ),
-        ["api", "submit_job" | "submit_jobs"] | ["api", "jobs", _, "cancel" | "retrigger"] => Some(WRITE),
+        ["api", "submit_job" | "submit_jobs"] | ["api", "jobs", _, "cancel" | "retrigger" | "reproduce"] => Some(WRITE),
         ["api", "jobs" | "events" | "graph" | "ledger" | "node"]
         | ["api", "ledger", "head"]
         | ["api", "jobs", _]

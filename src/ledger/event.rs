@@ -11,6 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::head::Head;
+use super::reproduction::Reproduction;
 use super::time::Time;
 use crate::hash::Hash;
 
@@ -197,6 +198,9 @@ pub struct MountTotals {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// The job whose sealed artifacts it shows; `tree` is then that job's `artifacts_root`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifacts_of: Option<String>,
 }
 
 /// Validated and hashed.
@@ -354,6 +358,9 @@ pub struct Sealed {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Of a job that repeats another's execution: how the two compare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reproduction: Option<Reproduction>,
 }
 
 /// An event's `detail`.

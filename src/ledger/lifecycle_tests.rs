@@ -64,7 +64,7 @@ fn scheduled() -> Scheduled {
 }
 
 fn sealed() -> Sealed {
-    Sealed { seal_hash: Hash([3; 32]), artifacts_root: Hash([4; 32]), files: 0, bytes: 0 }
+    Sealed { seal_hash: Hash([3; 32]), artifacts_root: Hash([4; 32]), files: 0, bytes: 0, reproduction: None }
 }
 
 fn mark() -> D1Stable {

@@ -6,4 +6,5 @@ pub mod graph;
 mod head;
 pub mod job;
 pub mod lifecycle;
+pub mod reproduction;
 pub mod time;

@@ -69,11 +69,16 @@ impl Place<'_> {
     pub fn dir(&self, job_id: &str) -> PathBuf {
         match self.source {
             PlaceSource::Host(path) => path.into(),
-            PlaceSource::Scratch => Path::new(SCRATCH_DIR).join(job_id),
-            PlaceSource::CopyOf(_) => Path::new(SCRATCH_DIR).join(job_id).join(self.index.to_string()),
+            PlaceSource::Scratch => scratch(job_id),
+            PlaceSource::CopyOf(_) => scratch(job_id).join(self.index.to_string()),
             PlaceSource::ArtifactsOf(_) => staged(job_id).join(self.index.to_string()),
         }
     }
+}
+
+/// Where what a job writes lies, if it is not a directory of the host, relative to the data directory.
+pub fn scratch(job_id: &str) -> PathBuf {
+    Path::new(SCRATCH_DIR).join(job_id)
 }
 
 /// Where copies of parents' artifacts lie for a job, relative to the data directory.

@@ -11,7 +11,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::cgroup::{self, AttemptGroup};
 use super::docker::Inspect;
-use super::{Runner, claims};
+use super::{BUSY_PAUSE, Runner, claims, staging};
 use crate::ledger::event::State;
 use crate::sys::kill_point;
 
@@ -22,7 +22,7 @@ const REMOVE_AGAIN: Duration = Duration::from_secs(30);
 pub(super) enum Clean {
     /// Of an attempt: its container is removed, with its mounts and its control group.
     Attempt(String),
-    /// Of a job: its image is let go of.
+    /// Of a job: its image is let go of, and what was staged for it removed.
     Job(Arc<str>),
 }
 
@@ -68,7 +68,10 @@ impl Runner {
     }
 
     /// First what an earlier agent left, then what comes in.
-    pub(super) fn keep_clean(&self) {
+    pub(super) fn keep_clean(self: &Arc<Self>) {
+        for job_id in staging::left_over(self) {
+            let _ = self.queues.clean.0.send(Clean::Job(job_id));
+        }
         let label = format!("hackbrain.log={}", self.setup.log_id);
         let nobody: Arc<str> = "".into();
         let never = || false;
@@ -109,7 +112,13 @@ impl Runner {
         let mut later: VecDeque<(Instant, String)> = VecDeque::new();
         loop {
             match self.queues.clean.1.recv_timeout(REMOVE_AGAIN) {
-                Ok(Clean::Job(job_id)) => self.pins.release_if(&job_id, &|| self.has_ended(&job_id)),
+                Ok(Clean::Job(job_id)) => {
+                    self.pins.release_if(&job_id, &|| self.has_ended(&job_id));
+                    if !staging::remove(self, &job_id) {
+                        thread::sleep(BUSY_PAUSE);
+                        let _ = self.queues.clean.0.send(Clean::Job(job_id));
+                    }
+                }
                 Ok(Clean::Attempt(container)) => {
                     if !self.remove(&container) {
                         later.push_back((Instant::now() + REMOVE_AGAIN, container));

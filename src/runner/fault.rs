@@ -23,6 +23,11 @@ impl Fault {
         Self { reason, message: message.into(), disk_is_full: false, may_hold_still: false, given_up: false }
     }
 
+    /// Nobody wants it any more, or the agent stops.
+    pub(super) fn abandoned() -> Self {
+        Self { given_up: true, ..Self::new("inputs", "given up") }
+    }
+
     pub(super) fn of_seal(reason: &'static str, what: &str, error: &SealError) -> Self {
         let disk_is_full = match error {
             SealError::Io { source, .. } => Self::io(reason, what, source).disk_is_full,
@@ -30,11 +35,11 @@ impl Fault {
         };
         let may_hold_still = matches!(error, SealError::Changed { .. });
         let given_up = matches!(error, SealError::Stopped);
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still, given_up }
+        Self { disk_is_full, may_hold_still, given_up, ..Self::new(reason, format!("{what}: {error}")) }
     }
 
     pub(super) fn io(reason: &'static str, what: &str, error: &io::Error) -> Self {
         let disk_is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        Self { reason, message: format!("{what}: {error}"), disk_is_full, may_hold_still: false, given_up: false }
+        Self { disk_is_full, ..Self::new(reason, format!("{what}: {error}")) }
     }
 }

@@ -17,6 +17,7 @@ pub(super) struct Progresses(Mutex<HashMap<Arc<str>, Step>>);
 /// What is done with a job's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doing {
+    Copying,
     HashingInputs,
     Sealing,
 }
@@ -40,6 +41,7 @@ impl Runner {
         let steps = self.progresses.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(step) = steps.get(job_id) else { return Value::Null };
         let doing = match step.doing {
+            Doing::Copying => "copying inputs",
             Doing::HashingInputs => "hashing inputs",
             Doing::Sealing => "sealing",
         };

@@ -12,9 +12,10 @@ use super::docker::Bind;
 use super::docker::argv::BASE_ENV;
 use super::mounts::{BoundMount, CheckedMount};
 use super::progress::Doing;
-use super::{Fault, Runner, claims};
+use super::{Fault, Runner, claims, reproduce, staging};
 use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, State, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
+use crate::ledger::reproduction::Reproduction;
 use crate::manifest::{Manifest, Place, PlaceSource};
 use crate::seal::{
     self, AttemptLogs, InputMount, Inputs, MountTree, SealError, SealRequest, hash_tree, write_inputs, write_seal,
@@ -33,8 +34,9 @@ pub(super) struct Workspace {
 }
 
 /// Checks and binds every mount for `container`.
-pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Workspace, Fault> {
+pub(super) fn bind(runner: &Runner, job: &Arc<Job>, container: &str) -> Result<Workspace, Fault> {
     let manifest = &job.open.as_ref().ok_or_else(|| Fault::new("mount", "the job has ended"))?.manifest.get();
+    staging::stage_lost(runner, job, manifest)?;
     let (bound, user) = bind_all(runner, &job.job_id, manifest, container)?;
     let places = manifest.places();
     let workdir = places.first().map(|place| place.container.to_owned()).unwrap_or_default();
@@ -53,16 +55,26 @@ pub(super) fn bind(runner: &Runner, job: &Job, container: &str) -> Result<Worksp
 /// Hashes every mount, records the listing durably, and gives what SCHEDULED tells.
 pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image_id: &str) -> Result<Scheduled, Fault> {
     make_scratch(runner, &job.job_id).map_err(|error| Fault::io("mount", "the scratch directory", &error))?;
-    // Hashed through the binds, and so just as the payload will see it.
+    let original = reproduce::Original::of(runner, manifest)?;
+    let mut copies = BTreeMap::new();
+    for place in manifest.places() {
+        let copy = match place.source {
+            PlaceSource::ArtifactsOf(parent) => staging::stage(runner, job, &place, parent)?,
+            PlaceSource::CopyOf(path) => reproduce::copy(runner, job, &place, path, original.as_ref())?,
+            PlaceSource::Host(_) | PlaceSource::Scratch => continue,
+        };
+        copies.insert(place.index, copy);
+    }
+    // Hashed through the binds, and so just as the payload will see it; copies were hashed as they were made.
     let container = container_name(&job.job_id, 0);
     let hashed = bind_all(runner, &job.job_id, manifest, &container)
-        .and_then(|(bound, _)| hash_all(runner, job, manifest, &bound, &|_| true));
+        .and_then(|(bound, _)| hash_all(runner, job, manifest, &bound, &|index| !copies.contains_key(&index)));
     release(runner, &container);
-    let mounts = hashed?;
-    let trees: Vec<MountTree<'_>> = mounts
-        .iter()
-        .map(|mount| MountTree { container: &mount.container, read_only: mount.read_only, tree: mount.tree.root })
-        .collect();
+    let mut mounts = hashed?;
+    for (index, copy) in copies {
+        mounts.insert(index, copy);
+    }
+    let trees: Vec<MountTree<'_>> = mounts.iter().map(mount_tree).collect();
     let mut env: BTreeMap<String, String> =
         BASE_ENV.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     env.extend(manifest.env.clone());
@@ -72,6 +84,9 @@ pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image
         mounts: mounts.iter().map(totals).collect(),
         image_id: image_id.to_owned(),
     };
+    if let Some(original) = &original {
+        original.check_same(manifest, &scheduled, &mounts)?;
+    }
     let inputs = Inputs { format: seal::FORMAT, job_id: job.job_id.to_string(), mounts };
     write_inputs(&runner.setup.data, &inputs)
         .map_err(|error| Fault::io("inputs", "the listing of the inputs cannot be written", &error))?;
@@ -84,21 +99,30 @@ pub(super) fn inputs(runner: &Runner, job: &Arc<Job>, manifest: &Manifest, image
 pub(super) fn inputs_still(runner: &Runner, job: &Arc<Job>, manifest: &Manifest) -> Result<(), Fault> {
     make_scratch(runner, &job.job_id).map_err(|error| Fault::io("mount", "the scratch directory", &error))?;
     let mut recorded = Vec::new();
-    details(runner, job, &[State::Scheduled], &mut |_, detail| {
+    details(runner, &job.job_id, &[State::Scheduled], &mut |_, detail| {
         if let Detail::Scheduled(scheduled) = detail {
             recorded = scheduled.mounts;
         }
     })
     .map_err(|error| Fault::io("inputs", "the ledger cannot be read back", &error))?;
+    let mut staged = Vec::new();
+    for place in manifest.places() {
+        if let PlaceSource::ArtifactsOf(parent) = place.source {
+            staged.push(staging::stage(runner, job, &place, parent)?);
+        }
+    }
     let container = container_name(&job.job_id, 0);
     let hashed = bind_all(runner, &job.job_id, manifest, &container).and_then(|(bound, _)| {
-        let read_only = |index: usize| manifest.places().get(index).is_some_and(|place| place.read_only);
-        hash_all(runner, job, manifest, &bound, &read_only)
+        let places = manifest.places();
+        let is_wanted = |index: usize| {
+            places.get(index).is_some_and(|place| matches!(place.source, PlaceSource::Host(_)) && place.read_only)
+        };
+        hash_all(runner, job, manifest, &bound, &is_wanted)
     });
     release(runner, &container);
-    for mount in hashed? {
+    for mount in staged.into_iter().chain(hashed?) {
         let then = recorded.iter().find(|then| then.container == mount.container);
-        if then.is_none_or(|then| then.tree != mount.tree.root) {
+        if then.is_none_or(|then| then.tree != mount_tree(&mount).tree) {
             let message = format!(
                 "{} is read-only, and does not hold any more what it held when the job was scheduled; restore it, or submit \
                  the job under a new job_id",
@@ -152,11 +176,13 @@ pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
 fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealError> {
     let fault = |what: &str, source: io::Error| SealError::Io { path: what.as_bytes().to_vec(), source };
     let open = job.open.as_ref().ok_or_else(|| fault("job", io::Error::other("it has ended")))?;
-    let places = open.manifest.get().places();
-    let bound = bound_still(runner, &job.job_id, open.manifest.get(), container)
-        .map_err(|e| fault("mounts", io::Error::other(e)))?;
+    let manifest = open.manifest.get();
+    let bound =
+        bound_still(runner, &job.job_id, manifest, container).map_err(|e| fault("mounts", io::Error::other(e)))?;
+    let original = manifest.reproduces.as_deref().map(|of| staging::Parent::read(runner, of)).transpose();
+    let original = original.map_err(|why| fault("reproduces", io::Error::other(why)))?;
     let mut writable = Vec::new();
-    for (place, bound) in places.iter().zip(&bound).filter(|(place, _)| !place.read_only) {
+    for (place, bound) in &bound {
         writable.push((place.container, bound.open().map_err(|error| fault(place.container, error))?));
     }
     let writable: Vec<(&str, &Dir)> = writable.iter().map(|(container, dir)| (*container, dir)).collect();
@@ -175,6 +201,7 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
             writable: &writable,
             logs: &logs(&endings),
             usage: &usage,
+            original: original.as_ref().map(|original| (&original.seal, original.seal_hash)),
         },
         &|mount, done| underway.tell(mount, done),
     )?;
@@ -183,6 +210,7 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
         artifacts_root: summary.artifacts_root,
         files: summary.files,
         bytes: summary.bytes,
+        reproduction: summary.reproduction.map(Reproduction::for_event),
     })
 }
 
@@ -217,19 +245,25 @@ fn bind_all(
     Ok((bound, user.unwrap_or(SCRATCH_OWNER)))
 }
 
-/// The mounts as the payload had them; bound anew only where the host has lost them, as in a reboot.
-fn bound_still(runner: &Runner, job_id: &str, manifest: &Manifest, container: &str) -> Result<Vec<BoundMount>, String> {
+/// The writable mounts as the payload had them; bound anew only where the host has lost them, as in a reboot.
+fn bound_still<'m>(
+    runner: &Runner,
+    job_id: &str,
+    manifest: &'m Manifest,
+    container: &str,
+) -> Result<Vec<(Place<'m>, BoundMount)>, String> {
     let policy = &runner.setup.mounts;
     let mut bound = Vec::new();
-    for (index, place) in manifest.places().iter().enumerate() {
-        let path = policy.place(container, index);
+    for place in manifest.places().into_iter().filter(|place| !place.read_only) {
+        let path = policy.place(container, place.index);
         let is_there = crate::sys::dir::mounts_below(&path).is_ok_and(|mounts| !mounts.is_empty());
-        bound.push(if is_there {
-            BoundMount { path, read_only: place.read_only }
+        let mount = if is_there {
+            BoundMount { path, read_only: false }
         } else {
-            let checked = check(runner, job_id, place)?;
-            policy.bind(&checked, &path, place.read_only).map_err(|error| error.to_string())?
-        });
+            let checked = check(runner, job_id, &place)?;
+            policy.bind(&checked, &path, false).map_err(|error| error.to_string())?
+        };
+        bound.push((place, mount));
     }
     Ok(bound)
 }
@@ -250,7 +284,8 @@ fn hash_all(
             .map_err(|source| SealError::Io { path: Vec::new(), source })
             .and_then(|dir| hash_tree(&dir, &|done| underway.tell(place.container, done)))
             .map_err(|error| Fault::of_seal("inputs", place.container, &error))?;
-        mounts.push(InputMount { container: place.container.to_owned(), read_only: place.read_only, tree });
+        let (container, read_only) = (place.container.to_owned(), place.read_only);
+        mounts.push(InputMount { container, read_only, tree, artifacts_of: None });
     }
     Ok(mounts)
 }
@@ -259,9 +294,21 @@ fn totals(mount: &InputMount) -> MountTotals {
     MountTotals {
         container: mount.container.clone(),
         mode: if mount.read_only { "ro" } else { "rw" }.to_owned(),
-        tree: mount.tree.root,
+        tree: mount_tree(mount).tree,
         files: mount.tree.files,
         bytes: mount.tree.bytes,
+        artifacts_of: mount.artifacts_of.as_ref().map(|of| of.job_id.clone()),
+    }
+}
+
+/// What goes into the hashes: for what a parent has sealed, that and not how it lies here.
+fn mount_tree(mount: &InputMount) -> MountTree<'_> {
+    let artifacts = mount.artifacts_of.as_ref().map(|of| of.artifacts_root);
+    MountTree {
+        container: &mount.container,
+        read_only: mount.read_only,
+        tree: artifacts.unwrap_or(mount.tree.root),
+        is_artifacts: artifacts.is_some(),
     }
 }
 
@@ -289,7 +336,7 @@ fn release(runner: &Runner, container: &str) {
 fn endings(runner: &Runner, job: &Job) -> io::Result<(BTreeMap<u32, Ending>, Option<u64>)> {
     let (mut endings, mut node_up) = (BTreeMap::new(), None);
     let states = [State::Running, State::Recovery, State::Crash, State::Completed, State::Cancelled];
-    details(runner, job, &states, &mut |attempt, detail| {
+    details(runner, &job.job_id, &states, &mut |attempt, detail| {
         let ending = match detail {
             Detail::Running(intent) | Detail::Recovery(intent) => {
                 node_up = Some(intent.node_up);
@@ -307,9 +354,14 @@ fn endings(runner: &Runner, job: &Job) -> io::Result<(BTreeMap<u32, Ending>, Opt
 }
 
 /// Calls `each` with attempt and detail of a job's events in one of `states`. Markers may be many, so others are not read.
-fn details(runner: &Runner, job: &Job, states: &[State], each: &mut dyn FnMut(u32, Detail)) -> io::Result<()> {
+pub(super) fn details(
+    runner: &Runner,
+    job_id: &str,
+    states: &[State],
+    each: &mut dyn FnMut(u32, Detail),
+) -> io::Result<()> {
     let signs: Vec<String> = states.iter().map(|state| format!(",\"state\":\"{state}\",")).collect();
-    runner.setup.engine.view().trace(&job.job_id, &mut |bytes| {
+    runner.setup.engine.view().trace(job_id, &mut |bytes| {
         let head = &bytes[..HEAD_BYTES.min(bytes.len())];
         let fits = |sign: &String| head.windows(sign.len()).any(|window| window == sign.as_bytes());
         if signs.iter().any(fits)

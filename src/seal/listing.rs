@@ -194,6 +194,7 @@ mod tests {
             mounts: Vec::new(),
             logs: Vec::new(),
             usage: json!({ "artifacts": [{ "path": "/none" }] }),
+            reproduction: None,
         }
     }
 

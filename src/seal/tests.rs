@@ -274,6 +274,7 @@ fn inputs(job_id: &str, mounts: &[(&str, Tree)]) -> Inputs {
         container: (*container).to_owned(),
         read_only: false,
         tree: tree.clone(),
+        artifacts_of: None,
     });
     Inputs { format: FORMAT, job_id: job_id.to_owned(), mounts: mounts.collect() }
 }
@@ -290,6 +291,7 @@ fn seal(data: &Path, writable: &[(&str, &Dir)]) -> Result<SealSummary, SealError
         writable,
         logs: &logs,
         usage: &json!({ "cpu_ns": u64::MAX }),
+        original: None,
     };
     write_seal(data, &request, &|_, progress| go_on(progress))
 }
@@ -411,7 +413,7 @@ fn execution_and_input_hashes() {
         crate::manifest::parse(body.as_bytes()).unwrap().manifest
     };
     let env = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
-    let mount = MountTree { container: "/w", read_only: false, tree: Hash::of(b"") };
+    let mount = MountTree { container: "/w", read_only: false, tree: Hash::of(b""), is_artifacts: false };
     let base = execution_hash("sha256:i", &manifest(""), &env, &[mount]);
     let written = format!(
         r#"{{"command":["c"],"env":{{"A":"1"}},"image_id":"sha256:i","mounts":[{{"container":"/w","mode":"rw","tree":"{}"}}],"network":"none","resources":{{}}}}"#,
@@ -434,10 +436,15 @@ fn execution_and_input_hashes() {
         with(MountTree { container: "/v", ..mount }),
         with(MountTree { read_only: true, ..mount }),
         with(MountTree { tree: Hash::ZERO, ..mount }),
+        with(MountTree { is_artifacts: true, ..mount }),
     ];
     for (index, other) in others.iter().enumerate() {
         assert!(*other != base && !others[..index].contains(other), "case {index}");
     }
     let read_only = MountTree { container: "/v", read_only: true, ..mount };
     assert_ne!(input_hash(&[mount, read_only]), input_hash(&[read_only, mount]), "the first is the working directory");
+
+    let artifacts = MountTree { container: "/job/in/a", read_only: true, is_artifacts: true, ..mount };
+    let written = format!(r#"[{{"artifacts":"{}","container":"/job/in/a","mode":"ro"}}]"#, Hash::of(b""));
+    assert_eq!(input_hash(&[artifacts]), Hash::of(written.as_bytes()), "as documented");
 }

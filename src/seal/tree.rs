@@ -67,7 +67,7 @@ fn is_one(links: &u64) -> bool {
 
 impl Entry {
     /// The letter that stands for it in its directory's listing.
-    fn letter(&self) -> char {
+    pub(super) fn letter(&self) -> char {
         match self.kind {
             Kind::File if self.mode & 0o111 != 0 => 'x',
             Kind::File => 'f',
@@ -80,14 +80,18 @@ impl Entry {
         }
     }
 
-    pub(super) fn name(&self) -> &[u8] {
+    pub(crate) fn name(&self) -> &[u8] {
         self.path.rsplit(|&b| b == b'/').next().unwrap_or_default()
     }
 
-    pub(super) fn parent(&self) -> &[u8] {
-        let length = self.path.len() - self.name().len();
-        &self.path[..length.saturating_sub(1)]
+    pub(crate) fn parent(&self) -> &[u8] {
+        parent_of(&self.path)
     }
+}
+
+/// The path of the directory that a path lies in.
+pub(super) fn parent_of(path: &[u8]) -> &[u8] {
+    &path[..path.iter().rposition(|&byte| byte == b'/').unwrap_or(0)]
 }
 
 /// A directory's content at one moment.

@@ -186,6 +186,11 @@ impl Dir {
     }
 }
 
+/// Whether an error means that there is nothing at a path, or something else than a directory on the way to it.
+pub fn is_absence(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
+}
+
 /// What an open file is.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod block;
+pub mod copy;
 pub mod dir;
 pub mod kill_point;
 pub mod kmsg;
