@@ -561,7 +561,7 @@ const MEDIUM: &[Case] = &[
         let last = segmented(w);
         let [from, to] = [last.number, last.number + 1].map(|number| w.wal().join(segment_name(number)));
         fs::copy(from, to).unwrap();
-        Verdict { head: last.before, ..w.damaged(&segment_name(last.number + 1), 0) }
+        Verdict { head: last.kept, ..w.damaged(&segment_name(last.number + 1), 0) }
     }),
     ("a segment of another log", |w| {
         segmented(w);
@@ -573,10 +573,12 @@ const MEDIUM: &[Case] = &[
     }),
 ];
 
-/// The last segment of a log in small segments, and the head where the one before it begins.
+/// The last segment of a log in small segments.
 struct LastSegment {
     number: u64,
+    /// The head where the segment before it begins.
     before: String,
+    /// The head where it begins.
     kept: String,
 }
 
