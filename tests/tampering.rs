@@ -32,7 +32,7 @@ const VERIFY_PY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/verify.py"
 /// Bytes of the forger's segments: fourteen frames of one block.
 const SMALL: u64 = 64 << 10;
 /// For a forged log in one segment.
-const LARGE: u64 = 4 << 20;
+const LARGE: u64 = 1 << 20;
 
 /// What both programs should say.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +87,7 @@ struct Jobs {
     cancelled: String,
     first: String,
     second: String,
+    reader: String,
 }
 
 /// What the agent left behind, and how it was.
@@ -127,12 +128,14 @@ impl World {
             cancelled: job_id("cancelled"),
             first: job_id("first"),
             second: job_id("second"),
+            reader: job_id("reader"),
         };
         let (work, again, shared) = (site.mountable("work"), site.mountable("again"), site.mountable("shared"));
         for (name, text) in [("keep.txt", "kept"), ("edit.txt", "one\n"), ("gone.txt", "gone"), ("sub/in.txt", "in")] {
             fs::create_dir_all(work.join("sub")).unwrap();
             fs::write(work.join(name), text).unwrap();
         }
+        symlink("keep.txt", work.join("sub/to-keep")).unwrap();
         let agent = site.start(&["--workers", "1"]);
         let line = "echo two >> edit.txt; rm gone.txt; mkdir -p out/deep; echo result > out/result.bin; \
                     echo x > out/deep/x; chmod 755 out/result.bin; echo a > 'ä ö'; echo b > \"$(printf 'n\\nl')\"; \
@@ -160,6 +163,13 @@ impl World {
             &shell(&jobs.second, Some(&shared), "echo 22 > a; rm b; echo 2 > c; echo '[D1_STABLE] 1'"),
             "SEALED",
         );
+        // By hand, and found by a job that only reads there.
+        fs::write(shared.join("note"), "found").unwrap();
+        let mut job = shell(&jobs.reader, None, "cat /job/in/note");
+        let own = site.mountable("reader");
+        job["mount_spec"] =
+            json!([format!("{}:/job/workdir", own.display()), format!("{}:/job/in:ro", shared.display())]);
+        run(&agent, &job, "SEALED");
         assert_eq!(agent.terminate(), Some(0));
 
         let events: Events = site.dump(&[]).stdout.lines().map(str::to_owned).collect();
@@ -231,10 +241,12 @@ impl World {
         format!("{seq}:{}", self.hash(seq))
     }
 
-    /// What an untouched directory has: the second job in `shared` undid what the first one left.
+    /// What an untouched directory has: the second job in `shared` undid what the first one left, and a third one found what
+    /// neither knows.
     fn sound(&self) -> Verdict {
-        let superseded =
-            ["a", "b", "c"].map(|name| ("superseded".into(), self.jobs.first.clone(), format!("/job/workdir/{name}")));
+        let (first, second) = (&self.jobs.first, &self.jobs.second);
+        let superseded = [(first, "a"), (first, "b"), (first, "c"), (first, "note"), (second, "note")]
+            .map(|(job, name)| ("superseded".into(), job.clone(), format!("/job/workdir/{name}")));
         Verdict {
             code: 0,
             damaged: None,
@@ -818,7 +830,7 @@ const FORGED: &[Case] = &[
         fs::write(w.shared("theirs"), "").unwrap();
         let path = |name: &str| ("in_use".to_owned(), w.jobs.first.clone(), format!("/job/workdir/{name}"));
         let verdict = w.forged(&w.events[..seq as usize]);
-        Verdict { notes: ["a", "b", "c", "theirs"].map(path).into(), ..verdict }
+        Verdict { notes: ["a", "b", "c", "note", "theirs"].map(path).into(), ..verdict }
     }),
     ("a seal with paths that lead out", |w| {
         let job = &*w.jobs.scratch;
@@ -1019,9 +1031,22 @@ const EVIDENCE: &[Case] = &[
             ("seal_changed", &w.jobs.second, &path),
             ("artifact_changed", first, "/job/workdir/a"),
             ("artifact_missing", first, "/job/workdir/b"),
-            ("artifact_extra", first, "/job/workdir/c"),
         ]);
-        Verdict { notes: BTreeSet::new(), ..verdict }
+        // The third one found `c` there.
+        let found = |path: &str| ["/job/workdir/note", "/job/workdir/c"].contains(&path);
+        let notes = w.sound().notes.into_iter().filter(|(.., path)| found(path)).collect();
+        Verdict { notes, ..verdict }
+    }),
+    ("the inputs of a job that found what another one did not leave", |w| {
+        let path = format!("inputs/{}.json", w.jobs.reader);
+        edit_json(&w.own(&path), |inputs| inputs["mounts"][1]["tree"]["entries"] = json!([]));
+        let verdict = w.faults(&[
+            ("inputs_changed", &w.jobs.reader, &path),
+            ("artifact_extra", &w.jobs.first, "/job/workdir/note"),
+            ("artifact_extra", &w.jobs.second, "/job/workdir/note"),
+        ]);
+        let notes = w.sound().notes.into_iter().filter(|(.., path)| path != "/job/workdir/note").collect();
+        Verdict { notes, ..verdict }
     }),
     ("the list", |w| {
         let path = format!("seals/{}.sha256", w.jobs.sealed);
@@ -1043,6 +1068,14 @@ const EVIDENCE: &[Case] = &[
     ("an input's path", |w| {
         let path = format!("inputs/{}.json", w.jobs.sealed);
         edit_json(&w.own(&path), |inputs| inputs["mounts"][0]["tree"]["entries"][0]["path"] = "a.txt".into());
+        w.faults(&[("inputs_changed", &w.jobs.sealed, &path)])
+    }),
+    ("an input's target", |w| {
+        let path = format!("inputs/{}.json", w.jobs.sealed);
+        edit_json(&w.own(&path), |inputs| {
+            let entries = inputs["mounts"][0]["tree"]["entries"].as_array_mut().unwrap();
+            entries.iter_mut().find(|entry| entry["kind"] == "symlink").unwrap()["target"] = "gone.txt".into();
+        });
         w.faults(&[("inputs_changed", &w.jobs.sealed, &path)])
     }),
     ("the mode of a mount", |w| {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::canonical::to_canonical;
 use crate::hash::Hash;
 use crate::manifest::{Manifest, PlaceSource};
-use crate::seal::{FORMAT, Kind, Tree};
+use crate::seal::{Entry, FORMAT, Kind, Tree};
 
 /// What every payload's environment holds unless its manifest says otherwise, as docs/evidence.md tells.
 const AGENTS_ENV: [(&str, &str); 5] =
@@ -160,10 +160,17 @@ impl Inputs {
     }
 }
 
-/// Whatever sizes somebody wrote into it.
+/// Whether a tree's entries are what its hash is of, whatever sizes somebody wrote into it. A file's content and a
+/// directory's listing are no part of its entry; all else that is hashed is.
 fn gives_its_root(tree: &Tree) -> bool {
     let mut files = tree.entries.iter().filter(|entry| entry.kind == Kind::File);
-    files.try_fold(0_u64, |sum, file| sum.checked_add(file.size)).is_some() && tree.is_consistent()
+    let has_its_hash = |entry: &Entry| match entry.kind {
+        Kind::File | Kind::Directory => true,
+        _ => entry.sha256 == Hash::of(entry.target.as_deref().unwrap_or_default()),
+    };
+    files.try_fold(0_u64, |sum, file| sum.checked_add(file.size)).is_some()
+        && tree.entries.iter().all(has_its_hash)
+        && tree.is_consistent()
 }
 
 fn mode(read_only: bool) -> &'static str {
