@@ -1034,7 +1034,7 @@ const EVIDENCE: &[Case] = &[
         ]);
         // The third one found `c` there.
         let found = |path: &str| ["/job/workdir/note", "/job/workdir/c"].contains(&path);
-        let notes = w.sound().notes.into_iter().filter(|(.., path)| found(path)).collect();
+        let notes = w.sound().notes.into_iter().filter(|(_, job, path)| job == first && found(path)).collect();
         Verdict { notes, ..verdict }
     }),
     ("the inputs of a job that found what another one did not leave", |w| {
