@@ -47,7 +47,7 @@ pub struct Cli {
 pub enum Command {
     /// Runs the control agent.
     Serve(Box<Serve>),
-    /// Offline: checks frames, hash chain and lifecycle of a ledger.
+    /// Offline: checks frames, hash chain and lifecycle of a ledger, and its files.
     Verify(Verify),
     /// Offline: prints the ledger, one event per line, exactly the stored bytes.
     Dump(Dump),
@@ -124,6 +124,9 @@ pub struct Verify {
     /// Fails unless the ledger holds an event with this seq and hash, e.g. a head that was noted elsewhere.
     #[arg(long, value_name = "SEQ:HASH", value_parser = expectation)]
     pub expect: Vec<Expectation>,
+    /// Checks every file that the ledger vouches for, too: logs, inputs, seals, artifacts.
+    #[arg(long)]
+    pub artifacts: bool,
 }
 
 /// `SEQ:HASH`.

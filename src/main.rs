@@ -57,9 +57,10 @@ fn run_verify(options: &Verify) -> ExitCode {
     let mut stderr = io::stderr();
     let progress: Option<&mut dyn Write> = if stderr.is_terminal() { Some(&mut stderr) } else { None };
     let mut out = io::stdout().lock();
-    match verify::verify(&options.data, &options.expect, &interrupted, &mut out, progress) {
+    match verify::verify(options, &interrupted, &mut out, progress) {
         Ok(Verdict::Sound) => ExitCode::SUCCESS,
         Ok(Verdict::NotSound) => ExitCode::from(CORRUPT),
+        Ok(Verdict::Unreadable) => ExitCode::from(IO),
         Ok(Verdict::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => failed(&error),
     }

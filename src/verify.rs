@@ -1,25 +1,32 @@
 //! Offline `verify` and `dump`, over the same recovery and event code as the agent. They change nothing.
 
+mod artifacts;
+mod content;
+mod given;
+mod report;
+mod shared;
+
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::config::Expectation;
+use crate::config::{Expectation, Verify};
 use crate::engine::fold;
 use crate::hash::Hash;
 use crate::ledger::fact::Fact;
 use crate::ledger::lifecycle::Ledger;
+use crate::wal::reader::Reader;
 use crate::wal::recovery::{Ending, Reading, Record, Scan, ScanError, scan, scan_parsed};
 use crate::wal::storage::Directory;
+use artifacts::Index;
+use report::{Meter, Progress, Report, Stop};
 
 /// How often a ledger that looks damaged is read again, and after which pause: an agent may be writing to it.
 const SECOND_LOOKS: u32 = 2;
 const SECOND_LOOK_AFTER: Duration = Duration::from_millis(50);
-/// How often progress is shown.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
-
 /// Events between two looks at the clock.
 const LOOK_EVERY: u64 = 1024;
 
@@ -30,6 +37,8 @@ pub enum Verdict {
     Sound,
     /// Something does not.
     NotSound,
+    /// Nothing was found that does not, and some files could not be read.
+    Unreadable,
     /// The user ended it; what was checked until then holds.
     Interrupted,
 }
@@ -39,46 +48,54 @@ pub fn wal_dir(data: &Path) -> std::path::PathBuf {
     data.join("wal")
 }
 
-/// Checks a ledger and prints what it found, the head last. `progress` gets a line that overwrites itself, on a terminal.
-pub fn verify(
-    data: &Path,
-    expectations: &[Expectation],
-    interrupted: &AtomicBool,
-    out: &mut dyn Write,
-    mut progress: Option<&mut dyn Write>,
+/// Checks a ledger, and with `--artifacts` the files that it vouches for, and prints what it found, the head last. `progress`
+/// gets a line that overwrites itself, on a terminal.
+pub fn verify<'a>(
+    options: &Verify,
+    interrupted: &'a AtomicBool,
+    out: &mut (dyn Write + 'a),
+    progress: Option<&'a mut dyn Write>,
 ) -> Result<Verdict, VerifyError> {
+    let data = &options.data;
     let storage = open(data)?;
+    let (meter, mut progress) = (Meter::new(interrupted), Progress::new(progress));
     let mut ledger = Ledger::default();
+    let mut index = options.artifacts.then(Index::default);
     let (mut prev, mut count, mut bytes) = (Hash::ZERO, 0_u64, 0_u64);
-    let mut missing: Vec<Expectation> = expectations.to_vec();
-    let mut shown = Instant::now();
-    let mut visit = |record: &Record<'_>, fact| {
-        if interrupted.load(Ordering::Relaxed) {
+    let mut missing: Vec<Expectation> = options.expect.clone();
+    let parse = |bytes: &[u8]| {
+        let fact = Fact::parse(bytes);
+        let dirs = match &fact {
+            Ok(fact) if options.artifacts => Index::dirs_of(fact, bytes),
+            _ => Vec::new(),
+        };
+        (fact, dirs)
+    };
+    let mut visit = |record: &Record<'_>, (fact, dirs): (Result<Fact, String>, Vec<Box<str>>)| {
+        if meter.is_interrupted() {
             return Err(INTERRUPTED.to_owned());
         }
-        fold(&mut ledger, record, &prev, fact)?;
+        let job = fold(&mut ledger, record, &prev, fact)?;
+        if let (Some(index), Some(job)) = (&mut index, job) {
+            index.note(record.seq, job.number, job.state, &dirs);
+        }
         prev = Hash(record.hash);
         count = record.seq;
         bytes += record.bytes.len() as u64;
         missing.retain(|expected| !(expected.seq == count && expected.hash == prev));
         // The clock costs more than an event.
-        let look = count.is_multiple_of(LOOK_EVERY);
-        if let Some(to) = progress.as_mut().filter(|_| look && shown.elapsed() >= PROGRESS_EVERY) {
-            shown = Instant::now();
-            // Progress is a courtesy; a terminal that went away does not stop a verification.
-            let _ = write!(to, "\rchecked {count} events, {} MiB", bytes >> 20).and_then(|()| to.flush());
+        if count.is_multiple_of(LOOK_EVERY) {
+            progress.show(|| format!("checked {count} events, {} MiB", bytes >> 20));
         }
         Ok(())
     };
-    let outcome = scan_live(&storage, &Fact::parse, &mut visit);
-    if let Some(to) = progress {
-        let _ = write!(to, "\r\x1b[K").and_then(|()| to.flush());
-    }
+    let outcome = scan_live(&storage, &parse, &mut visit);
+    progress.clear();
     let scan = match outcome {
         Ok(Some(scan)) => scan,
         Ok(None) => {
             writeln!(out, "there is no ledger below {}", data.display())?;
-            return Ok(if expectations.is_empty() { Verdict::Sound } else { Verdict::NotSound });
+            return Ok(if options.expect.is_empty() { Verdict::Sound } else { Verdict::NotSound });
         }
         Err(ScanError::Corrupt(corruption)) if corruption.reason == INTERRUPTED => {
             writeln!(out, "interrupted; sound so far: {count} events")?;
@@ -118,6 +135,19 @@ pub fn verify(
     for expected in missing {
         writeln!(out, "expected event {}:{} is not in this ledger", expected.seq, expected.hash)?;
         verdict = Verdict::NotSound;
+    }
+    if let Some(index) = index {
+        let reader = Reader::new(Arc::new(storage), scan.index);
+        let mut report = Report::new(out, &mut progress, &meter);
+        let outcome = artifacts::check(data, &ledger, index, &reader, &mut report);
+        report.summary(matches!(outcome, Err(Stop::Interrupted)))?;
+        verdict = match (outcome, verdict) {
+            (Err(Stop::Error(error)), _) => return Err(error),
+            (Err(Stop::Interrupted), _) => Verdict::Interrupted,
+            (Ok(()), Verdict::Sound) if report.faults > 0 => Verdict::NotSound,
+            (Ok(()), Verdict::Sound) if report.unreadable > 0 => Verdict::Unreadable,
+            (Ok(()), verdict) => verdict,
+        };
     }
     writeln!(out, "head {count} {prev}")?;
     Ok(verdict)

@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runner", &["config", "engine", "hash", "host", "ledger", "manifest", "rejection", "resources", "seal", "sys"]),
     ("seal", &["canonical", "hash", "ledger", "manifest", "sys"]),
     ("sys", &[]),
-    ("verify", &["config", "engine", "hash", "ledger", "wal"]),
+    ("verify", &["canonical", "config", "engine", "hash", "ledger", "manifest", "seal", "sys", "wal"]),
     ("view", &["hash", "ledger", "wal"]),
     ("wal", &["sys"]),
 ];

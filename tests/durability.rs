@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use hackbrain::config::Verify;
 use hackbrain::engine::{Accepted, Engine, EngineThread, Recovered};
 use hackbrain::ledger::event::{Genesis, State};
 use hackbrain::ledger::lifecycle::{Command, Job, Limits};
@@ -282,12 +283,13 @@ fn a_ledger_that_is_being_written_is_never_called_damaged() {
             })
         })
         .collect();
+    let options = Verify { data: data.clone(), expect: Vec::new(), artifacts: true };
     let (mut seen, mut looks) = (0, 0);
     // On a slow disk it takes more looks until there was something to see.
     while (looks < 60 || seen <= 100) && looks < 3000 {
         looks += 1;
         let mut out = Vec::new();
-        let verdict = verify(&data, &[], &AtomicBool::new(false), &mut out, None).unwrap();
+        let verdict = verify(&options, &AtomicBool::new(false), &mut out, None).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(matches!(verdict, Verdict::Sound), "{text}");
         let head: u64 = text.lines().last().unwrap().split(' ').nth(1).unwrap().parse().unwrap();

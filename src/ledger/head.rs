@@ -3,6 +3,7 @@
 use super::event::State;
 use super::time::Time;
 use crate::hash::Hash;
+use crate::manifest::is_job_id;
 
 /// What stands before an event's detail, and the detail's text. There is one way to write it, so it is read as text, and not
 /// as any JSON.
@@ -25,6 +26,12 @@ impl<'a> Head<'a> {
         let state = State::parse(state).ok_or_else(|| format!("unknown state {state:?}"))?;
         if head.subject.is_some() == state.is_of_node() {
             return Err(format!("{state}: job_id and attempt do not fit the state"));
+        }
+        // It becomes the name of files; later events are of jobs that were received.
+        if let (State::Received, Some((job_id, _))) = (state, head.subject)
+            && !is_job_id(job_id)
+        {
+            return Err(format!("{state}: {job_id:?} is no job id"));
         }
         Ok(Self { state, ..head })
     }

@@ -199,6 +199,12 @@ pub fn stat_file(file: &File) -> io::Result<Stat> {
     stat_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
 }
 
+/// Whether an error says that a path leads to nothing, to something of another type, over a symlink or out.
+pub fn leads_nowhere(error: &io::Error) -> bool {
+    const ERRORS: [c_int; 5] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EXDEV, libc::ENAMETOOLONG];
+    error.kind() == io::ErrorKind::InvalidInput || error.raw_os_error().is_some_and(|code| ERRORS.contains(&code))
+}
+
 /// Mounts `source` onto the directory `at` privately, without its submounts, `nosuid` and `nodev`, read-only where asked.
 /// Restrictions of the source's own mount (`ro`, `noexec`) are kept. `at` must be a directory of the agent's own.
 ///
