@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// What stands before the first artifact. No field before it holds a quotation mark, so here it stands for the first time.
+/// What stands before the first artifact. No field before that holds a quotation mark, so it stands nowhere else first.
 const START: &[u8] = b",\"artifacts\":[";
 /// The fields before the artifacts are shorter than this, in bytes.
 const HEAD_BYTES_MAX: usize = 4096;
