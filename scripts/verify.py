@@ -12,25 +12,29 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Recurs
 EVENT = re.compile(r'\{"seq":([1-9]\d{0,18}),"prev":"([0-9a-f]{64})","time":"(\d{4}-(?:0[1-9]|1[0-2])-(?:[0-2]\d|3[01])'
                    r'T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z)",(?:"job_id":"([A-Za-z0-9][\w.-]{0,99})","attempt":'
                    r'(0|[1-9]\d{0,8}),)?"state":"([A-Z0-9_]+)","detail":(\{.*\})\}', re.DOTALL | re.ASCII)
-SLOT = re.compile(rb"(hackbrain-wal segments\nlog ([0-9a-f]{32})\nlast (\d{1,15})\n)crc ([0-9a-f]{8})\n*")
+DECODER, SLOT = json.JSONDecoder(), re.compile(rb"(hackbrain-wal segments\nlog ([0-9a-f]{32})\nlast (\d{1,15})\n)crc ([0-9a-f]{8})\n*")
 # What may follow. D1_STABLE moves nothing; RECOVERY is like RUNNING; RETRIGGERED is like what it goes on from.
 AFTER = {"": "RECEIVED", "RECEIVED": "SCHEDULED FAILED CANCELLED", "SCHEDULED": "RUNNING FAILED CANCELLED",
          "RUNNING": "D1_STABLE CRASH STOPPING COMPLETED FAILED", "STOPPING": "D1_STABLE FAILED CANCELLED", "END": "",
          "CRASH": "RECOVERY FAILED CANCELLED", "COMPLETED": "SEALED FAILED CANCELLED", "STOPPED": "RETRIGGERED"}
 ENV = {"HOME": "/tmp", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}
 LETTERS = {"directory": "d", "symlink": "l", "fifo": "p", "socket": "s", "char_device": "c", "block_device": "b"}
-MEANING = {"missing": "it is not there", "changed": "it is not what the ledger vouches for", "extra": "nothing knows it",
-           "hash": "manifest, image and mounts do not give the hashes in SCHEDULED, or a parent sealed something else"}
-FAULTS, EIGHT = [], list(range(256))  # what eight bits, and sixteen bits, do to a CRC-32C
+MEANING = {"missing": "it is not there", "changed": "it is not what the ledger vouches for", "extra": "no job knows it",
+           "hash": "manifest, image and mounts do not give what SCHEDULED tells, or a parent sealed something else"}
+FAULTS, EIGHT = [], list(range(256))  # what one byte does to a CRC-32C; below: two bytes, and two with two behind them
 for _ in range(8):
     EIGHT = [value >> 1 ^ (0x82F63B78 if value & 1 else 0) for value in EIGHT]
-TABLE = [EIGHT[EIGHT[low] & 255 ^ high] ^ EIGHT[low] >> 8 for high in range(256) for low in range(256)]
+NEAR = [EIGHT[EIGHT[low] & 255 ^ high] ^ EIGHT[low] >> 8 for high in range(256) for low in range(256)]
+FAR = [NEAR[value & 0xFFFF] ^ value >> 16 for value in NEAR]
 
 def crc32c(data):
-    crc = 0xFFFFFFFF
-    for word in struct.unpack_from("<%dH" % (len(data) // 2), data):
-        crc = TABLE[crc & 0xFFFF ^ word] ^ crc >> 16
-    return (EIGHT[crc & 255 ^ data[-1]] ^ crc >> 8 if len(data) % 2 else crc) ^ 0xFFFFFFFF
+    crc, near, far = 0xFFFFFFFF, NEAR, FAR
+    for word in struct.unpack_from("<%dI" % (len(data) // 4), data):
+        crc ^= word
+        crc = far[crc & 0xFFFF] ^ near[crc >> 16]
+    for byte in data[len(data) & ~3:]:
+        crc = EIGHT[crc & 255 ^ byte] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
 
 def need(held, told):
     if not held:
@@ -79,18 +83,18 @@ def check_tail(file, length, begin, salt, mark):  # it must be what a crash in t
         sector = file.read(512)
         if sector != bytes(512):
             found, header = int.from_bytes(sector[504:508], "little"), frame_header(sector) if at % 4096 == 0 else None
-            need(not header or at == begin or (header[3], header[6]) == (salt, at), f"a frame of elsewhere lies at {at}")
+            need(not header or at == begin or (header[3], header[6]) == (salt, at), f"a frame of elsewhere is at {at}")
             sound = found >> 31 and sector_sound(sector, salt, at, found)
             need(not sound or found == mark, f"a sound sector of another commit lies at {at}")
             need(sound or found != mark and not sector_sound(sector, salt, at, mark), f"a rotten sector lies at {at}")
 
-def frames(file, name, length, until, salt, seq, commit, sha):  # events with their places; what the next segment must tell
+def frames(file, name, length, until, salt, seq, commit, sha):  # yields (place, event); returns how it must go on
     at = 8192
     while at not in (until, length):
         file.seek(at)
         data, where, mark = file.read(4096), f"{name}: offset {at}: seq {seq}", 1 << 31 | commit & (1 << 31) - 1
         header = frame_header(data)
-        need(not header or header[3:8] == (salt, commit, seq, at, sha), f"{where}: a frame of elsewhere, or out of order")
+        need(not header or header[3:8] == (salt, commit, seq, at, sha), f"{where}: a frame that has no place here")
         size = header[0] * 4096 if header and header[0] * 4096 <= length - at else 0
         data += file.read(max(size - 4096, 0))
         sectors = [data[cut:cut + 512] for cut in range(0, size, 512)]
@@ -117,13 +121,14 @@ def records(wal):  # each event of the ledger with its place; raises where the l
     need(not witness or sound and len(blocks) == 8192, "segments: not two blocks, or neither is sound")
     known, log = max(sound, default=(0, None))
     found = [int(name[4:20], 16) for name in os.listdir(wal) if re.fullmatch(r"wal-[0-9a-f]{16}\.log", name)]
-    for number in range(1, max([known, *found]) + 1):
+    last = max(known, *found, 0)
+    for number in range(1, last + 1):
         file, log, _, length, salt, *begin = segment(wal, number, log)
-        name, until = f"wal-{number:016x}.log", segment(wal, number + 1, log)[-2] if number < max([known, *found]) else None
+        name, until = f"wal-{number:016x}.log", segment(wal, number + 1, log)[-2] if number < last else None
         need(length == file.seek(0, 2) and length % 4096 == 0, f"{name}: it has not the length that its header tells")
         need(begin == due, f"{name}: it does not continue the segment before it")
         due = yield from frames(file, name, length, until, salt, *begin[:2], begin[3])
-    need(known + 1 >= max([0, *found]) and (known or due[1] == 1), "segments: it is missing, or knows too few")
+    need(known + 1 >= last and (known or due[1] == 1), "segments: it is missing, or knows too few")
 
 def take(ledger, part, line):  # checks and adds the next event, of the ledger or of a part of the bundle of ledger.only
     form = EVENT.fullmatch(line.decode())
@@ -134,7 +139,8 @@ def take(ledger, part, line):  # checks and adds the next event, of the ledger o
     need(moment >= ledger.time, "time goes back")
     need((seq == 1) == (state == "GENESIS") and (not name) == (state in ("GENESIS", "NODE_UP", "NODE_DOWN")),
          f"{state} with this seq, or with job_id {name}")
-    need(not ledger.only or (name == ledger.only if part == "events.jsonl" else state in ("GENESIS", "NODE_UP")), "of others")
+    own = name == ledger.only if part == "events.jsonl" else state in ("GENESIS", "NODE_UP")
+    need(own or not ledger.only, f"{state} of {name or 'no job'} has no place here")
     detail = json.loads(detail, parse_constant=int)  # int refuses NaN
     if name:
         step(ledger, seq, name, int(attempt), state, detail, form[0])
@@ -143,12 +149,13 @@ def take(ledger, part, line):  # checks and adds the next event, of the ledger o
     ledger.expected.discard(f"{seq}:{ledger.hash}")
 
 def step(ledger, seq, name, attempt, state, detail, line):
-    job = ledger.jobs.get(name) or types.SimpleNamespace(id=name, at="", attempt=0, hash=0, told=0, seal=0, sealed=0, logs={})
+    new = types.SimpleNamespace(id=name, at="", attempt=0, hash=None, told=None, seal=None, sealed=0, logs={})
+    job = ledger.jobs.get(name, new)
     need(state in AFTER[job.at].split(), f"{state} of {name} does not follow {job.at or 'nothing'}")
     need(attempt == job.attempt + (state in ("RUNNING", "RECOVERY")), f"{state} of {name} is of attempt {attempt}")
     if state in ("RECEIVED", "RETRIGGERED"):
         begin = re.search(r'[{,]"manifest":', line).end()  # inside a string of JSON, its quotes would be escaped
-        manifest, end = json.JSONDecoder().raw_decode(line, begin)
+        manifest, end = DECODER.raw_decode(line, begin)
         found = hashlib.sha256(line[begin:end].encode()).hexdigest()
         need(manifest == detail["manifest"] and manifest["job_id"] == name and found == detail["manifest_hash"] and
              found == (job.hash or found), f"the manifest of {name} has another hash or job_id, or is not RECEIVED's")
@@ -156,7 +163,7 @@ def step(ledger, seq, name, attempt, state, detail, line):
         job.parents = {*manifest.get("depends_on", ()), *(parent for *_, parent in job.mounts if parent)}
         need(ledger.only or job.parents <= ledger.jobs.keys(), f"{name} needs a job that was not received")
     if state == "SCHEDULED":
-        need(ledger.only or all(ledger.jobs[parent].seal for parent in job.parents), f"{name} needs a job not yet sealed")
+        need(ledger.only or all(ledger.jobs[parent].seal for parent in job.parents), f"{name} needs a job not sealed")
         job.told = {key: detail[key] for key in ("image_id", "input_hash", "execution_hash", "mounts")}
     if state == "SEALED":
         job.sealed, job.seal = seq, (detail["seal_hash"], detail["artifacts_root"])
@@ -165,14 +172,15 @@ def step(ledger, seq, name, attempt, state, detail, line):
             job.logs[attempt, stream, detail[stream]["bytes"], detail[stream]["sha256"]] = True
     again = state == "FAILED" and detail["reason"] in ("attempt_limit", "oom", "dependency")
     goes_on = "RECEIVED" if not job.told else "CRASH" if attempt else "SCHEDULED"
-    job.at = {"D1_STABLE": job.at, "RECOVERY": "RUNNING", "CANCELLED": "STOPPED", "FAILED": "STOPPED" if again else "END",
-              "SEALED": "END", "RETRIGGERED": goes_on}.get(state, state)
+    job.at = {"D1_STABLE": job.at, "RECOVERY": "RUNNING", "RETRIGGERED": goes_on, "CANCELLED": "STOPPED",
+              "FAILED": "STOPPED" if again else "END", "SEALED": "END"}.get(state, state)
     job.attempt, ledger.jobs[name] = attempt, job
 
 def asked_mounts(manifest):  # (host, container path, mode, parent), of which host or parent is None; "" for scratch
     asked = manifest.get("mount_spec", [])
     parts = [spec.split(":") for spec in ([asked] if isinstance(asked, str) else asked)]
-    found = [(None, part[2], "ro", part[1]) if part[0] == "job" else (*part[:2], (*part[2:], "rw")[0], None) for part in parts]
+    found = [(None, part[2], "ro", part[1]) if part[0] == "job" else (*part[:2], (*part[2:], "rw")[0], None)
+             for part in parts]
     return found if any(host for host, *_ in found) else [("", "/job/workdir", "rw", None), *found]
 
 def canonical_hash(value):  # of its RFC 8785 form: manifests hold nothing that Python writes in another way
@@ -189,26 +197,26 @@ def check_hashes(job, jobs):
     need(canonical_hash(whole) == job.told["execution_hash"], "execution_hash")
     shape = [(mount["container"], mount["mode"], mount.get("artifacts_of")) for mount in told]
     need(sorted(shape, key=str) == sorted((mount[1:] for mount in job.mounts), key=str), "other mounts")
-    need(all(jobs[of].seal[1] == mount["tree"] for mount, (_, _, of) in zip(told, shape) if of in jobs), "other artifacts")
+    need(all(jobs[of].seal[1] == mount["tree"] for mount, (_, _, of) in zip(told, shape) if of in jobs), "artifacts")
 
 def tree(entries):  # a directory's hash, by the entries of an inputs file
     below = {"": [], **{from_json(entry["path"]): [] for entry in entries if entry["kind"] == "directory"}}
     for entry in sorted(entries, key=lambda entry: octets(from_json(entry["path"])), reverse=True):
         path, kind, sha = from_json(entry["path"]), entry["kind"], entry["sha256"]
         if kind != "file":  # what lies in a directory came before it
-            content = b"".join(reversed(below[path])) if kind == "directory" else octets(from_json(entry.get("target", "")))
-            need(sha == hashlib.sha256(content).hexdigest(), f"{path} has another hash")
+            content = below[path][::-1] if kind == "directory" else [octets(from_json(entry.get("target", "")))]
+            need(sha == hashlib.sha256(b"".join(content)).hexdigest(), f"{path} has another hash")
         letter = LETTERS[kind] if kind != "file" else "x" if int(entry["mode"], 8) & 0o111 else "f"
         below[path.rpartition("/")[0]].append(octets(f"{letter} {sha} {path.rpartition('/')[2]}\0"))
     return hashlib.sha256(b"".join(reversed(below[""]))).hexdigest()
 
-def input_files(job, listed):  # the paths, in the container, of an inputs file; raises where it is not what SCHEDULED tells
+def input_files(job, listed):  # the paths in the container; raises where the inputs file is not what SCHEDULED tells
     need(len(listed["mounts"]) == len(job.told["mounts"]), "other mounts")
     for mount, told in zip(listed["mounts"], job.told["mounts"]):
         root, of = tree(mount["tree"]["entries"]), mount.get("artifacts_of", {})
         need((mount["container"], mount["read_only"]) == (told["container"], told["mode"] == "ro"), "another mount")
-        need(root == mount["tree"]["root"] and
-             (of.get("job_id"), of.get("artifacts_root", root)) == (told.get("artifacts_of"), told["tree"]), "another tree")
+        shown = of.get("job_id"), of.get("artifacts_root", root), mount["tree"]["root"]
+        need(shown == (told.get("artifacts_of"), told["tree"], root), "another tree, or artifacts of another job")
     return {f"{mount['container']}/{from_json(entry['path'])}" for mount in listed["mounts"]
             for entry in mount["tree"]["entries"] if entry["kind"] == "file"}
 
@@ -264,20 +272,16 @@ def check_artifacts(reader, job, written, known):
             kind = "artifact_changed" if path in files else "artifact_missing"
             fault(job, kind, reader.prefix + path, written.get(reader.place(job, path), 0) > job.sealed)
     inputs = set() if reader.bundle else job.inputs
-    for path in files if inputs is not None else ():
-        if path not in job.artifacts and path not in inputs:
-            fault(job, "artifact_extra", reader.prefix + path, known.get(reader.place(job, path), 0) > job.sealed)
+    for path in sorted(files.keys() - job.artifacts.keys() - inputs) if inputs is not None else ():
+        fault(job, "artifact_extra", reader.prefix + path, known.get(reader.place(job, path), 0) > job.sealed)
 
 def check_jobs(reader, jobs):
-    written, known = {}, {}  # by place on the host: when the last job was sealed that wrote or removed, or knew, what is there
+    written, known = {}, {}  # place on the host -> when the last job was sealed that wrote or removed it; that knew it
     for job in jobs.values():
         check_files(reader, job, jobs)
-        for path in [*job.removed, *(job.artifacts or ())]:
-            place = reader.place(job, path)
-            written[place] = max(job.sealed, written.get(place, 0))
-        for path in [*(job.inputs or ()), *(job.artifacts or ())]:
-            place = reader.place(job, path)
-            known[place] = max(job.sealed, known.get(place, 0))
+        for seen, paths in (written, job.removed), (known, job.inputs or ()):
+            for place in (reader.place(job, path) for path in (*paths, *(job.artifacts or ()))):
+                seen[place] = max(job.sealed, seen.get(place, 0))
     for job in jobs.values():
         if job.artifacts is not None:
             check_artifacts(reader, job, written, known)
@@ -303,7 +307,8 @@ class Directory:
                 yield container, copy if "reproduces" in job.ask or not host else host
 
     def place(self, job, path):
-        return next((top + path[len(to):] for to, top in self.tops(job) if path.startswith(to + "/")), f"{job.id}:{path}")
+        tops = self.tops(job)
+        return next((top + path[len(to):] for to, top in tops if path.startswith(to + "/")), f"{job.id}:{path}")
 
     def files(self, job):  # the regular files: path in the container -> mode, path on the host; follows no symlink
         found = {}
@@ -348,9 +353,9 @@ class Bundle:
         return path
 
     def files(self, _):
-        found = {name[9:]: (member.mode, name) for name, member in self.members.items() if name.startswith("artifacts/")}
-        self.asked |= {name for _, name in found.values()}
-        return found
+        names = {name for name in self.members if name.startswith("artifacts/")}
+        self.asked |= names
+        return {name[9:]: (self.members[name].mode, name) for name in names}
 
     def check(self, jobs):
         job = jobs.get(self.bundle)
@@ -382,8 +387,10 @@ def run(make, path, expected):
             reader.check(ledger.jobs)
     except MALFORMED as error:
         damage = error
-    for line in [f"damaged: {damage}"] * bool(damage) + [f"expected event {event} lacks" for event in sorted(ledger.expected)]:
-        print(line)
+    for event in sorted(ledger.expected):
+        print(f"expected event {event} is not there")
+    if damage:
+        print(f"damaged: {damage}")
     print("head", ledger.head)
     return 65 if damage or FAULTS or ledger.expected else 0
 
@@ -391,21 +398,20 @@ def main():
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.setrecursionlimit(6000)  # os.walk calls itself for each level; a path has 2048 of them at most
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dir", nargs="?")
-    parser.add_argument("--bundle")
-    parser.add_argument("--expect", action="append", default=[])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("dir", metavar="DIR", nargs="?")
+    what.add_argument("--bundle", metavar="FILE.tar")
+    parser.add_argument("--expect", metavar="SEQ:HASH", action="append", default=[])
     try:
         given = parser.parse_args()
-        if (given.dir is None) == (given.bundle is None):
-            parser.error("give either a data directory, or --bundle and a file")
         if not all(re.fullmatch("[1-9][0-9]*:[0-9a-f]{64}", event) for event in given.expect):
             parser.error("--expect takes SEQ:HASH, as a line `head SEQ HASH` has them")
-        if given.dir is not None and not os.path.isdir(os.path.join(given.dir, "wal")):
+        if not given.bundle and not os.path.isdir(os.path.join(given.dir, "wal")):
             parser.error(f"{given.dir} is not a data directory: it has no wal/ below it")
     except SystemExit as end:
         sys.exit(64 if end.code else 0)
     try:
-        sys.exit(run(Bundle, given.bundle, given.expect) if given.bundle else run(Directory, given.dir, given.expect))
+        sys.exit(run(Bundle if given.bundle else Directory, given.bundle or given.dir, given.expect))
     except OSError as error:
         print(f"cannot be read: {error}", file=sys.stderr)
         sys.exit(74)

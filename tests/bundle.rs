@@ -1,5 +1,5 @@
-//! Bundles of jobs: that anybody's tools read and check them, and that none with wrong content is whole. Real agent, real
-//! containers, real tar, sha256sum and Python.
+//! Bundles of jobs: that anybody's tools read and check them, and that none with wrong content is whole. Real agent,
+//! real containers, real tar, sha256sum and Python.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
@@ -112,7 +112,8 @@ fn a_sealed_job_is_whole_and_every_tool_reads_it() {
     let id = job_id("bundle");
     let lines: String = odd_files().iter().map(|(name, content)| write_file(name, content)).collect();
     let line = lines
-        + "echo '#!/bin/sh' > run; chmod 750 run; ln -s run link; echo out; echo err >&2; head -c 3000000 /dev/zero > big";
+        + "echo '#!/bin/sh' > run; chmod 750 run; ln -s run link; echo out; echo err >&2; \
+           head -c 3000000 /dev/zero > big";
     sealed(&agent, &site, &id, &line);
     let url = bundle_url(&id);
     let answer = fetch(&agent, &url);
@@ -220,7 +221,8 @@ fn a_job_that_did_not_succeed_has_what_there_is() {
     let (mut job, dir) = shell(
         &site,
         &running,
-        "echo start >> starts; while ! test -e go; do sleep 0.1; done; test $(wc -l < starts) = 2 || kill -9 $$; exec sleep 600",
+        "echo start >> starts; while ! test -e go; do sleep 0.1; done; \
+         test $(wc -l < starts) = 2 || kill -9 $$; exec sleep 600",
     );
     job["max_attempts"] = 2.into();
     agent.accepted(&job);
@@ -271,7 +273,8 @@ fn no_whole_bundle_has_wrong_content() {
     let site = Site::new("bundle-wrong");
     let agent = site.start(&[]);
     let id = job_id("wrong");
-    let line = "echo out; i=10; while test $i -lt 40; do echo artifact > f$i; i=$((i+1)); done; head -c 1000000 /dev/zero > zeros";
+    let line = "echo out; i=10; while test $i -lt 40; do echo artifact > f$i; i=$((i+1)); done; \
+                head -c 1000000 /dev/zero > zeros";
     let dir = sealed(&agent, &site, &id, line);
     let url = bundle_url(&id);
     let whole = fetch(&agent, &url).body;

@@ -1,5 +1,6 @@
-"""scripts/verify.py against real data directories, made-up ledgers and bundles, sound ones and tampered with; where the ledger
-is concerned, `hackbrain verify` has to say the same. Standard library only."""
+"""scripts/verify.py against real data directories, made-up ledgers and bundles, sound ones and tampered with; where the
+ledger is concerned, `hackbrain verify` has to say the same. Standard library only."""
+
 import ast
 import contextlib
 import hashlib
@@ -28,7 +29,8 @@ from wal_writer import Events, Log, segment_header, witness
 
 SCRIPT = ROOT / "scripts/verify.py"
 SEED = int(os.environ.get("HACKBRAIN_SEED") or random.randrange(2**32))
-LINES_MAX = 150
+# To be read in one sitting: it has to be trusted by whoever does not trust the agent.
+LINES_MAX = 420
 # New, changed, removed, moved to another mode; names that need escapes of every kind; what is no regular file.
 FIRST = r"""
 echo out; echo err >&2; echo changed > in.txt; rm gone; chmod 600 mode; mkdir -p new/dir; echo q > new/dir/f
@@ -58,7 +60,7 @@ SCRIPT_MODULE.time = types.SimpleNamespace(sleep=lambda _: None)
 
 
 def verify(path, bundle=False):
-    """(exit code, lines) of the script, inside this process: a hundred times as fast, and there are some hundred cases."""
+    """(exit code, lines) of the script, inside this process: much faster, and there are some hundred cases."""
     SCRIPT_MODULE.FAULTS.clear()
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -103,14 +105,17 @@ def submit(agent, job, script, *mounts, **more):
     manifest = {"job_id": name(job), "image_hash": "busybox:latest", "command": ["sh", "-c", script], **more}
     if mounts:
         manifest["mount_spec"] = list(mounts)
-    request = urllib.request.Request(agent.url + "/api/submit_job", json.dumps(manifest).encode(),
-                                     {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        agent.url + "/api/submit_job", json.dumps(manifest).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=90) as answer:
         return json.load(answer)
 
 
 def post(agent, job, action):
-    request = urllib.request.Request(f"{agent.url}/api/jobs/{name(job)}/{action}", b"", {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{agent.url}/api/jobs/{name(job)}/{action}", b"", {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=90) as answer:
         answer.read()
 
@@ -142,8 +147,16 @@ class Recorded:
         read_only = agent.payloads / "read-only"
         read_only.mkdir()
         (read_only / "data").write_text("only read")
-        self.receipt = submit(agent, "first", FIRST, mount, f"{read_only}:/job/ro:ro", env={"TZ": "CET", "X": "ü\u2028\"\\\x7f"},
-                              resources={"cpus": 0.25, "memory_mib": 64}, timeout_s=60)
+        self.receipt = submit(
+            agent,
+            "first",
+            FIRST,
+            mount,
+            f"{read_only}:/job/ro:ro",
+            env={"TZ": "CET", "X": 'ü\u2028"\\\x7f'},
+            resources={"cpus": 0.25, "memory_mib": 64},
+            timeout_s=60,
+        )
         wait(agent, "first", "SEALED")
         self.keep_bundle("first")
         submit(agent, "scratch", "echo s > made; echo done")
@@ -175,7 +188,9 @@ class Recorded:
         parts["events.jsonl"] = trace
         parts["node.jsonl"] = b"".join(ledger[seq - 1] for seq in sorted({1, *nodes}))
         manifest = events[0]["detail"]["manifest"]
-        parts["manifest.json"] = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        parts["manifest.json"] = json.dumps(
+            manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode()
         parts["inputs.json"] = (self.data / "inputs" / f"{name(job)}.json").read_bytes()
         for event in events:
             for stream in ("stdout", "stderr") if "stdout" in event["detail"] else ():
@@ -189,8 +204,13 @@ class Recorded:
             top = os.fsencode(self.mounted if job == "first" else self.data / "scratch" / name(job))
             for folder, _, files in os.walk(top):
                 for path in (os.path.join(folder, file) for file in files):
-                    inside = "/job/workdir" + os.fsdecode(path)[len(os.fsdecode(top)):]
-                    listed = inside.encode("utf-8", "surrogateescape").replace(b"%", b"%25").replace(b"\xff", b"%FF").decode()
+                    inside = "/job/workdir" + os.fsdecode(path)[len(os.fsdecode(top)) :]
+                    listed = (
+                        inside.encode("utf-8", "surrogateescape")
+                        .replace(b"%", b"%25")
+                        .replace(b"\xff", b"%FF")
+                        .decode()
+                    )
                     if any(artifact["path"] == listed for artifact in json.loads(seal)["artifacts"]):
                         with open(path, "rb") as file:
                             parts["artifacts" + inside] = file.read(), stat.S_IMODE(os.lstat(path).st_mode)
@@ -201,8 +221,9 @@ class Recorded:
         agent = getattr(self, "agent", None)
         if agent and agent.process and agent.process.poll() is None:
             agent.end(signal.SIGKILL)
-        left = subprocess.run(["docker", "ps", "-aq", "--filter", f"name=^hb-{PREFIX}"], capture_output=True, text=True,
-                              check=True).stdout.split()
+        left = subprocess.run(
+            ["docker", "ps", "-aq", "--filter", f"name=^hb-{PREFIX}"], capture_output=True, text=True, check=True
+        ).stdout.split()
         if left:
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
         # An agent that is killed leaves its mounts to the next one, and here there is none.
@@ -250,11 +271,15 @@ class DirectoryTest(unittest.TestCase):
         code, lines = verify(self.data)
         told = [line.partition(": ")[0] for line in lines]
         expected = {f"fault {kind} {name(job)} {path}" for kind, job, path in faults}
-        notes = {f"note superseded {name('first')} /job/workdir/{path}"
-                 for path in (self.SUPERSEDED if superseded is None else superseded)}
+        notes = {
+            f"note superseded {name('first')} /job/workdir/{path}"
+            for path in (self.SUPERSEDED if superseded is None else superseded)
+        }
         self.assertEqual(set(told[:-1]), expected | notes)
         self.assertEqual(len(told) - 1, len(expected | notes), "a line twice")
-        self.assertEqual((code, lines[-1]), (65 if faults else 0, f"head {RECORDED.head['seq']} {RECORDED.head['hash']}"))
+        self.assertEqual(
+            (code, lines[-1]), (65 if faults else 0, f"head {RECORDED.head['seq']} {RECORDED.head['hash']}")
+        )
 
     def test_a_sound_directory_has_no_fault_and_the_same_head(self):
         self.check([])
@@ -267,13 +292,21 @@ class DirectoryTest(unittest.TestCase):
         self.assertEqual(run_script(self.data, "--expect", receipt, "--expect", head)[0], 0)
         for lacking in (f"{RECORDED.head['seq'] + 1}:{RECORDED.head['hash']}", f"{RECORDED.head['seq']}:{'0' * 64}"):
             code, lines = run_script(self.data, "--expect", receipt, "--expect", lacking)
-            self.assertEqual((code, [line[:15 + len(lacking)] for line in lines if line.startswith("expected event ")]),
-                             (65, [f"expected event {lacking}"]))
+            self.assertEqual(
+                (code, [line[: 15 + len(lacking)] for line in lines if line.startswith("expected event ")]),
+                (65, [f"expected event {lacking}"]),
+            )
             self.assertTrue(lines[-1].startswith("head "))
 
     def test_usage(self):
-        for arguments in ([], ["--expect", "1"], [self.data, "--bundle", "x"], [self.data, "--expect", "1:abc"], ["--odd"],
-                          [RECORDED.directory]):
+        for arguments in (
+            [],
+            ["--expect", "1"],
+            [self.data, "--bundle", "x"],
+            [self.data, "--expect", "1:abc"],
+            ["--odd"],
+            [RECORDED.directory],
+        ):
             self.assertEqual(run_script(*arguments), (64, []), arguments)
         self.assertEqual(run_script("--help")[0], 0)
         self.assertEqual(run_script("--bundle", RECORDED.directory / "nowhere.tar")[0], 74)
@@ -281,8 +314,13 @@ class DirectoryTest(unittest.TestCase):
     def test_artifacts(self):
         work = "/job/workdir/"
         # The sealed name, as the script prints it.
-        for path, shown in {"new/dir/f": "new/dir/f", "nl\nname": "nl%0Aname", "bad\udcff%41": "bad%FF%2541",
-                            "back\\slash": "back\\slash", "ü": "ü"}.items():
+        for path, shown in {
+            "new/dir/f": "new/dir/f",
+            "nl\nname": "nl%0Aname",
+            "bad\udcff%41": "bad%FF%2541",
+            "back\\slash": "back\\slash",
+            "ü": "ü",
+        }.items():
             with self.subTest(path=path), restored(self.mounted / path) as file:
                 content = file.read_bytes()
                 file.write_bytes(content + b"x")
@@ -346,8 +384,15 @@ class DirectoryTest(unittest.TestCase):
             self.check([])
 
     def test_logs(self):
-        for job, path in (("first", "1.stdout"), ("first", "1.stderr"), ("failed", "1.stdout"), ("crash", "1.stdout"),
-                          ("crash", "2.stderr"), ("cancel", "1.stdout"), ("cancel", "2.stdout")):
+        for job, path in (
+            ("first", "1.stdout"),
+            ("first", "1.stderr"),
+            ("failed", "1.stdout"),
+            ("crash", "1.stdout"),
+            ("crash", "2.stderr"),
+            ("cancel", "1.stdout"),
+            ("cancel", "2.stdout"),
+        ):
             shown = f"logs/{name(job)}/{path}"
             with self.subTest(path=shown), restored(self.data / shown) as file:
                 content = file.read_bytes()
@@ -378,17 +423,36 @@ class DirectoryTest(unittest.TestCase):
     def test_without_its_seal_a_later_job_excuses_nothing(self):
         with restored(self.data / "seals" / f"{name('second')}.json") as file:
             file.write_text("{}")
-            self.check([("seal_changed", "second", f"seals/{name('second')}.json"),
-                        ("artifact_changed", "first", "/job/workdir/in.txt"), ("artifact_missing", "first", "/job/workdir/mode"),
-                        ("artifact_extra", "first", "/job/workdir/more")], superseded=[])
+            self.check(
+                [
+                    ("seal_changed", "second", f"seals/{name('second')}.json"),
+                    ("artifact_changed", "first", "/job/workdir/in.txt"),
+                    ("artifact_missing", "first", "/job/workdir/mode"),
+                    ("artifact_extra", "first", "/job/workdir/more"),
+                ],
+                superseded=[],
+            )
 
     def test_inputs(self):
         path = f"inputs/{name('first')}.json"
-        changes = [(b'"container":"/job/ro"', b'"container":"/job/rw"'), (b'"read_only":true', b'"read_only":false'),
-                   (b'"path":"keep"', b'"path":"kept"'), (b'"kind":"fifo"', b'"kind":"file"'), (b'"kind":"socket"', b'"kind":"x"'),
-                   (b'"path":"run","kind":"file","size":0,"mode":"0755"', b'"path":"run","kind":"file","size":0,"mode":"0644"'), (b'"target":"to%25', b'"target":"to%20'),
-                   (b'"kind":"directory"', b'"kind":"file"'), (b'"root":"', b'"root":"0'), (b'"entries":[{', b'"entries":[{},{'),
-                   (b'"path":"sub/deep"', b'"path":"sub/sub/deep"'), (b'"path":"sub/deep"', b'"path":"deep"'), (b"{", b"[")]
+        changes = [
+            (b'"container":"/job/ro"', b'"container":"/job/rw"'),
+            (b'"read_only":true', b'"read_only":false'),
+            (b'"path":"keep"', b'"path":"kept"'),
+            (b'"kind":"fifo"', b'"kind":"file"'),
+            (b'"kind":"socket"', b'"kind":"x"'),
+            (
+                b'"path":"run","kind":"file","size":0,"mode":"0755"',
+                b'"path":"run","kind":"file","size":0,"mode":"0644"',
+            ),
+            (b'"target":"to%25', b'"target":"to%20'),
+            (b'"kind":"directory"', b'"kind":"file"'),
+            (b'"root":"', b'"root":"0'),
+            (b'"entries":[{', b'"entries":[{},{'),
+            (b'"path":"sub/deep"', b'"path":"sub/sub/deep"'),
+            (b'"path":"sub/deep"', b'"path":"deep"'),
+            (b"{", b"["),
+        ]
         with restored(self.data / path) as file:
             content = file.read_bytes()
             for old, new in changes:
@@ -411,8 +475,11 @@ class DirectoryTest(unittest.TestCase):
         try:
             sealed = json.loads((self.data / "seals" / f"{name('second')}.json").read_text())["artifacts"]
             mine = ["new/dir/f", "nl%0Aname", "bad%FF%2541", "back\\slash", "ü"]
-            self.check([("artifact_missing", "first", f"/job/workdir/{path}") for path in mine] +
-                       [("artifact_missing", "second", entry["path"]) for entry in sealed], superseded=["in.txt", "mode"])
+            self.check(
+                [("artifact_missing", "first", f"/job/workdir/{path}") for path in mine]
+                + [("artifact_missing", "second", entry["path"]) for entry in sealed],
+                superseded=["in.txt", "mode"],
+            )
         finally:
             away.rename(self.mounted)
 
@@ -423,10 +490,32 @@ class DirectoryTest(unittest.TestCase):
             self.assertEqual(run_script(self.data)[0], 74)
 
     def test_it_runs_with_the_oldest_python(self):
-        done = subprocess.run(["docker", "run", "--rm", "--network", "none", "-e", "LC_ALL=C", "-v", f"{RECORDED.directory}:{RECORDED.directory}:ro",
-                               "-v", f"{SCRIPT}:/verify.py:ro", "--name", f"hb-{PREFIX}-python", "python:3.9-slim",
-                               "python", "/verify.py", self.data], capture_output=True, check=False)
-        self.assertEqual((done.returncode, done.stdout.decode().splitlines(), done.stderr), (*run_script(self.data), b""))
+        done = subprocess.run(
+            [
+                "docker",
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "-e",
+                "LC_ALL=C",
+                "-v",
+                f"{RECORDED.directory}:{RECORDED.directory}:ro",
+                "-v",
+                f"{SCRIPT}:/verify.py:ro",
+                "--name",
+                f"hb-{PREFIX}-python",
+                "python:3.9-slim",
+                "python",
+                "/verify.py",
+                self.data,
+            ],
+            capture_output=True,
+            check=False,
+        )
+        self.assertEqual(
+            (done.returncode, done.stdout.decode().splitlines(), done.stderr), (*run_script(self.data), b"")
+        )
 
 
 class RealLedgerTest(unittest.TestCase):
@@ -439,7 +528,9 @@ class RealLedgerTest(unittest.TestCase):
         (self.data / "wal").mkdir(parents=True)
         for path in ("inputs", "logs", "seals", "scratch"):
             os.symlink(RECORDED.data / path, self.data / path)
-        self.sound = {path.name: path.read_bytes() for path in (RECORDED.data / "wal").iterdir() if path.suffix != ".tmp"}
+        self.sound = {
+            path.name: path.read_bytes() for path in (RECORDED.data / "wal").iterdir() if path.suffix != ".tmp"
+        }
         self.verdicts = []
 
     def check(self, what, files):
@@ -482,13 +573,22 @@ class RealLedgerTest(unittest.TestCase):
         used = -(-len(content.rstrip(b"\0")) // 512) * 512
         chance = random.Random(SEED)
         for at in sorted(chance.sample(range(8192, used, 512), 12)):
-            self.check(f"sector {at} zeroed", {**self.sound, first: content[:at] + bytes(512) + content[at + 512:]})
+            self.check(f"sector {at} zeroed", {**self.sound, first: content[:at] + bytes(512) + content[at + 512 :]})
             self.check(f"zeros from {at}", {**self.sound, first: content[:at] + bytes(len(content) - at)})
             self.check(f"cut at {at}", {**self.sound, first: content[:at]})
-            self.check(f"noise at {at}", {**self.sound, first: content[:at] + chance.randbytes(512) + content[at + 512:]})
+            self.check(
+                f"noise at {at}", {**self.sound, first: content[:at] + chance.randbytes(512) + content[at + 512 :]}
+            )
         block = chance.randrange(2, used // 4096) * 4096
-        self.check("a block again behind the end", {**self.sound, first: content[:used // 4096 * 4096 + 4096] +
-                                                    content[block:block + 4096] + content[used // 4096 * 4096 + 8192:]})
+        self.check(
+            "a block again behind the end",
+            {
+                **self.sound,
+                first: content[: used // 4096 * 4096 + 4096]
+                + content[block : block + 4096]
+                + content[used // 4096 * 4096 + 8192 :],
+            },
+        )
         self.assertTrue(any(self.verdicts) and not all(self.verdicts))
 
     def test_files(self):
@@ -496,11 +596,19 @@ class RealLedgerTest(unittest.TestCase):
         self.assertTrue(self.check("no witness", {first: self.sound[first]}))
         self.assertTrue(self.check("no segment", {"segments": self.sound["segments"]}))
         self.assertTrue(self.check("longer", {**self.sound, first: self.sound[first] + bytes(4096)}))
-        self.assertTrue(self.check("renumbered", {"segments": self.sound["segments"], "wal-0000000000000002.log": self.sound[first]}))
+        self.assertTrue(
+            self.check(
+                "renumbered", {"segments": self.sound["segments"], "wal-0000000000000002.log": self.sound[first]}
+            )
+        )
         self.assertTrue(self.check("twice", {**self.sound, "wal-0000000000000002.log": self.sound[first]}))
         self.assertTrue(self.check("empty witness", {**self.sound, "segments": b""}))
         self.assertTrue(self.check("witness of another log", {**self.sound, "segments": witness(1, 1)}))
-        self.assertTrue(self.check("witness knows more", {**self.sound, "segments": self.sound["segments"].replace(b"last 1", b"last 2")}))
+        self.assertTrue(
+            self.check(
+                "witness knows more", {**self.sound, "segments": self.sound["segments"].replace(b"last 1", b"last 2")}
+            )
+        )
 
 
 class MadeLedgerTest(unittest.TestCase):
@@ -547,9 +655,17 @@ class MadeLedgerTest(unittest.TestCase):
         longer.segments[1] += bytes(4096)
         self.assertEqual(self.check("longer than its header tells", longer), 65)
         different = two()
-        different.segments[1][4096:8192] = segment_header(2, 64 * 1024, 1003, 4, 4, 20480, different.segments[1][88:120])
+        different.segments[1][4096:8192] = segment_header(
+            2, 64 * 1024, 1003, 4, 4, 20480, different.segments[1][88:120]
+        )
         self.assertEqual(self.check("two sound headers, not the same", different), 65)
-        for slots, code in ((witness(2, 1), 0), (witness(1, 1), 0), (witness(2, 3), 65), (witness(2, 1)[:8191], 65), (None, 65)):
+        for slots, code in (
+            (witness(2, 1), 0),
+            (witness(1, 1), 0),
+            (witness(2, 3), 65),
+            (witness(2, 1)[:8191], 65),
+            (None, 65),
+        ):
             self.assertEqual(self.check("witness", two(), slots), code)
         for spots, code in (((5,), 0), ((4101,), 0), ((5, 4101), 65)):
             log = two()
@@ -566,7 +682,7 @@ class MadeLedgerTest(unittest.TestCase):
         self.assertEqual(self.check("nothing written", alone), 0)
         self.assertEqual(self.check("never completed", alone, None), 0)
         torn, events = self.begun()
-        torn.segments[0][torn.at + 600:torn.at + 700] = b"x" * 100
+        torn.segments[0][torn.at + 600 : torn.at + 700] = b"x" * 100
         torn.open()
         torn.put(events.event("NODE_DOWN"))
         self.assertEqual(self.check("goes on behind a torn tail", torn), 0)
@@ -581,8 +697,17 @@ class MadeLedgerTest(unittest.TestCase):
             self.assertEqual(self.check(f"full at {end}", full), 0)
 
     def test_frames(self):
-        changes = [({"count": 2}, 65), ({"after": bytes(32)}, 65), ({"salt": 5}, 65), ({"at": 4096}, 65), ({"seq": 9}, 65),
-                   ({"before": bytes(32)}, 65), ({"body": b"\1\0\0\0{}"}, 65), ({"body": b"\0\0\0\0\0"}, 65), ({"blocks": 2}, 0)]
+        changes = [
+            ({"count": 2}, 65),
+            ({"after": bytes(32)}, 65),
+            ({"salt": 5}, 65),
+            ({"at": 4096}, 65),
+            ({"seq": 9}, 65),
+            ({"before": bytes(32)}, 65),
+            ({"body": b"\1\0\0\0{}"}, 65),
+            ({"body": b"\0\0\0\0\0"}, 65),
+            ({"blocks": 2}, 0),
+        ]
         for change, code in changes:
             log, events = self.begun()
             log.put(events.event("NODE_DOWN"), **change)
@@ -592,28 +717,60 @@ class MadeLedgerTest(unittest.TestCase):
         self.assertEqual(self.check("a frame of several blocks", log), 0)
         begin, end = 16384, log.at
         for at in range(begin, end, 512):
-            for what, sector in (("zeroed", bytes(512)), ("noise", b"\x5a" * 512), ("of before", bytes(log.segments[0][12288:12800]))):
+            for what, sector in (
+                ("zeroed", bytes(512)),
+                ("noise", b"\x5a" * 512),
+                ("of before", bytes(log.segments[0][12288:12800])),
+            ):
                 changed, _ = self.begun()
                 changed.segments[0][:] = log.segments[0]
-                changed.segments[0][at:at + 512] = sector
-                self.assertEqual(self.check(f"sector {at} {what}", changed), 65 if what == "of before" and at % 4096 == 0 else 0)
+                changed.segments[0][at : at + 512] = sector
+                self.assertEqual(
+                    self.check(f"sector {at} {what}", changed), 65 if what == "of before" and at % 4096 == 0 else 0
+                )
             for spot in (0, 504, 507, 510):
                 changed, _ = self.begun()
                 changed.segments[0][:] = log.segments[0]
                 changed.segments[0][at + spot] ^= 0x40
                 self.assertEqual(self.check(f"sector {at} flipped at {spot}", changed), 65)
 
-    DETAIL = {"SCHEDULED": {"image_id": "sha256:" + "0" * 64, "input_hash": "0" * 64, "execution_hash": "0" * 64, "mounts": []},
-              "RUNNING": {"container": "c", "node_up": 1}, "RECOVERY": {"container": "c", "node_up": 1},
-              "D1_STABLE": {"line": "[D1_STABLE]", "stream": "stdout", "offset": 0, "count": 1},
-              "CRASH": {"cause": "killed", "exit_code": 137}, "STOPPING": {"asked": "cancel", "by": "x"}, "COMPLETED": {},
-              "CANCELLED": {"by": "x"}, "SEALED": {"seal_hash": "0" * 64, "artifacts_root": "0" * 64, "files": 0, "bytes": 0},
-              "exit": {"reason": "exit", "message": "m"}, "oom": {"reason": "oom", "message": "m"}}
-    WAYS = ["", "SCHEDULED", "SCHEDULED RUNNING", "SCHEDULED RUNNING D1_STABLE", "SCHEDULED RUNNING STOPPING",
-            "SCHEDULED RUNNING STOPPING D1_STABLE", "SCHEDULED RUNNING CRASH", "SCHEDULED RUNNING CRASH RECOVERY",
-            "SCHEDULED RUNNING COMPLETED", "SCHEDULED RUNNING COMPLETED SEALED", "exit", "oom", "CANCELLED",
-            "CANCELLED RETRIGGERED", "SCHEDULED CANCELLED RETRIGGERED", "SCHEDULED RUNNING oom RETRIGGERED",
-            "SCHEDULED RUNNING CRASH CANCELLED RETRIGGERED RECOVERY"]
+    DETAIL = {
+        "SCHEDULED": {
+            "image_id": "sha256:" + "0" * 64,
+            "input_hash": "0" * 64,
+            "execution_hash": "0" * 64,
+            "mounts": [],
+        },
+        "RUNNING": {"container": "c", "node_up": 1},
+        "RECOVERY": {"container": "c", "node_up": 1},
+        "D1_STABLE": {"line": "[D1_STABLE]", "stream": "stdout", "offset": 0, "count": 1},
+        "CRASH": {"cause": "killed", "exit_code": 137},
+        "STOPPING": {"asked": "cancel", "by": "x"},
+        "COMPLETED": {},
+        "CANCELLED": {"by": "x"},
+        "SEALED": {"seal_hash": "0" * 64, "artifacts_root": "0" * 64, "files": 0, "bytes": 0},
+        "exit": {"reason": "exit", "message": "m"},
+        "oom": {"reason": "oom", "message": "m"},
+    }
+    WAYS = [
+        "",
+        "SCHEDULED",
+        "SCHEDULED RUNNING",
+        "SCHEDULED RUNNING D1_STABLE",
+        "SCHEDULED RUNNING STOPPING",
+        "SCHEDULED RUNNING STOPPING D1_STABLE",
+        "SCHEDULED RUNNING CRASH",
+        "SCHEDULED RUNNING CRASH RECOVERY",
+        "SCHEDULED RUNNING COMPLETED",
+        "SCHEDULED RUNNING COMPLETED SEALED",
+        "exit",
+        "oom",
+        "CANCELLED",
+        "CANCELLED RETRIGGERED",
+        "SCHEDULED CANCELLED RETRIGGERED",
+        "SCHEDULED RUNNING oom RETRIGGERED",
+        "SCHEDULED RUNNING CRASH CANCELLED RETRIGGERED RECOVERY",
+    ]
 
     def events_of(self, way, last=None, off=0):
         """GENESIS, a received job, and its events; the last one with an attempt that is off by so much."""
@@ -650,9 +807,23 @@ class MadeLedgerTest(unittest.TestCase):
 
         plain = '{"seq":4,"prev":"PREV","time":"2026-11-26T18:22:17.000009Z","state":"NODE_DOWN","detail":{}}'
         self.assertEqual(after(lambda events: events.raw(plain.replace("PREV", events.prev).encode())), 0)
-        for old, new in ((":4,", ":5,"), (":4,", ":4.0,"), (":4,", ": 4,"), ("PREV", "0" * 64), ("17.000009", "17.000001"), ("-11-", "-13-"),
-                         (":17.", ":60."), ("DOWN", "D"), ("{}}", "{}} "), ("{}}", "[]}"), ("{}}", '{"a":NaN}}'), ("{}}", '{"a":}}'),
-                         ('"state"', '"job_id":"a","attempt":0,"state"'), ("{}}", '{"a":"\udcff"}}'), ("NODE_DOWN", "NODE\\u005fDOWN")):
+        for old, new in (
+            (":4,", ":5,"),
+            (":4,", ":4.0,"),
+            (":4,", ": 4,"),
+            ("PREV", "0" * 64),
+            ("17.000009", "17.000001"),
+            ("-11-", "-13-"),
+            (":17.", ":60."),
+            ("DOWN", "D"),
+            ("{}}", "{}} "),
+            ("{}}", "[]}"),
+            ("{}}", '{"a":NaN}}'),
+            ("{}}", '{"a":}}'),
+            ('"state"', '"job_id":"a","attempt":0,"state"'),
+            ("{}}", '{"a":"\udcff"}}'),
+            ("NODE_DOWN", "NODE\\u005fDOWN"),
+        ):
             changed = plain.replace(old, new)
             raw = lambda events: events.raw(changed.replace("PREV", events.prev).encode("utf-8", "surrogateescape"))
             self.assertEqual(after(raw), 65, changed)
@@ -663,12 +834,16 @@ class MadeLedgerTest(unittest.TestCase):
         received = json.loads(Events().received("c"))["detail"]
         self.assertEqual(after(lambda events: events.event("RECEIVED", "c", 0, received)), 0)
         self.assertEqual(after(lambda events: events.event("RECEIVED", "d", 0, received)), 65)
-        self.assertEqual(after(lambda events: events.event("RECEIVED", "c", 0, {**received, "manifest_hash": "0" * 64})), 65)
+        self.assertEqual(
+            after(lambda events: events.event("RECEIVED", "c", 0, {**received, "manifest_hash": "0" * 64})), 65
+        )
         self.assertEqual(after(lambda events: events.event("RECEIVED", "c", 1, received)), 65)
         # The bytes are hashed as they stand there, not as somebody would write them.
         odd = '{"job_id":"c", "command":["true"],"image_hash":"busybox"}'
-        line = ('{"seq":4,"prev":"PREV","time":"2026-11-26T18:22:17.000009Z","job_id":"c","attempt":0,"state":"RECEIVED","detail":'
-                '{"manifest":%s,"manifest_hash":"%s"}}' % (odd, hashlib.sha256(odd.encode()).hexdigest()))
+        line = (
+            '{"seq":4,"prev":"PREV","time":"2026-11-26T18:22:17.000009Z","job_id":"c","attempt":0,"state":"RECEIVED",'
+            '"detail":{"manifest":%s,"manifest_hash":"%s"}}' % (odd, hashlib.sha256(odd.encode()).hexdigest())
+        )
         self.assertEqual(after(lambda events: events.raw(line.replace("PREV", events.prev).encode())), 0)
         changed = line.replace('"c", "', '"c","')
         self.assertEqual(after(lambda events: events.raw(changed.replace("PREV", events.prev).encode())), 65)
@@ -680,7 +855,9 @@ class MadeLedgerTest(unittest.TestCase):
             for steps, code in ((sealed, 0), (sealed[:-1], 65)):
                 events, log = Events(), Log()
                 records = [events.genesis(), events.received("a"), events.received("c", **more)]
-                records += [events.event(state, "a", int(state not in ("SCHEDULED",)), self.DETAIL[state]) for state in steps]
+                records += [
+                    events.event(state, "a", int(state not in ("SCHEDULED",)), self.DETAIL[state]) for state in steps
+                ]
                 log.put(*records, events.event("SCHEDULED", "c", 0, self.DETAIL["SCHEDULED"]))
                 self.assertEqual(self.check(f"{more} after {steps}", log, same=False), code)
         for more in ({"depends_on": ["z"]}, {"depends_on": ["c"]}, {"mount_spec": ["job:z:/in"]}):
@@ -688,12 +865,15 @@ class MadeLedgerTest(unittest.TestCase):
             log.put(events.received("c", **more))
             self.assertEqual(self.check(f"{more}", log, same=False), 65)
         log, events = self.begun()
-        log.put(events.event("FAILED", "a", 0, {"reason": "dependency", "message": "m"}), events.received("a", "RETRIGGERED"))
+        log.put(
+            events.event("FAILED", "a", 0, {"reason": "dependency", "message": "m"}),
+            events.received("a", "RETRIGGERED"),
+        )
         self.assertEqual(self.check("again after a parent failed", log, same=False), 0)
 
 
 class ExecutionHashTest(unittest.TestCase):
-    """SCHEDULED events of jobs that were given the artifacts of others, and of such as are not what the manifest says."""
+    """SCHEDULED events of jobs that were given artifacts of others, and of such as are not what the manifest says."""
 
     def setUp(self):
         self.holder = tempfile.TemporaryDirectory(prefix="hackbrain-verify-py-")
@@ -704,18 +884,46 @@ class ExecutionHashTest(unittest.TestCase):
         return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def check(self, mounts, manifest, root="1" * 64, wrong=None):
-        given = [{"container": mount["container"], "mode": mount["mode"],
-                  "artifacts" if "artifacts_of" in mount else "tree": mount["tree"]} for mount in mounts]
+        given = [
+            {
+                "container": mount["container"],
+                "mode": mount["mode"],
+                "artifacts" if "artifacts_of" in mount else "tree": mount["tree"],
+            }
+            for mount in mounts
+        ]
         env = {"HOME": "/tmp", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}
-        execution = {"command": ["true"], "env": {**env, **manifest.get("env", {})}, "image_id": "sha256:1", "mounts": given,
-                     "network": manifest.get("network", "none"), "resources": manifest.get("resources", {})}
-        detail = {"image_id": "sha256:1", "input_hash": self.canonical(given), "execution_hash": self.canonical(execution),
-                  "mounts": mounts, **(wrong or {})}
+        execution = {
+            "command": ["true"],
+            "env": {**env, **manifest.get("env", {})},
+            "image_id": "sha256:1",
+            "mounts": given,
+            "network": manifest.get("network", "none"),
+            "resources": manifest.get("resources", {}),
+        }
+        detail = {
+            "image_id": "sha256:1",
+            "input_hash": self.canonical(given),
+            "execution_hash": self.canonical(execution),
+            "mounts": mounts,
+            **(wrong or {}),
+        }
         events, log = Events(), Log()
-        parent = [events.event(state, "a", attempt, {**MadeLedgerTest.DETAIL[state], **more}) if state else events.received("a")
-                  for _ in [log.put(events.genesis())] for state, attempt, more in (
-                      (None, 0, {}), ("SCHEDULED", 0, {}), ("RUNNING", 1, {}), ("COMPLETED", 1, {}),
-                      ("SEALED", 1, {"artifacts_root": root}))]
+        parent = [
+            (
+                events.event(state, "a", attempt, {**MadeLedgerTest.DETAIL[state], **more})
+                if state
+                else events.received("a")
+            )
+            for _ in [log.put(events.genesis())]
+            for state, attempt, more in (
+                (None, 0, {}),
+                ("SCHEDULED", 0, {}),
+                ("RUNNING", 1, {}),
+                ("COMPLETED", 1, {}),
+                ("SEALED", 1, {"artifacts_root": root}),
+            )
+        ]
         log.put(*parent)
         log.put(events.received("c", **manifest), events.event("SCHEDULED", "c", 0, detail))
         log.save(self.holder.name)
@@ -726,18 +934,29 @@ class ExecutionHashTest(unittest.TestCase):
     def test_it(self):
         tree, rw = "2" * 64, {"container": "/job/workdir", "mode": "rw", "tree": "2" * 64}
         of = {"container": "/job/in/a", "mode": "ro", "tree": "1" * 64, "artifacts_of": "a"}
-        own = {"mount_spec": ["/x:/job/workdir", "job:a:/job/in/a"], "env": {"TZ": "CET", "A": "1"}, "network": "bridge",
-               "resources": {"cpus": 0.001, "memory_mib": 64}}
+        own = {
+            "mount_spec": ["/x:/job/workdir", "job:a:/job/in/a"],
+            "env": {"TZ": "CET", "A": "1"},
+            "network": "bridge",
+            "resources": {"cpus": 0.001, "memory_mib": 64},
+        }
         self.assertFalse(self.check([rw], {}))
         self.assertFalse(self.check([rw, of], own))
-        self.assertFalse(self.check([{**rw, "mode": "ro"}, of], {**own, "mount_spec": ["/x:/job/workdir:ro", "job:a:/job/in/a"]}))
+        self.assertFalse(
+            self.check([{**rw, "mode": "ro"}, of], {**own, "mount_spec": ["/x:/job/workdir:ro", "job:a:/job/in/a"]})
+        )
         self.assertTrue(self.check([rw, of], own, root=tree), "the parent has sealed something else")
         self.assertTrue(self.check([rw], own), "a mount lacks")
         self.assertTrue(self.check([rw, {**of, "artifacts_of": "b"}], own), "of another job")
         self.assertTrue(self.check([{**rw, "mode": "ro"}], {}), "a scratch directory is writable")
         self.assertTrue(self.check([{**rw, "container": "/job"}], {}), "the scratch directory lies elsewhere")
-        for wrong in ({"input_hash": "0" * 64}, {"execution_hash": "0" * 64}, {"image_id": "sha256:2"}, {"mounts": [{}]},
-                      {"mounts": None}):
+        for wrong in (
+            {"input_hash": "0" * 64},
+            {"execution_hash": "0" * 64},
+            {"image_id": "sha256:2"},
+            {"mounts": [{}]},
+            {"mounts": None},
+        ):
             self.assertTrue(self.check([rw], {}, wrong=wrong), wrong)
 
 
@@ -747,7 +966,9 @@ class BundleTest(unittest.TestCase):
         self.addCleanup(holder.cleanup)
         self.path = pathlib.Path(holder.name) / "bundle.tar"
 
-    def check(self, job, faults=(), change=None, remove=(), rename=None, damaged=None, members=(), arguments=(), head=None):
+    def check(
+        self, job, faults=(), change=None, remove=(), rename=None, damaged=None, members=(), arguments=(), head=None
+    ):
         """Writes the bundle of a job, with these parts changed, and compares what the script says of it."""
         parts = {**RECORDED.bundles[job], **(change or {})}
         with tarfile.open(self.path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
@@ -762,7 +983,9 @@ class BundleTest(unittest.TestCase):
         told = [line.partition(": ")[0] for line in lines if line.startswith("fault")]
         self.assertEqual(sorted(told), sorted(f"fault {kind} {name(job)} {path}" for kind, path in faults), lines)
         told = [line for line in lines if line.startswith("damaged: ")]
-        self.assertEqual([line.startswith(f"damaged: {damaged}") for line in told], [True] * (damaged is not None), lines)
+        self.assertEqual(
+            [line.startswith(f"damaged: {damaged}") for line in told], [True] * (damaged is not None), lines
+        )
         self.assertEqual(code, 65 if faults or damaged is not None else 0, lines)
         events = RECORDED.bundles[job]["events.jsonl"][0].splitlines()
         last = f"head {json.loads(events[-1])['seq']} {hashlib.sha256(events[-1]).hexdigest()}"
@@ -784,15 +1007,21 @@ class BundleTest(unittest.TestCase):
 
     def test_files(self):
         parts = RECORDED.bundles["first"]
-        for path, kind in {"seal.json": "seal", "seal.sha256": "list", "inputs.json": "inputs", "logs/1.stdout": "log",
-                           "logs/1.stderr": "log"}.items():
+        for path, kind in {
+            "seal.json": "seal",
+            "seal.sha256": "list",
+            "inputs.json": "inputs",
+            "logs/1.stdout": "log",
+            "logs/1.stderr": "log",
+        }.items():
             content = parts[path][0]
             self.check("first", [(f"{kind}_missing", path)], remove=[path])
             self.check("first", [(f"{kind}_changed", path)], {path: (content[:-1] + bytes([content[-1] ^ 1]), 0o644)})
         for path in ("manifest.json", "events.jsonl", "node.jsonl"):
-            zeros = "head 0 " + "0" * 64 if path != "manifest.json" else None
-            self.check("first", remove=[path], damaged=path, head=zeros)
-        self.check("first", change={"manifest.json": (parts["manifest.json"][0] + b"\n", 0o644)}, damaged="manifest.json")
+            self.check("first", remove=[path], damaged=path, head="head 0 " + "0" * 64)
+        self.check(
+            "first", change={"manifest.json": (parts["manifest.json"][0] + b"\n", 0o644)}, damaged="manifest.json"
+        )
         self.check("first", change={"logs/7.stdout": (b"", 0o644)}, damaged="logs/7.stdout")
         self.check("failed", change={"seal.json": parts["seal.json"]}, damaged="seal.json")
         self.check("first", change={"notes.txt": (b"", 0o644)}, damaged="notes.txt")
@@ -809,7 +1038,11 @@ class BundleTest(unittest.TestCase):
         lines = self.check("first", remove=parts)
         self.assertEqual([line[:5] for line in lines], ["note ", "head "])
         # Inputs are no artifacts: a bundle has no place for them.
-        self.check("first", [("artifact_extra", "artifacts/job/workdir/keep")], {"artifacts/job/workdir/keep": (b"keep", 0o644)})
+        self.check(
+            "first",
+            [("artifact_extra", "artifacts/job/workdir/keep")],
+            {"artifacts/job/workdir/keep": (b"keep", 0o644)},
+        )
 
     def test_events(self):
         lines = RECORDED.bundles["crash"]["events.jsonl"][0].splitlines(keepends=True)
@@ -830,15 +1063,24 @@ class BundleTest(unittest.TestCase):
         events(*lines, lines[-1], before=head(lines[-1]))
         events(*lines[:-1], lines[-1].rstrip(), before=nothing)
         events(lines[0].replace(b"busybox", b"busyboX", 1), *lines[1:], before=nothing)
-        events(lines[0], lines[1].replace(b'"prev":"', b'"prev":"0', 1).replace(b'","time', b'","time', 1), *lines[2:], before=head(lines[0]))
+        events(
+            lines[0],
+            lines[1].replace(b'"prev":"', b'"prev":"0', 1).replace(b'","time', b'","time', 1),
+            *lines[2:],
+            before=head(lines[0]),
+        )
         events(other[0], *lines, before=nothing)
         for index, line in enumerate(lines[:-1]):
             # The next event is its neighbour in the ledger, or the change is one that a rule tells of.
             if json.loads(lines[index + 1])["seq"] == json.loads(line)["seq"] + 1:
                 changed = line.replace(b'"time":"2', b'"time":"1', 1)
                 at = index if index else 0
-                self.check("crash", change={"events.jsonl": (b"".join([*lines[:index], changed, *lines[index + 1:]]), 0o644)},
-                           damaged="events.jsonl", head=head(lines[at - 1]) if index else nothing)
+                self.check(
+                    "crash",
+                    change={"events.jsonl": (b"".join([*lines[:index], changed, *lines[index + 1 :]]), 0o644)},
+                    damaged="events.jsonl",
+                    head=head(lines[at - 1]) if index else nothing,
+                )
         self.check("crash", change={"node.jsonl": (nodes[0], 0o644)})
         events(*nodes, other[0], part="node.jsonl", before=nothing)
         events(nodes[1], nodes[0], part="node.jsonl", before=nothing)
@@ -854,13 +1096,22 @@ class BundleTest(unittest.TestCase):
                 before = hashlib.sha256(changed[-1]).hexdigest().encode()
                 changed.append(line.replace(json.loads(line)["prev"].encode(), before))
             head = f"head {json.loads(changed[-1])['seq']} {hashlib.sha256(changed[-1]).hexdigest()}"
-            self.check("failed", [("execution_hash", "-")], {"events.jsonl": (b"\n".join(changed) + b"\n", 0o644)}, head=head)
+            self.check(
+                "failed", [("execution_hash", "-")], {"events.jsonl": (b"\n".join(changed) + b"\n", 0o644)}, head=head
+            )
 
     def test_odd_members(self):
         zeros = "head 0 " + "0" * 64
-        for odd in (f"/{name('first')}/seal.json", f"{name('first')}/../seal.json", f"{name('first')}/artifacts/../x", "seal.json",
-                    f"{name('failed')}/seal.json", f"{name('first')}/./seal.json", f"{name('first')}//seal.json",
-                    f"{name('first')}/seal.sha256"):
+        for odd in (
+            f"/{name('first')}/seal.json",
+            f"{name('first')}/../seal.json",
+            f"{name('first')}/artifacts/../x",
+            "seal.json",
+            f"{name('failed')}/seal.json",
+            f"{name('first')}/./seal.json",
+            f"{name('first')}//seal.json",
+            f"{name('first')}/seal.sha256",
+        ):
             self.check("first", rename={"seal.json": odd}, damaged="", head=zeros)
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
             member = tarfile.TarInfo(f"{name('first')}/artifacts/job/workdir/odd")
@@ -871,7 +1122,7 @@ class BundleTest(unittest.TestCase):
         self.assertEqual((code, lines[0][:9]), (65, "damaged: "))
         self.check("first")
         whole = self.path.read_bytes()
-        self.path.write_bytes(whole[:len(whole) // 2])
+        self.path.write_bytes(whole[: len(whole) // 2])
         self.assertEqual(verify(self.path, bundle=True)[0], 65)
 
     def test_nothing_is_written(self):
@@ -890,8 +1141,11 @@ class ScriptTest(unittest.TestCase):
         self.assertNotIn(";", [line.rstrip()[-1:] for line in lines])
         self.assertTrue(os.access(SCRIPT, os.X_OK))
         for node in ast.walk(ast.parse(text, feature_version=(3, 9))):
-            for module in [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-                    [node.module] if isinstance(node, ast.ImportFrom) else []):
+            for module in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else ([node.module] if isinstance(node, ast.ImportFrom) else [])
+            ):
                 self.assertIn(module.partition(".")[0], sys.stdlib_module_names)
 
 

@@ -1,4 +1,5 @@
-"""Writes ledgers by docs/wal-format.md, sound ones and others, to see what those who read them say. Standard library only."""
+"""Writes ledgers by docs/wal-format.md, sound ones and others, for those who check them. Standard library only."""
+
 import hashlib
 import json
 import pathlib
@@ -35,14 +36,24 @@ def frame(records, salt, at, commit, seq, before, other):
     body = other.get("body", b"".join(struct.pack("<I", len(record)) + record for record in records))
     blocks = -(-(128 + len(body)) // 4032)
     rest = struct.pack(
-        "<IIIIQQQQQ32s32s", other.get("blocks", blocks), len(body), other.get("count", len(records)), 0,
-        other.get("salt", salt), other.get("commit", commit), other.get("seq", seq), other.get("at", at), 0,
-        other.get("before", before), other.get("after", sha(records[-1]) if records else before))
+        "<IIIIQQQQQ32s32s",
+        other.get("blocks", blocks),
+        len(body),
+        other.get("count", len(records)),
+        0,
+        other.get("salt", salt),
+        other.get("commit", commit),
+        other.get("seq", seq),
+        other.get("at", at),
+        0,
+        other.get("before", before),
+        other.get("after", sha(records[-1]) if records else before),
+    )
     payload = b"HBF1" + struct.pack("<I", crc32c(rest)) + rest + body
     payload += b"\xa5" * (blocks * 4032 - len(payload))
     sectors = b""
     for index in range(blocks * 8):
-        part = payload[index * 504:index * 504 + 504]
+        part = payload[index * 504 : index * 504 + 504]
         mark = struct.pack("<I", 1 << 31 | commit & 0x7FFFFFFF)
         place = struct.pack("<QQ", salt, at + index * 512)
         sectors += part + mark + struct.pack("<I", crc32c(place + mark + part))
@@ -66,15 +77,23 @@ class Log:
 
     def open(self, length=64 * 1024, **other):
         number = len(self.segments) + 1
-        fields = {"number": number, "length": length, "salt": 1000 + number, "seq": self.seq, "commit": self.commit,
-                  "end": self.at, "before": self.before, **other}
+        fields = {
+            "number": number,
+            "length": length,
+            "salt": 1000 + number,
+            "seq": self.seq,
+            "commit": self.commit,
+            "end": self.at,
+            "before": self.before,
+            **other,
+        }
         header = segment_header(**fields)
         self.segments.append(bytearray(header * 2 + bytes(length - 8192)))
         self.at, self.salt = 8192, fields["salt"]
 
     def put(self, *records, **other):
         data = frame(records, self.salt, self.at, self.commit, self.seq, self.before, other)
-        self.segments[-1][self.at:self.at + len(data)] = data
+        self.segments[-1][self.at : self.at + len(data)] = data
         self.at, self.commit, self.seq = self.at + len(data), self.commit + 1, self.seq + len(records)
         self.before = sha(records[-1]) if records else self.before
 
@@ -117,4 +136,6 @@ class Events:
         canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
         manifest_hash = hashlib.sha256(canonical.encode()).hexdigest()
         by = {"by": "somebody"} if state == "RETRIGGERED" else {}
-        return self.event(state, job, attempt, {**by, "manifest": json.loads(canonical), "manifest_hash": manifest_hash})
+        return self.event(
+            state, job, attempt, {**by, "manifest": json.loads(canonical), "manifest_hash": manifest_hash}
+        )

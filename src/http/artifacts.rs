@@ -200,8 +200,8 @@ pub(super) fn send(
 fn changed(artifact: &Artifact, now: &str) -> Rejection {
     let (size, hash) = (artifact.size, artifact.sha256);
     let message = format!(
-        "{:?} was sealed with {size} bytes and the SHA-256 {hash}; {now}. The agent keeps no copies: put the file back, or \
-         look for it elsewhere",
+        "{:?} was sealed with {size} bytes and the SHA-256 {hash}; {now}. The agent keeps no copies: put the file \
+         back, or look for it elsewhere",
         path_text(&artifact.path.0)
     );
     Rejection::new(409, "artifact_changed", message)

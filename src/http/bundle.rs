@@ -1,8 +1,9 @@
-//! Everything about one job that has ended, as a tar: for whoever has no access to the agent (docs/evidence.md, "Bundle").
+//! Everything about one job that has ended, as a tar, for whoever has no access to the agent: see docs/evidence.md.
 //!
-//! SHA256SUMS comes before what it vouches for. So digests and lengths are known before the first byte goes out, from the
-//! ledger, from the seal, or from a first pass over what is the agent's own; what is sent is hashed once more on its way, and
-//! a transfer whose content is not what was said is cut. Nothing that grows with the job is held: two passes read the same.
+//! SHA256SUMS comes before what it vouches for. So digests and lengths are known before the first byte goes out, from
+//! the ledger, from the seal, or from a first pass over what is the agent's own. What is sent is hashed once more on
+//! its way, and a transfer whose content is not what was said is cut. Nothing that grows with the job is held: two
+//! passes read the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read};
@@ -273,8 +274,8 @@ impl Told {
     }
 }
 
-/// Calls `each` with the stored bytes of the job's events up to that of `last`, until it returns `false`. Later ones, of a
-/// job that was retriggered meanwhile, are left out.
+/// Calls `each` with the stored bytes of the job's events up to that of `last`, until it returns `false`. Later
+/// ones, of a job that was retriggered meanwhile, are left out.
 fn job_events(view: &View, job_id: &str, last: u64, each: &mut dyn FnMut(&[u8]) -> bool) -> io::Result<()> {
     let prefix = format!("{{\"seq\":{last},");
     let mut more = true;
@@ -565,8 +566,8 @@ impl Missing {
         };
         let listed = self.listed.join(", ");
         let message = format!(
-            "artifacts of job {job_id:?} are not what was sealed: {listed}{more}. The agent keeps no copies: put them back, or \
-             leave the artifacts out with ?artifacts=no"
+            "artifacts of job {job_id:?} are not what was sealed: {listed}{more}. The agent keeps no copies: put them \
+             back, or leave the artifacts out with ?artifacts=no"
         );
         Some(Rejection::new(409, "artifacts_changed", message))
     }

@@ -34,15 +34,15 @@ pub enum Reply {
         /// Writes the body.
         run: StreamBody,
     },
-    /// A response of a length that is known beforehand, written as it comes about. To HEAD only the head is sent, and `run`
-    /// is not called.
+    /// A response of a length that is known beforehand, written as it comes about. To HEAD only the head is sent, and
+    /// `run` is not called.
     Sized {
         /// HTTP status, 200 to 599.
         status: u16,
         /// Header fields.
         headers: Vec<Header>,
-        /// Bytes of the body. Where `run` ends short of them, the connection is cut, so that the client sees a truncated
-        /// body and not a whole one.
+        /// Bytes of the body. Where `run` ends short of them, the connection is cut, so that the client sees a
+        /// truncated body and not a whole one.
         length: u64,
         /// Writes the body.
         run: StreamBody,

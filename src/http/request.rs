@@ -20,8 +20,8 @@ pub const MAX_QUERY_PAIRS: usize = 64;
 pub struct Request {
     /// The method; names are upper case, as sent.
     pub method: Method,
-    /// Percent-decoded path, no NUL; starts with `/`, or is `*` for `OPTIONS *`. Dot segments are left as sent, and what is
-    /// not UTF-8 is U+FFFD: see [`Request::path_bytes`].
+    /// Percent-decoded path, no NUL; starts with `/`, or is `*` for `OPTIONS *`. Dot segments are left as sent, and
+    /// what is not UTF-8 is U+FFFD: see [`Request::path_bytes`].
     pub path: String,
     /// The path as sent, ASCII, without the query. Tells an encoded slash from a separator.
     pub raw_path: String,

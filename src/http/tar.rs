@@ -1,5 +1,5 @@
-//! Entries of a tar archive as GNU tar writes them, which every reader takes: names of any length and bytes, files of any
-//! size. Times and owners are zero. Pure.
+//! Entries of a tar archive as GNU tar writes them, which every reader takes: names of any length and bytes, files of
+//! any size. Times and owners are zero. Pure.
 
 /// What an archive is made of, in bytes.
 const BLOCK: u64 = 512;

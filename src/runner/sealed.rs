@@ -32,8 +32,8 @@ const PIECE_BYTES: usize = 256 << 10;
 /// How often whoever waits for another's digest of the same file looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What tells that a file is still the same: device and inode, bytes, times of the last change of content and of attributes.
-/// Reading changes none of these.
+/// What tells that a file is still the same: device and inode, bytes, times of the last change of content and of
+/// attributes. Reading changes none of these.
 pub type Identity = ((u64, u64), u64, (i64, i64), (i64, i64));
 
 /// A regular file, held open, and what it was when it was opened.

@@ -1,4 +1,4 @@
-//! The artifacts of a seal file one at a time: a seal of a hundred thousand files is not held to answer for one of them.
+//! The artifacts of a seal file one at a time: a seal of a hundred thousand files is not held to answer for one.
 
 use super::{Artifact, INPUTS_DIR, SEALS_DIR, file_of};
 use crate::hash::Hash;
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// What stands before the first artifact. The fields before it hold no quotation marks, so this is where it stands first.
+/// What stands before the first artifact. No field before that holds a quotation mark, so it stands nowhere else first.
 const START: &[u8] = b",\"artifacts\":[";
 /// The fields before the artifacts are shorter than this, in bytes.
 const HEAD_BYTES_MAX: usize = 4096;
