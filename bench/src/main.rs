@@ -1,4 +1,5 @@
-//! Measures the write-ahead log: beside other durable stores, the cost of its hash chain, the speed of its recovery.
+//! Measures the write-ahead log: beside other durable stores, the cost of its hash chain, the speed of its recovery. And the
+//! tree hash beside `sha256sum`.
 
 mod backends;
 mod chain;
@@ -9,6 +10,7 @@ mod machine;
 mod recovery;
 mod slice;
 mod stats;
+mod tree;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +30,10 @@ pub static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 const INTERRUPTED_STATUS: u8 = 130;
 
 #[derive(Parser)]
-#[command(name = "bench", about = "Measures the write-ahead log. Every number is of this machine and this minute.")]
+#[command(
+    name = "bench",
+    about = "Measures the write-ahead log and the tree hash. Every number is of this machine and this minute."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,6 +47,8 @@ enum Command {
     Chain(Chain),
     /// How fast a log is read back with every check, from the page cache
     Recovery(Recovery),
+    /// How fast a tree is hashed, beside `find | xargs sha256sum` on the same files; takes 2 GiB
+    Hash(Hash),
 }
 
 #[derive(Args)]
@@ -107,6 +114,15 @@ struct Recovery {
     passes: usize,
 }
 
+#[derive(Args)]
+struct Hash {
+    #[command(flatten)]
+    place: Place,
+    /// Rounds on each of the trees
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    rounds: usize,
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
@@ -143,6 +159,7 @@ fn run(command: Command) -> Result<(), Fault> {
         }
         Command::Chain(options) => chain::run(&options.place.dir, options.rounds),
         Command::Recovery(options) => recovery::run(&options.place.dir, options.mib, options.passes),
+        Command::Hash(options) => tree::run(&options.place.dir, options.rounds),
     }
 }
 
