@@ -223,6 +223,8 @@ impl App {
         }
         let mut summary = serde_json::to_value(job.summary())
             .map_err(|error| Rejection::new(500, "internal", format!("the summary cannot be written: {error}")))?;
+        // Not in lists of jobs: a thousand of them may have a thousand parents each.
+        summary["depends_on"] = job.parents().iter().map(|parent| &**parent).collect();
         if let Some(open) = &job.open {
             // What waits, and why, is worth more to the one who waits than the bare state.
             summary["waiting_for"] = self.runner.waiting_for(&job).map_or(Value::Null, Value::String);

@@ -175,7 +175,6 @@ pub struct Summary<'a> {
     pub exit_code: Option<i32>,
     pub reason: Option<&'a str>,
     pub last_d1_stable: Option<&'a str>,
-    pub depends_on: Vec<&'a str>,
     pub ancestor: Option<&'a str>,
 }
 
@@ -211,7 +210,6 @@ impl Job {
             exit_code: self.exit_code,
             reason: self.reason.as_deref(),
             last_d1_stable: self.last_d1_stable.as_deref(),
-            depends_on: self.parents().iter().map(|parent| &**parent).collect(),
             ancestor: self.ancestor().map(|ancestor| &**ancestor),
         }
     }
