@@ -59,7 +59,7 @@ fn what_cannot_be_read_is_no_verdict() {
         Ended::of(&mut command)
     };
     let log = format!("logs/{id}/1.stdout");
-    let close = |path: PathBuf| fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+    let close = |path: PathBuf| fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     close(site.data().join(&log));
     let ended = nobody();
     assert_eq!(ended.code, Some(74), "{ended:?}");
