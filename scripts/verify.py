@@ -12,7 +12,8 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Recurs
 EVENT = re.compile(r'\{"seq":([1-9]\d{0,18}),"prev":"([0-9a-f]{64})","time":"(\d{4}-(?:0[1-9]|1[0-2])-(?:[0-2]\d|3[01])'
                    r'T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z)",(?:"job_id":"([A-Za-z0-9][\w.-]{0,99})","attempt":'
                    r'(0|[1-9]\d{0,8}),)?"state":"([A-Z0-9_]+)","detail":(\{.*\})\}', re.DOTALL | re.ASCII)
-DECODER, SLOT = json.JSONDecoder(), re.compile(rb"(hackbrain-wal segments\nlog ([0-9a-f]{32})\nlast (\d{1,15})\n)crc ([0-9a-f]{8})\n*")
+DECODER = json.JSONDecoder()
+SLOT = re.compile(rb"(hackbrain-wal segments\nlog ([0-9a-f]{32})\nlast (\d{1,15})\n)crc ([0-9a-f]{8})\n*")
 # What may follow. D1_STABLE moves nothing; RECOVERY is like RUNNING; RETRIGGERED is like what it goes on from.
 AFTER = {"": "RECEIVED", "RECEIVED": "SCHEDULED FAILED CANCELLED", "SCHEDULED": "RUNNING FAILED CANCELLED",
          "RUNNING": "D1_STABLE CRASH STOPPING COMPLETED FAILED", "STOPPING": "D1_STABLE FAILED CANCELLED", "END": "",
@@ -168,7 +169,7 @@ def step(ledger, seq, name, attempt, state, detail, line):
     if state == "SEALED":
         job.sealed, job.seal = seq, (detail["seal_hash"], detail["artifacts_root"])
     for stream in ("stdout", "stderr") if state in ("CRASH", "COMPLETED", "FAILED", "CANCELLED") else ():
-        if detail.get(stream):
+        if "sha256" in (detail.get(stream) or ()):
             job.logs[attempt, stream, detail[stream]["bytes"], detail[stream]["sha256"]] = True
     again = state == "FAILED" and detail["reason"] in ("attempt_limit", "oom", "dependency")
     goes_on = "RECEIVED" if not job.told else "CRASH" if attempt else "SCHEDULED"

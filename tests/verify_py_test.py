@@ -125,6 +125,13 @@ def wait(agent, job, state):
     assert summary["state"] == state, summary
 
 
+def wait_for_output(agent, job, words):
+    deadline = time.monotonic() + 60
+    while words not in agent.get(f"/api/jobs/{name(job)}/stdout"):
+        assert time.monotonic() < deadline, f"{job} does not print {words}"
+        time.sleep(0.02)
+
+
 class Recorded:
     """One real run of the agent, killed in the end: its data directory, one mounted directory, bundles of its jobs."""
 
@@ -163,8 +170,7 @@ class Recorded:
         submit(agent, "failed", "echo failing; exit 3")
         submit(agent, "crash", ONCE % "kill -9 $$")
         submit(agent, "cancel", ONCE % "sleep 600")
-        while b"begun" not in agent.get(f"/api/jobs/{name('cancel')}/stdout"):
-            time.sleep(0.02)
+        wait_for_output(agent, "cancel", b"begun")
         post(agent, "cancel", "cancel")
         wait(agent, "cancel", "CANCELLED")
         post(agent, "cancel", "retrigger")
@@ -174,7 +180,7 @@ class Recorded:
         submit(agent, "second", SECOND, mount)
         wait(agent, "second", "SEALED")
         submit(agent, "open", "echo open; sleep 600")
-        wait(agent, "open", "RUNNING")
+        wait_for_output(agent, "open", b"open")
         self.head = json.loads(agent.get("/api/ledger/head"))
         agent.end(signal.SIGKILL)
 
