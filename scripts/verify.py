@@ -6,7 +6,7 @@ verify.py --bundle FILE.tar [--expect SEQ:HASH]...   the bundle of one job, with
 
 --expect: event SEQ must be there, with this hash. Exit: 0 no fault, 65 fault or damage, 64 usage, 74 cannot be read.
 """
-import argparse, hashlib, heapq, json, os, re, stat, struct, sys, tarfile, time, types, urllib.parse
+import argparse, datetime, hashlib, heapq, json, os, re, stat, struct, sys, tarfile, time, types, urllib.parse
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)  # by need(), by unsound JSON
 EVENT = re.compile(r'\{"seq":([1-9]\d{0,18}),"prev":"([0-9a-f]{64})","time":"(\d{4}-(?:0[1-9]|1[0-2])-(?:[0-2]\d|3[01])'
@@ -60,14 +60,15 @@ def digest(file):
     return file.tell(), sha.hexdigest()
 
 def segment(wal, number, log):  # file; log id, number, length, salt, first seq and commit, predecessor's end and hash
-    file = opened(f"{wal}/wal-{number:016x}.log")
-    need(file, f"segment {number} is missing")
+    name = f"wal-{number:016x}.log"
+    file = opened(f"{wal}/{name}")
+    need(file, f"{name}: the segment is missing")
     sound = {block for block in (file.read(4096), file.read(4096))
              if block[:8] == b"HBWAL\0\0\1" and block[4092:] == struct.pack("<I", crc32c(block[:4092]))}
-    need(len(sound) == 1, f"segment {number} has no sound header, or two different ones")
+    need(len(sound) == 1, f"{name}: no sound header, or two different ones")
     header = struct.unpack_from("<II16s6Q32s", sound.pop(), 8)
-    need(header[:2] == (1, 4096), f"segment {number} is not of format version 1")
-    need(header[2:4] == (log or header[2], number), f"segment {number} has the header of another segment or log")
+    need(header[:2] == (1, 4096), f"{name}: not of format version 1")
+    need(header[2:4] == (log or header[2], number), f"{name}: the header is of another segment or log")
     return file, *header[2:]
 
 def frame_header(data):  # blocks, size and number of records, salt, commit, seq, offset, hash before and after; or None
@@ -78,16 +79,16 @@ def frame_header(data):  # blocks, size and number of records, salt, commit, seq
 def sector_sound(sector, salt, at, mark):
     return sector[508:] == struct.pack("<I", crc32c(struct.pack("<QQI", salt, at, mark) + sector[:504]))
 
-def check_tail(file, length, begin, salt, mark):  # it must be what a crash in the one commit due at `begin` can leave
+def check_tail(file, name, length, begin, salt, mark):  # what a crash in the one commit due at `begin` can leave
     file.seek(begin)
     for at in range(begin, length, 512):
         sector = file.read(512)
         if sector != bytes(512):
             found, header = int.from_bytes(sector[504:508], "little"), frame_header(sector) if at % 4096 == 0 else None
-            need(not header or at == begin or (header[3], header[6]) == (salt, at), f"a frame of elsewhere is at {at}")
+            need(not header or at == begin or (header[3], header[6]) == (salt, at), f"{name}: {at}: a stray frame")
             sound = found >> 31 and sector_sound(sector, salt, at, found)
-            need(not sound or found == mark, f"a sound sector of another commit lies at {at}")
-            need(sound or found != mark and not sector_sound(sector, salt, at, mark), f"a rotten sector lies at {at}")
+            need(not sound or found == mark, f"{name}: {at}: a sound sector of another commit")
+            need(sound or found != mark and not sector_sound(sector, salt, at, mark), f"{name}: {at}: a rotten sector")
 
 def frames(file, name, length, until, salt, seq, commit, sha):  # yields (place, event); returns how it must go on
     at = 8192
@@ -102,7 +103,7 @@ def frames(file, name, length, until, salt, seq, commit, sha):  # yields (place,
         if not sectors or not all(sector[504:508] == struct.pack("<I", mark) and
                                   sector_sound(sector, salt, at + 512 * i, mark) for i, sector in enumerate(sectors)):
             need(until is None, f"{where}: a frame is damaged")
-            check_tail(file, length, at, salt, mark)
+            check_tail(file, name, length, at, salt, mark)
             break
         body, cut = b"".join(sector[:504] for sector in sectors)[:128 + header[1]], 128
         for _ in range(header[2]):
@@ -137,7 +138,7 @@ def take(ledger, part, line):  # checks and adds the next event, of the ledger o
     seq, prev, moment, name, attempt, state, detail = int(form[1]), *form.groups()[1:]
     need(seq == ledger.seq + 1 or ledger.only and seq > ledger.seq, f"seq {seq} comes after {ledger.seq}")
     need(prev == ledger.hash or seq != ledger.seq + 1, f"prev is not the hash of event {ledger.seq}")
-    need(moment >= ledger.time, "time goes back")
+    need(datetime.date.fromisoformat(moment[:10]) and moment >= ledger.time, "time goes back")
     need((seq == 1) == (state == "GENESIS") and (not name) == (state in ("GENESIS", "NODE_UP", "NODE_DOWN")),
          f"{state} with this seq, or with job_id {name}")
     own = name == ledger.only if part == "events.jsonl" else state in ("GENESIS", "NODE_UP")
@@ -150,8 +151,8 @@ def take(ledger, part, line):  # checks and adds the next event, of the ledger o
     ledger.expected.discard(f"{seq}:{ledger.hash}")
 
 def step(ledger, seq, name, attempt, state, detail, line):
-    new = types.SimpleNamespace(id=name, at="", attempt=0, hash=None, told=None, seal=None, sealed=0, logs={})
-    job = ledger.jobs.get(name, new)
+    job = ledger.jobs.get(name) or types.SimpleNamespace(id=name, at="", attempt=0, hash=None, told=None, seal=None,
+                                                         sealed=0, blame=None, logs={})
     need(state in AFTER[job.at].split(), f"{state} of {name} does not follow {job.at or 'nothing'}")
     need(attempt == job.attempt + (state in ("RUNNING", "RECOVERY")), f"{state} of {name} is of attempt {attempt}")
     if state in ("RECEIVED", "RETRIGGERED"):
@@ -168,9 +169,20 @@ def step(ledger, seq, name, attempt, state, detail, line):
         job.told = {key: detail[key] for key in ("image_id", "input_hash", "execution_hash", "mounts")}
     if state == "SEALED":
         job.sealed, job.seal = seq, (detail["seal_hash"], detail["artifacts_root"])
+        job.whole = {"format": 1, "job_id": name, "attempt": attempt, "execution_hash": job.told["execution_hash"],
+                     "image_id": job.told["image_id"],
+                     **{key: detail[key] for key in ("artifacts_root", "files", "bytes")}}
     for stream in ("stdout", "stderr") if state in ("CRASH", "COMPLETED", "FAILED", "CANCELLED") else ():
         if "sha256" in (detail.get(stream) or ()):
             job.logs[attempt, stream, detail[stream]["bytes"], detail[stream]["sha256"]] = True
+    if state in ("FAILED", "CANCELLED"):  # `blame` is what those name that fail because of it
+        blamed = {ledger.jobs[parent].blame for parent in job.parents if parent in ledger.jobs}
+        by_parent = state == "FAILED" and detail["reason"] == "dependency"
+        need((detail.get("ancestor") is not None) == by_parent, f"{state} of {name} must name an ancestor, or must not")
+        need(not by_parent or not job.told and (ledger.only or detail["ancestor"] in blamed), f"{name} blames another")
+        job.blame = detail["ancestor"] if by_parent else name
+    elif state == "RETRIGGERED":
+        job.blame = None
     again = state == "FAILED" and detail["reason"] in ("attempt_limit", "oom", "dependency")
     goes_on = "RECEIVED" if not job.told else "CRASH" if attempt else "SCHEDULED"
     job.at = {"D1_STABLE": job.at, "RECOVERY": "RUNNING", "RETRIGGERED": goes_on, "CANCELLED": "STOPPED",
@@ -212,20 +224,24 @@ def tree(entries):  # a directory's hash, by the entries of an inputs file
     return hashlib.sha256(b"".join(reversed(below[""]))).hexdigest()
 
 def input_files(job, listed):  # the paths in the container; raises where the inputs file is not what SCHEDULED tells
+    need(listed["format"] == 1 and listed["job_id"] == job.id, "of another job")
     need(len(listed["mounts"]) == len(job.told["mounts"]), "other mounts")
     for mount, told in zip(listed["mounts"], job.told["mounts"]):
         root, of = tree(mount["tree"]["entries"]), mount.get("artifacts_of", {})
         need((mount["container"], mount["read_only"]) == (told["container"], told["mode"] == "ro"), "another mount")
+        sizes = [entry["size"] for entry in mount["tree"]["entries"] if entry["kind"] == "file"]
+        need((mount["tree"]["files"], mount["tree"]["bytes"]) == (len(sizes), sum(sizes)), "other totals")
         shown = of.get("job_id"), of.get("artifacts_root", root), mount["tree"]["root"]
         need(shown == (told.get("artifacts_of"), told["tree"], root), "another tree, or artifacts of another job")
     return {f"{mount['container']}/{from_json(entry['path'])}" for mount in listed["mounts"]
             for entry in mount["tree"]["entries"] if entry["kind"] == "file"}
 
-def fault(job, kind, path, superseded=False):
+def fault(job, kind, path, excuse=None):
     shown = octets(path).replace(b"%", b"%25").decode("utf-8", "surrogateescape")
-    shown = re.sub("[\0-\x1f\x7f\udc80-\udcff]", lambda odd: "%%%02X" % (ord(odd[0]) & 255), shown)
-    FAULTS.extend([] if superseded else [kind])
-    print(f"note superseded {job.id} {shown}: a later job was there" if superseded else
+    coded = lambda odd: "".join("%%%02X" % byte for byte in octets(odd[0]))
+    shown = re.sub("[\0-\x1f\x7f-\x9f\udc80-\udcff]", coded, shown)
+    FAULTS.extend([] if excuse else [kind])
+    print(f"note {excuse} {job.id} {shown}: another job was or is there" if excuse else
           f"fault {kind} {job.id} {shown}: {MEANING[kind.split('_')[1]]}")
 
 def vouched(reader, job, kind, name, sha, size=None):
@@ -234,6 +250,14 @@ def vouched(reader, job, kind, name, sha, size=None):
     if found[1] != sha or size not in (None, found[0]):
         fault(job, kind + ("_changed" if file else "_missing"), name)
     return found[1] == sha
+
+def list_hash(artifacts):  # of the list for sha256sum
+    sha = hashlib.sha256()
+    for entry in artifacts:
+        path = octets(from_json(entry["path"])).removeprefix(b"/")
+        odd = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+        sha.update((b"\\" if odd != path else b"") + entry["sha256"].encode() + b"  " + odd + b"\n")
+    return sha.hexdigest()
 
 def check_files(reader, job, jobs):  # all but the artifacts; gives the job what its seal and its inputs file tell
     logs, seal, listing, inputs = (name.format(job.id) for name in reader.names)
@@ -251,6 +275,9 @@ def check_files(reader, job, jobs):  # all but the artifacts; gives the job what
     try:
         if vouched(reader, job, "seal", seal, job.seal[0]):
             told = json.loads(reader.open(seal).read())
+            sealed = told["artifacts"]
+            need(job.whole == {key: told[key] for key in job.whole} and told["files"] == len(sealed) and
+                 told["bytes"] == sum(entry["size"] for entry in sealed) and job.seal[1] == list_hash(sealed), "events")
             job.removed = [from_json(path) for path in told["removed"]]
             job.artifacts = {from_json(entry["path"]): (int(entry["mode"], 8), entry["size"], entry["sha256"])
                              for entry in told["artifacts"]}
@@ -262,19 +289,24 @@ def check_files(reader, job, jobs):  # all but the artifacts; gives the job what
     except MALFORMED:
         fault(job, "inputs_changed", inputs)
 
-def check_artifacts(reader, job, written, known):
+def check_artifacts(reader, job, written, known, used):
+    def excuse(seen, path):  # why a difference is no fault
+        place = reader.place(job, path)
+        in_use = any(place.startswith(top + "/") for top in used)
+        return "superseded" if seen.get(place, 0) > job.sealed else "in_use" if in_use else None
+
     files = reader.files(job)
     if reader.bundle and job.artifacts and not files:
         print(f"note absent {job.id} artifacts: the bundle was made without them")
         return
-    bits = (lambda mode: mode & 0o111 != 0) if reader.bundle else (lambda mode: mode)  # files of a bundle are 0644 or 0755
+    bits = (lambda mode: mode & 0o111 != 0) if reader.bundle else (lambda mode: mode)  # a bundle has 0644 and 0755
     for path, (mode, *sealed) in job.artifacts.items():
         if path not in files or [bits(files[path][0]), *digest(reader.open(files[path][1]))] != [bits(mode), *sealed]:
             kind = "artifact_changed" if path in files else "artifact_missing"
-            fault(job, kind, reader.prefix + path, written.get(reader.place(job, path), 0) > job.sealed)
+            fault(job, kind, reader.prefix + path, excuse(written, path))
     inputs = set() if reader.bundle else job.inputs
     for path in sorted(files.keys() - job.artifacts.keys() - inputs) if inputs is not None else ():
-        fault(job, "artifact_extra", reader.prefix + path, known.get(reader.place(job, path), 0) > job.sealed)
+        fault(job, "artifact_extra", reader.prefix + path, excuse(known, path))
 
 def check_jobs(reader, jobs):
     written, known = {}, {}  # place on the host -> when the last job was sealed that wrote or removed it; that knew it
@@ -283,9 +315,10 @@ def check_jobs(reader, jobs):
         for seen, paths in (written, job.removed), (known, job.inputs or ()):
             for place in (reader.place(job, path) for path in (*paths, *(job.artifacts or ()))):
                 seen[place] = max(job.sealed, seen.get(place, 0))
+    used = {top for job in jobs.values() if job.told and job.at not in ("STOPPED", "END") for top in reader.used(job)}
     for job in jobs.values():
         if job.artifacts is not None:
-            check_artifacts(reader, job, written, known)
+            check_artifacts(reader, job, written, known, used)
 
 def unreadable(error):
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -301,14 +334,17 @@ class Directory:
     def open(self, name):
         return opened(os.path.join(self.data, name))
 
-    def tops(self, job):  # where its writable mounts lie: path in the container, directory on the host
-        for number, (host, container, mode, _) in enumerate(job.mounts):
+    def used(self, job):  # directories of the host that it may write
+        return [top for _, top in self.tops(job) if not top.startswith(f"{self.data}/scratch/")]
+
+    def tops(self, job, modes=("rw",)):  # where its mounts lie: path in the container, directory on the host
+        for number, (host, container, mode, of) in enumerate(job.mounts):
             copy = f"{self.data}/scratch/{job.id}" + (f"/{number}" if host else "")
-            if mode == "rw":
-                yield container, copy if "reproduces" in job.ask or not host else host
+            if mode in modes and not of:
+                yield container, copy if mode == "rw" and "reproduces" in job.ask or not host else host
 
     def place(self, job, path):
-        tops = self.tops(job)
+        tops = self.tops(job, ("rw", "ro"))
         return next((top + path[len(to):] for to, top in tops if path.startswith(to + "/")), f"{job.id}:{path}")
 
     def files(self, job):  # the regular files: path in the container -> mode, path on the host; follows no symlink
@@ -349,6 +385,9 @@ class Bundle:
     def open(self, name):
         self.asked.add(name)
         return self.tar.extractfile(self.members[name]) if name in self.members else None
+
+    def used(self, _):
+        return []
 
     def place(self, _, path):
         return path
