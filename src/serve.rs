@@ -94,6 +94,7 @@ enum End {
 /// See [`Fault`].
 pub fn serve(config: &Serve) -> Result<(), Fault> {
     let started = Instant::now();
+    crate::sys::memory::return_large_allocations();
     if let Err(error) = raise_descriptor_limit() {
         log::warn!("the limit on open files stays as it is: {error}");
     }

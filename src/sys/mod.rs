@@ -7,6 +7,7 @@ pub mod dir;
 pub mod kill_point;
 pub mod kmsg;
 pub mod lock;
+pub mod memory;
 pub mod peer;
 pub mod place;
 pub mod process;
