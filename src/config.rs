@@ -47,7 +47,7 @@ pub struct Cli {
 pub enum Command {
     /// Runs the control agent.
     Serve(Box<Serve>),
-    /// Offline: checks frames, hash chain and lifecycle of a ledger, and its files.
+    /// Offline: checks frames, hash chain and lifecycle of a ledger and, with --artifacts, its files.
     Verify(Verify),
     /// Offline: prints the ledger, one event per line, exactly the stored bytes.
     Dump(Dump),

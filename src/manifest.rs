@@ -235,9 +235,11 @@ pub fn parse(body: &[u8]) -> Result<Parsed, Rejection> {
     })?;
     check_arguments(&command, env.as_ref())?;
     if mounts.iter().flatten().any(|mount| mount.source == MountSource::Job(job_id.clone())) {
-        return Err(
-            reject("invalid_mount", "a job cannot mount its own artifacts; name a parent job").field("mount_spec")
-        );
+        return Err(reject(
+            "invalid_mount",
+            format!("a job cannot mount its own artifacts ({job_id} → {job_id}); name a parent job"),
+        )
+        .field("mount_spec"));
     }
     check_scratch(mounts.as_deref().unwrap_or_default())?;
 
@@ -395,7 +397,7 @@ fn parse_depends_on(field: &str, value: Value, own: &str) -> Result<Vec<String>,
         let field = format!("{field}[{index}]");
         check_job_id(&field, id.clone())?;
         if id == own {
-            return Err(invalid(&field, "is the job's own id; a job cannot wait for itself"));
+            return Err(invalid(&field, format!("is the job's own id; a job cannot wait for itself ({own} → {own})")));
         }
         if !seen.insert(id) {
             return Err(invalid(&field, format!("names {} a second time; name each job once", quoted(id))));

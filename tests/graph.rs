@@ -302,6 +302,8 @@ fn a_batch_is_all_or_none_and_faults_name_the_job_and_the_field() {
     outside_root["mount_spec"] = "/etc:/job/workdir".into();
     let mut empty = job(c, &[a], "true");
     empty["command"] = json!([""]);
+    let mut repeats_nobody = job(c, &[], "true");
+    repeats_nobody["reproduces"] = "nobody".into();
     let head = agent.get("/api/ledger/head").json();
     let new = |parents: &[&String]| job(c, parents, "true");
     let nobody = &"nobody".to_owned();
@@ -312,7 +314,8 @@ fn a_batch_is_all_or_none_and_faults_name_the_job_and_the_field() {
         (vec![new(&[]), new(&[])], 400, "duplicate_job", "jobs[1].job_id", "jobs[0]"),
         (vec![new(&[b]), job(b, &[c], "true")], 400, "dependency_cycle", "jobs[0].depends_on", " → "),
         (vec![new(&[]), job(a, &[], "true")], 409, "job_exists", "jobs[1].job_id", "another manifest"),
-        (vec![new(&[c])], 400, "invalid_value", "jobs[0].depends_on[0]", "own id"),
+        (vec![new(&[c])], 400, "invalid_value", "jobs[0].depends_on[0]", &format!("{c} → {c}")),
+        (vec![repeats_nobody], 400, "unknown_job", "jobs[0].reproduces", "jobs[0]: "),
     ] {
         let answer = batch(&agent, &jobs);
         let error = &answer.json()["error"];

@@ -39,7 +39,9 @@ impl App {
         for (index, parsed) in batch.iter().enumerate() {
             let known = self.engine.view().job(&parsed.manifest.job_id);
             if known.is_none_or(|job| job.manifest_hash != parsed.hash) {
-                let admitted = self.admission.check(&parsed.manifest, engine.as_ref());
+                let admitted = self
+                    .admit_on(&parsed.manifest, engine.as_ref())
+                    .and_then(|()| self.runner.check_reproduction(&parsed.manifest));
                 admitted.map_err(|rejection| rejection.within(&format!("jobs[{index}]")))?;
             }
         }

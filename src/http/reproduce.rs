@@ -8,6 +8,7 @@ use super::routes::{Answer, App};
 use crate::ledger::event::State;
 use crate::manifest::{self, Manifest, Parsed};
 use crate::rejection::Rejection;
+use crate::resources::EngineCapacity;
 
 impl App {
     pub(super) fn reproduce(&self, request: &Request, id: &str) -> Answer {
@@ -55,12 +56,16 @@ impl App {
 
     /// Refuses what this agent does not allow, and what cannot be what it says it is.
     pub(super) fn admit(&self, manifest: &Manifest) -> Result<(), Rejection> {
-        let engine = self.runner.capacity_for(&manifest.resources);
+        self.admit_on(manifest, self.runner.capacity_for(&manifest.resources).as_ref())
+    }
+
+    /// The same, with what the engine can give.
+    pub(super) fn admit_on(&self, manifest: &Manifest, engine: Option<&EngineCapacity>) -> Result<(), Rejection> {
         let mut asked = manifest.clone();
         if let Some(name) = self.image_name(manifest)? {
             asked.image_hash = name;
         }
-        self.admission.check(&asked, engine.as_ref())
+        self.admission.check(&asked, engine)
     }
 
     /// The name under which the image of a reproduction was let in, where it gives the id that this name meant.

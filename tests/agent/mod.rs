@@ -98,6 +98,8 @@ impl Site {
     pub fn new(what: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("hb-{}", job_id(what)));
         fs::create_dir_all(dir.join("root")).unwrap();
+        // Some tests run the binary as nobody, whatever the umask.
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         Self { dir: dir.canonicalize().unwrap(), log_ids: Mutex::default() }
     }
 
