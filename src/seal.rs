@@ -80,7 +80,7 @@ impl SealError {
 
 impl fmt::Display for SealError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |path: &[u8]| if path.is_empty() { "the directory itself".to_owned() } else { text::encode(path) };
+        let name = |path: &[u8]| if path.is_empty() { "the directory itself".to_owned() } else { text::shown(path) };
         match self {
             Self::Io { path, source } => write!(f, "{}: {source}", name(path)),
             Self::Changed { path } => write!(f, "{} changed while it was hashed", name(path)),

@@ -46,7 +46,7 @@ fn every_name_is_served_and_nothing_else() {
         let etag = answer.header("etag").unwrap();
         let not_modified = agent.request("GET", &url(&id, &name), &[("If-None-Match", etag)], b"");
         assert_eq!((not_modified.status, not_modified.body.len()), (304, 0));
-        let head = agent.request("HEAD", &url(&id, &name), &[], b"");
+        let head = agent.request("HEAD", &url(&id, &name), &[("Range", "bytes=0-0")], b"");
         assert_eq!((head.status, head.body.len()), (200, 0));
         assert_eq!(head.header("content-length"), answer.header("content-length"));
     }

@@ -165,6 +165,29 @@ fn what_differs_is_told_artifact_by_artifact() {
 }
 
 #[test]
+fn who_could_not_read_an_input_cannot_read_its_copy() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let site = Site::new("reproduce-owner");
+    let agent = site.start(&[]);
+    let dir = site.mountable("work");
+    fs::create_dir(dir.join("closed")).unwrap();
+    for (name, mode) in [("secret", 0o600), ("closed/x", 0o644), ("closed", 0o700)] {
+        if !dir.join(name).is_dir() {
+            fs::write(dir.join(name), "hidden").unwrap();
+        }
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    chown(&dir, Some(1000), Some(1000)).unwrap();
+    let id = job_id("owner");
+    sealed(&agent, &shell(&id, &[at(&dir, "/job/workdir")], "cat secret closed/x && exit 1; id -u > whoami"));
+    let again = is_sealed(&agent, &accepted(&agent, &id));
+    let reproduction = &detail(&agent, &again, "SEALED")["reproduction"];
+    let same = json!("identical");
+    assert_eq!((&reproduction["stdout"], &reproduction["stderr"]), (&same, &same), "{reproduction}");
+    assert_eq!((&reproduction["identical"], &reproduction["artifacts"]["/job/workdir/whoami"]), (&json!(1), &same));
+}
+
+#[test]
 fn it_begins_with_the_recorded_inputs_alone_and_leaves_the_original_as_it_is() {
     let site = Site::new("reproduce-inputs");
     let agent = site.start(&[]);

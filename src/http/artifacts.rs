@@ -62,7 +62,7 @@ impl App {
         let mut headers = download("application/octet-stream", &safe_name(&path));
         headers.extend([header("ETag", &etag), header("Accept-Ranges", "bytes")]);
         let same = request.header("if-range").is_none_or(|value| value == etag);
-        let (status, first, length) = match request.header("range").filter(|_| same) {
+        let (status, first, length) = match request.range().filter(|_| same) {
             None => (200, 0, artifact.size),
             Some(value) => match parse_range(value, artifact.size) {
                 Ok(None) => (200, 0, artifact.size),

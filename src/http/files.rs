@@ -71,7 +71,7 @@ pub fn serve(path: &Path, content_type: &str, request: &Request) -> Result<Reply
     };
     let len = file.metadata().map_err(|error| unreadable(&error))?.len();
     let headers = vec![header("Content-Type", content_type), header("Accept-Ranges", "bytes")];
-    match request.header("range").map_or(Ok(None), |value| parse_range(value, len)) {
+    match request.range().map_or(Ok(None), |value| parse_range(value, len)) {
         Ok(None) => Ok(part(file, 0, len, 200, headers)),
         Ok(Some((first, last))) => {
             let mut headers = headers;

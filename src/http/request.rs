@@ -40,6 +40,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// The `Range` field; of GET only, since it has no meaning elsewhere (RFC 9110 §14.2).
+    pub fn range(&self) -> Option<&str> {
+        self.header("range").filter(|_| self.method == Method::Get)
+    }
+
     /// The first value of a header. `lower_name` is in lower case.
     pub fn header(&self, lower_name: &str) -> Option<&str> {
         self.headers.iter().find(|(name, _)| name == lower_name).map(|(_, value)| value.as_str())

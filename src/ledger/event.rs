@@ -279,10 +279,18 @@ fn yes() -> bool {
     true
 }
 
+/// Longest message of a FAILED event, in bytes. It may carry paths that a payload chose, and an event has to fit in a frame.
+pub const FAILED_MESSAGE_MAX: usize = 8 << 10;
+
 impl Failed {
-    /// Of a job by itself.
+    /// Of a job by itself. What is too long of the message is cut off.
     pub fn new(reason: impl Into<String>, message: impl Into<String>, ending: Ending) -> Self {
-        Self { reason: reason.into(), message: message.into(), ancestor: None, ending }
+        let mut message = message.into();
+        if message.len() > FAILED_MESSAGE_MAX {
+            message.truncate(message.floor_char_boundary(FAILED_MESSAGE_MAX));
+            message.push('…');
+        }
+        Self { reason: reason.into(), message, ancestor: None, ending }
     }
 }
 

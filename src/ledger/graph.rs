@@ -113,8 +113,13 @@ pub fn cycle_through<'a>(
     // Of each ancestor, the child over which it was come to.
     let mut over: HashMap<&str, &str> = HashMap::new();
     let mut next = VecDeque::from([start]);
+    let mut looked_at = 0;
     while let Some(job) = next.pop_front() {
         for parent in parents_of(job) {
+            looked_at += 1;
+            if looked_at > look_at_max {
+                return None;
+            }
             if parent == start {
                 let mut cycle = vec![start];
                 let mut at = job;
@@ -124,7 +129,7 @@ pub fn cycle_through<'a>(
                 }
                 return Some(cycle);
             }
-            if over.len() < look_at_max && !over.contains_key(parent) {
+            if !over.contains_key(parent) {
                 over.insert(parent, job);
                 next.push_back(parent);
             }

@@ -363,3 +363,19 @@ fn events_that_do_not_follow_are_refused_and_change_nothing() {
     }
     assert_eq!(bench.job().state, State::Received);
 }
+
+#[test]
+fn a_message_fits_in_an_event_whatever_paths_it_carries() {
+    use crate::ledger::event::FAILED_MESSAGE_MAX;
+    for (character, length) in [("x", 3), ("é", 2 << 20), ("\u{1}", FAILED_MESSAGE_MAX), ("x", FAILED_MESSAGE_MAX + 1)]
+    {
+        let message = character.repeat(length);
+        let kept = Failed::new("inputs", message.clone(), Ending::default()).message;
+        if message.len() <= FAILED_MESSAGE_MAX {
+            assert_eq!(kept, message);
+        } else {
+            assert!(kept.len() <= FAILED_MESSAGE_MAX + '…'.len_utf8() && kept.ends_with('…'), "{} bytes", kept.len());
+            assert!(message.starts_with(kept.trim_end_matches('…')));
+        }
+    }
+}

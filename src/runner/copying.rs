@@ -6,21 +6,29 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::progress::{Doing, Underway};
 use super::{Fault, Runner};
 use crate::ledger::lifecycle::Job;
-use crate::manifest::{Place, PlaceSource, scratch, staged};
+use crate::manifest::{Manifest, Place, PlaceSource, scratch, staged};
 use crate::seal::compare::{descend, split};
 use crate::seal::{Progress, Tree, hash_tree};
-use crate::sys::copy::sync_file_system;
+use crate::sys::copy::{space_of, sync_file_system};
 use crate::sys::dir::{self, Dir, FileType, is_absence, stat_file};
 use crate::sys::kill_point;
 
 /// How much is copied before somebody looks whether it is still wanted, in bytes. Whole blocks, so that file systems that
 /// can share them do.
 const CHUNK_BYTES: u64 = 64 << 20;
+/// Jobs that hold copies beyond those that run, so that the next ones need not wait for theirs.
+const COPIES_AHEAD: usize = 2;
+/// How often a job that waits for its turn to copy looks.
+const TURN_LOOK: Duration = Duration::from_millis(200);
+/// What copies leave free for the ledger, logs and seals, in bytes; a twentieth of a small file system.
+const RESERVE_BYTES: u64 = 256 << 20;
+
 /// Ends the name of an empty directory among what is staged for a job: elsewhere there may be an unfinished copy of this
 /// number, which nobody else would find.
 const MARK: &str = ".begun";
@@ -72,6 +80,24 @@ impl<'r> Copy<'r> {
         let underway = runner.begin(job, Doing::Copying);
         let done = Progress::default();
         Ok(Self { runner, job, what, place, partial, root, container, underway, done, is_finished: false })
+    }
+
+    /// Whether so many bytes fit, before any is written: half of what does not would only take the space of others, among
+    /// them the ledger, again and again.
+    pub(super) fn make_room(&self, bytes: u64) -> Result<(), Fault> {
+        let space = File::open(&self.partial).and_then(|dir| space_of(&dir));
+        match space.map_err(|error| self.fault(b"", &error))? {
+            Some(space) if bytes.saturating_add((space.total / 20).min(RESERVE_BYTES)) > space.free => {
+                let message = format!(
+                    "{}: {} MiB are to be copied, and {} MiB are free below --data",
+                    self.what,
+                    bytes.div_ceil(1 << 20),
+                    space.free >> 20
+                );
+                Err(Fault { disk_is_full: true, ..Fault::new("inputs", message) })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where it goes.
@@ -221,6 +247,38 @@ impl Drop for Copy<'_> {
             log::warn!("{} is not removed: {error}", self.partial.display());
         }
     }
+}
+
+/// Whether a job is shown copies of the agent's own.
+pub(super) fn is_shown_copies(manifest: &Manifest) -> bool {
+    let is_copy = |source| matches!(source, PlaceSource::ArtifactsOf(_) | PlaceSource::CopyOf(_));
+    manifest.places().iter().any(|place| is_copy(place.source))
+}
+
+/// Waits until few enough jobs hold copies: those of a thousand children of one job, made at once, might not fit where those
+/// of the few that run do. `false`: the agent stops, or the job has ended.
+pub(super) fn wait_for_turn(runner: &Runner, job: &Arc<Job>) -> bool {
+    let given_up = || runner.has_ended(&job.job_id);
+    loop {
+        if runner.is_stopping() || given_up() {
+            return false;
+        }
+        if hold(runner, job, runner.setup.workers + COPIES_AHEAD) {
+            return true;
+        }
+        runner.note_waiting(&job.job_id, "copies of its inputs: other jobs that hold some run first");
+        runner.pause(TURN_LOOK, &given_up);
+    }
+}
+
+/// Notes that a job holds copies, if at most `holders_max` do.
+pub(super) fn hold(runner: &Runner, job: &Job, holders_max: usize) -> bool {
+    let mut holders = runner.copies.lock().unwrap_or_else(PoisonError::into_inner);
+    holders.retain(|id| !runner.has_ended(id));
+    if holders.contains(&job.job_id) {
+        return true;
+    }
+    holders.len() < holders_max && holders.insert(job.job_id.clone())
 }
 
 /// Removes what is staged for a job, and what is left of other copies for it that were never finished.

@@ -54,7 +54,7 @@ use crate::config::Pull;
 use crate::engine::Engine;
 use crate::host::Host;
 use crate::ledger::event::State;
-use crate::ledger::lifecycle::Job;
+use crate::ledger::lifecycle::{Job, Open};
 use crate::manifest::Resources;
 use crate::resources::{EngineCapacity, ResourceLimits};
 use crate::sys::AbortOnPanic;
@@ -71,7 +71,7 @@ const ENGINE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Durati
 const FINGERPRINT_WAIT: Duration = Duration::from_secs(2);
 /// Before a job is offered again of which another thread still has what it was before.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
-/// Threads that resolve images and hash inputs, and as many that pull.
+/// Threads that resolve images and hash inputs, as many that pull, and as many that copy.
 const SCHEDULERS: usize = 2;
 
 /// What a runner needs.
@@ -128,6 +128,10 @@ pub struct Runner {
     telemetry: Arc<Telemetry>,
     /// Who may use which directories.
     claims: Mutex<Table>,
+    /// Jobs that hold copies, or are being given some.
+    copies: Mutex<HashSet<Arc<str>>>,
+    /// Held while a request compares inputs with what is there.
+    comparing: Mutex<()>,
     /// Look-ups of directories that have not come back.
     looking_up: AtomicUsize,
 }
@@ -152,6 +156,8 @@ impl Runner {
             progresses: Progresses::default(),
             telemetry: Arc::default(),
             claims: Mutex::default(),
+            copies: Mutex::default(),
+            comparing: Mutex::default(),
             looking_up: AtomicUsize::new(0),
         })
     }
@@ -190,6 +196,10 @@ impl Runner {
         let held: Vec<_> = unfinished.iter().filter(|job| !claims::waits(job)).cloned().collect();
         held.iter().for_each(|job| claims::hold(self, job));
         for job in unfinished {
+            let has_copies = |open: &Open| !claims::waits(job) && copying::is_shown_copies(open.manifest.get());
+            if job.open.as_deref().is_some_and(has_copies) {
+                copying::hold(self, job, usize::MAX);
+            }
             if let Some(image_id) = &job.image_id {
                 self.pins.inherit(image_id, &job.job_id);
             }
@@ -226,6 +236,9 @@ impl Runner {
             })?;
             self.spawn("pull", |runner| {
                 runner.take_from(&runner.queues.pull, Stage::Prepare, schedule::pull_and_schedule)
+            })?;
+            self.spawn("copy", |runner| {
+                runner.take_from(&runner.queues.copy, Stage::Prepare, schedule::copy_and_schedule)
             })?;
         }
         for _ in 0..self.setup.workers {

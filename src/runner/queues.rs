@@ -48,6 +48,8 @@ pub struct Queues {
     pub(super) schedule: Queue,
     /// Jobs whose image is not on the host. Apart, since a registry that does not answer must hold up nobody else.
     pub(super) pull: Queue,
+    /// Jobs that are shown copies. Apart, since those may be large, and wait for space.
+    pub(super) copy: Queue,
     pub(super) run: Queue,
     pub(super) clean: (Sender<Clean>, Receiver<Clean>),
     pub(super) active: Arc<Mutex<HashMap<Arc<str>, Sender<Signal>>>>,
@@ -60,6 +62,7 @@ impl Default for Queues {
             gate: unbounded(),
             schedule: unbounded(),
             pull: unbounded(),
+            copy: unbounded(),
             run: unbounded(),
             clean: unbounded(),
             active: Arc::default(),

@@ -48,8 +48,9 @@ impl Original {
             _ => {}
         })
         .map_err(|error| format!("job {job_id}: the ledger cannot be read back: {error}"))?;
-        let (Some(text), Some(scheduled)) = (text, scheduled) else {
-            return Err(format!("job {job_id} was never scheduled; name a job that is SEALED"));
+        let is_sealed = runner.setup.engine.view().job(job_id).is_some_and(|job| job.state == State::Sealed);
+        let (Some(text), Some(scheduled), true) = (text, scheduled, is_sealed) else {
+            return Err(format!("job {job_id} is not SEALED; name one that is"));
         };
         let manifest = manifest::parse(text.get().as_bytes())
             .map_err(|rejection| format!("job {job_id}: its manifest cannot be read: {rejection}"))?
@@ -149,6 +150,11 @@ impl Runner {
             let message = format!("job {of:?} is {}; only SEALED jobs can be reproduced", job.state);
             return Err(Rejection::new(409, "not_sealed", message).field("reproduces"));
         }
+        // A listing may be large, and a directory too: one request at a time.
+        let Ok(_turn) = self.comparing.try_lock() else {
+            let message = "the inputs of another reproduction are being compared; ask again in a moment";
+            return Err(Rejection::new(503, "busy", message));
+        };
         let original = Original::read(self, of).map_err(|message| Rejection::new(409, "inputs_lost", message))?;
         if let Some(part) = original.other_part(manifest) {
             let message = format!(
@@ -199,12 +205,13 @@ pub(super) fn copy(
     claims::confirm(runner, &job.job_id, path, &source, true).map_err(|message| Fault::new("mount", message))?;
     let what = format!("the inputs of {}", original.job_id);
     let mut copy = Copy::begin(runner, job, place, what)?;
+    copy.make_room(recorded.bytes)?;
     let mut differences = Differences::default();
     for entry in &recorded.entries {
         if copy.is_given_up() {
             return Err(Fault::abandoned());
         }
-        if let Some(how) = copy_entry(&mut copy, source.dir(), source.owner(), entry)? {
+        if let Some(how) = copy_entry(&mut copy, source.dir(), entry)? {
             differences.add(place.container, &entry.path, how);
         }
     }
@@ -214,7 +221,10 @@ pub(super) fn copy(
     let fault = |copy: &Copy<'_>, path: &[u8], error: &io::Error| copy.fault(path, error);
     // From below, since a directory may forbid what is still to be done in it.
     for entry in recorded.entries.iter().rev().filter(|entry| entry.kind == Kind::Directory) {
-        let set = descend(copy.root(), &entry.path).and_then(|dir| finish_directory(&dir, source.owner(), entry.mode));
+        let set = descend(source.dir(), &entry.path).and_then(|from| from.stat()).and_then(|from| {
+            let dir = descend(copy.root(), &entry.path)?;
+            finish_directory(&dir, (from.uid, from.gid), entry.mode)
+        });
         set.map_err(|error| fault(&copy, &entry.path, &error))?;
     }
     source
@@ -232,12 +242,7 @@ pub(super) fn copy(
 }
 
 /// How the entry differs from what was recorded, if it does.
-fn copy_entry(
-    copy: &mut Copy<'_>,
-    source: &Dir,
-    owner: (u32, u32),
-    entry: &Entry,
-) -> Result<Option<&'static str>, Fault> {
+fn copy_entry(copy: &mut Copy<'_>, source: &Dir, entry: &Entry) -> Result<Option<&'static str>, Fault> {
     let (above, name) = split(&entry.path);
     let found = descend(source, above).and_then(|dir| Ok((dir.stat_child(name)?, dir)));
     let (stat, from) = match found {
@@ -245,6 +250,8 @@ fn copy_entry(
         Err(error) if is_absence(&error) => return Ok(Some("missing")),
         Err(error) => return Err(copy.fault(&entry.path, &error)),
     };
+    // Whoever could not read it in the original must not in the copy.
+    let owner = (stat.uid, stat.gid);
     match (entry.kind, stat.file_type) {
         (Kind::File, FileType::Regular) if (stat.mode & 0o111 != 0) == (entry.mode & 0o111 != 0) => {
             match copy.file(&from, name, &entry.path, entry.size, entry.mode & MODE_BITS) {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::Runner;
+use super::copying;
 use super::docker::EngineError;
 use super::workspace;
 use crate::config::Pull;
@@ -12,22 +13,40 @@ use crate::ledger::lifecycle::{Command, Job};
 use crate::manifest::Resources;
 use crate::sys::kill_point;
 
+/// What a thread may do for a job that takes long, and must hold up nobody else.
+#[derive(Clone, Copy)]
+struct May {
+    pull: bool,
+    copy: bool,
+}
+
 /// Takes a received job on; what cannot run is refused with the reason, and a stopping agent leaves it as it is. A job whose
-/// image must be pulled first goes to the threads that do that.
+/// image must be pulled first, or that is shown copies, goes to the threads that do that.
 pub(super) fn schedule(runner: &Arc<Runner>, job: &Arc<Job>) {
-    match &job.image_id {
-        // SCHEDULED once, and not to be scheduled anew: what it runs on is in the ledger.
-        Some(image_id) => match prepare_again(runner, job, image_id) {
-            Ok(()) => runner.queues.offer(&runner.queues.run.0, job),
-            Err(hitch) => record(runner, job, Err(hitch)),
-        },
-        None => record(runner, job, prepare(runner, job, false)),
-    }
+    advance(runner, job, May { pull: false, copy: false });
 }
 
 /// The same, with the pull.
 pub(super) fn pull_and_schedule(runner: &Arc<Runner>, job: &Arc<Job>) {
-    record(runner, job, prepare(runner, job, true));
+    advance(runner, job, May { pull: true, copy: false });
+}
+
+/// The same, with the copies.
+pub(super) fn copy_and_schedule(runner: &Arc<Runner>, job: &Arc<Job>) {
+    if copying::wait_for_turn(runner, job) {
+        advance(runner, job, May { pull: false, copy: true });
+    }
+}
+
+fn advance(runner: &Arc<Runner>, job: &Arc<Job>, may: May) {
+    match &job.image_id {
+        // SCHEDULED once, and not to be scheduled anew: what it runs on is in the ledger.
+        Some(image_id) => match prepare_again(runner, job, image_id, may) {
+            Ok(()) => runner.queues.offer(&runner.queues.run.0, job),
+            Err(hitch) => record(runner, job, Err(hitch)),
+        },
+        None => record(runner, job, prepare(runner, job, may)),
+    }
 }
 
 /// Why a job does not become SCHEDULED now.
@@ -36,6 +55,8 @@ enum Hitch {
     Refused(&'static str, String),
     /// Its image must be pulled.
     Pull,
+    /// Copies must be made for it.
+    Copy,
     /// The agent stops, or the job has ended.
     Over,
 }
@@ -45,6 +66,7 @@ fn record(runner: &Arc<Runner>, job: &Arc<Job>, prepared: Result<Scheduled, Hitc
         Ok(scheduled) => Command::Schedule(job.job_id.clone(), job.seq, scheduled),
         Err(Hitch::Refused(reason, message)) => Command::Refuse(job.job_id.clone(), job.seq, reason.into(), message),
         Err(Hitch::Pull) => return runner.queues.offer(&runner.queues.pull.0, job),
+        Err(Hitch::Copy) => return runner.queues.offer(&runner.queues.copy.0, job),
         Err(Hitch::Over) => return,
     };
     let recorded = runner.setup.engine.execute(command);
@@ -55,10 +77,13 @@ fn record(runner: &Arc<Runner>, job: &Arc<Job>, prepared: Result<Scheduled, Hitc
     }
 }
 
-fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may_pull: bool) -> Result<Scheduled, Hitch> {
+fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may: May) -> Result<Scheduled, Hitch> {
     let manifest = job.open.as_ref().ok_or(Hitch::Over)?.manifest.get().clone();
     check_capacity(runner, job, &manifest.resources)?;
-    let image_id = image(runner, job, &manifest.image_hash, may_pull)?;
+    let image_id = image(runner, job, &manifest.image_hash, may.pull)?;
+    if !may.copy && copying::is_shown_copies(&manifest) {
+        return Err(Hitch::Copy);
+    }
     runner
         .until_there_is_space(&job.job_id, &|| runner.has_ended(&job.job_id), || {
             workspace::inputs(runner, job, &manifest, &image_id)
@@ -67,7 +92,7 @@ fn prepare(runner: &Arc<Runner>, job: &Arc<Job>, may_pull: bool) -> Result<Sched
         .map_err(|fault| Hitch::Refused(fault.reason, fault.message))
 }
 
-fn prepare_again(runner: &Arc<Runner>, job: &Arc<Job>, image_id: &Arc<str>) -> Result<(), Hitch> {
+fn prepare_again(runner: &Arc<Runner>, job: &Arc<Job>, image_id: &Arc<str>, may: May) -> Result<(), Hitch> {
     let manifest = job.open.as_ref().ok_or(Hitch::Over)?.manifest.get().clone();
     if pinned(runner, job, image_id, false)?.is_none() {
         let message = format!(
@@ -77,6 +102,9 @@ fn prepare_again(runner: &Arc<Runner>, job: &Arc<Job>, image_id: &Arc<str>) -> R
         return Err(Hitch::Refused("image", message));
     }
     check_capacity(runner, job, &manifest.resources)?;
+    if !may.copy && copying::is_shown_copies(&manifest) {
+        return Err(Hitch::Copy);
+    }
     runner
         .until_there_is_space(&job.job_id, &|| runner.has_ended(&job.job_id), || {
             workspace::inputs_still(runner, job, &manifest)

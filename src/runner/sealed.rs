@@ -106,6 +106,10 @@ impl OpenFile {
             hasher.update(&buffer[..read]);
             at += read as u64;
             pieces += 1;
+            if at > self.stat.size {
+                // Somebody appends to it, perhaps as fast as it is read.
+                break;
+            }
             if pieces % 64 == 0 && !keep_on() {
                 return Ok(None);
             }

@@ -65,6 +65,7 @@ pub(super) fn stage(runner: &Runner, job: &Arc<Job>, place: &Place<'_>, parent_i
     let mut opened: Vec<Option<CheckedMount>> = writable.iter().map(|_| None).collect();
     let what = format!("the artifacts of {parent_id}");
     let mut copy = Copy::begin(runner, job, place, what)?;
+    copy.make_room(parent.seal.bytes)?;
     let mut copied: Vec<(&Artifact, Vec<u8>)> = Vec::with_capacity(parent.seal.artifacts.len());
     for artifact in &parent.seal.artifacts {
         let Some((number, relative)) = writable.iter().enumerate().find_map(|(number, writable)| {
@@ -190,5 +191,5 @@ fn other(parent_id: &str, artifact: &Artifact, found: &str) -> Fault {
 }
 
 fn shown(artifact: &Artifact) -> String {
-    text::encode(&artifact.path.0)
+    text::shown(&artifact.path.0)
 }

@@ -180,7 +180,11 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
     let bound =
         bound_still(runner, &job.job_id, manifest, container).map_err(|e| fault("mounts", io::Error::other(e)))?;
     let original = manifest.reproduces.as_deref().map(|of| staging::Parent::read(runner, of)).transpose();
-    let original = original.map_err(|why| fault("reproduces", io::Error::other(why)))?;
+    // It was there when the job was scheduled. A run of days is not thrown away because its comparison cannot be made.
+    let original = original.unwrap_or_else(|why| {
+        log::warn!("job {}: it is sealed without a comparison: {why}", job.job_id);
+        None
+    });
     let mut writable = Vec::new();
     for (place, bound) in &bound {
         writable.push((place.container, bound.open().map_err(|error| fault(place.container, error))?));

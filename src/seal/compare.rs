@@ -8,7 +8,8 @@ use crate::sys::dir::{Dir, FileType, is_absence};
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -28,7 +29,7 @@ impl Differences {
     /// Adds the path `relative` of the mount at `container`; `how`: changed, missing or extra.
     pub fn add(&mut self, container: &str, relative: &[u8], how: &str) {
         if self.named.len() < NAMED_MAX {
-            self.named.push(format!("{container}/{} {how}", text::encode(relative)));
+            self.named.push(format!("{container}/{} {how}", text::shown(relative)));
         } else {
             self.more += 1;
         }
@@ -126,7 +127,9 @@ fn look_at(dir: &Dir, entry: &Entry, contents: bool) -> io::Result<Option<&'stat
     let is_same = match (entry.kind, stat.file_type) {
         (Kind::File, FileType::Regular) => {
             let looks_same = stat.size == entry.size && (stat.mode & 0o111 != 0) == (entry.mode & 0o111 != 0);
-            looks_same && (!contents || digest(&mut parent.open_child_file(name)?)? == (entry.size, entry.sha256))
+            // No further than it should go: somebody may be appending to it.
+            let digest_of = |file: File| digest(&mut file.take(entry.size + 1));
+            looks_same && (!contents || digest_of(parent.open_child_file(name)?)? == (entry.size, entry.sha256))
         }
         (Kind::Symlink, FileType::Symlink) => Some(parent.read_link(name)?.as_bytes()) == entry.target.as_deref(),
         (Kind::Directory, FileType::Directory)

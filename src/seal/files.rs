@@ -270,7 +270,8 @@ fn hash_file(
     if !is_same_file(&before, &file.listed) {
         return Err(FileFault::Changed);
     }
-    let (size, hash) = digest_with(&mut open, buffer, &mut |read| {
+    // No further than it should go: somebody may append to it as fast as it is read.
+    let (size, hash) = digest_with(&mut (&mut open).take(before.size.saturating_add(1)), buffer, &mut |read| {
         shared.bytes.fetch_add(read as u64, Ordering::Release);
         go_on(is_wanted())
     })?;
@@ -317,13 +318,13 @@ pub(super) fn is_unchanged(before: &Stat, after: &Stat) -> bool {
 ///
 /// # Errors
 /// What `read` gives.
-pub fn digest(file: &mut File) -> io::Result<(u64, Hash)> {
+pub fn digest(file: &mut impl Read) -> io::Result<(u64, Hash)> {
     digest_with(file, &mut vec![0; CHUNK_BYTES], &mut |_| Ok(()))
 }
 
 /// The same; `tell` hears how much was read after each read.
 fn digest_with<E: From<io::Error>>(
-    file: &mut File,
+    file: &mut impl Read,
     buffer: &mut [u8],
     tell: &mut dyn FnMut(usize) -> Result<(), E>,
 ) -> Result<(u64, Hash), E> {

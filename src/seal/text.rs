@@ -13,6 +13,19 @@ pub fn encode(path: &[u8]) -> String {
     text
 }
 
+/// Longest path that a person is shown whole, in bytes: a payload may make paths of half a megabyte.
+const SHOWN_MAX: usize = 400;
+
+/// The same for a message: what is too long is cut in the middle, where it tells least.
+pub fn shown(path: &[u8]) -> String {
+    let text = encode(path);
+    if text.len() <= SHOWN_MAX {
+        return text;
+    }
+    let (head, tail) = (text.floor_char_boundary(SHOWN_MAX / 2), text.ceil_char_boundary(text.len() - SHOWN_MAX / 2));
+    format!("{}…{}", &text[..head], &text[tail..])
+}
+
 /// The bytes that [`encode`] wrote as `text`; `None` where it cannot have been written by it.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let mut path = Vec::with_capacity(text.len());

@@ -90,15 +90,18 @@ impl Inner {
         let jobs = members.iter().map(|job| self.jobs[*job as usize].job.clone()).collect();
         let mut graph = Graph { jobs, edges: Vec::new(), truncated };
         let shown: HashSet<u32> = members.iter().copied().collect();
+        let mut looked_at = 0;
         for child in members {
             let job = &self.jobs[*child as usize].job;
             for parent in job.parents() {
-                if !self.numbers.get(parent).is_some_and(|parent| shown.contains(parent)) {
-                    continue;
-                }
-                if graph.edges.len() == EDGES_MAX {
+                // Publishing waits meanwhile, so those that are looked at count, shown or not.
+                looked_at += 1;
+                if looked_at > EDGES_MAX {
                     graph.truncated = true;
                     return graph;
+                }
+                if !self.numbers.get(parent).is_some_and(|parent| shown.contains(parent)) {
+                    continue;
                 }
                 graph.edges.push((parent.clone(), job.job_id.clone()));
             }
