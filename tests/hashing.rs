@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use agent::{Agent, Site, eventually, job_id};
+use agent::{Agent, Site, eventually, job_id, manifest};
 use job_support::{at, failed_for, shell, states, summary, trace};
 use serde_json::{Value, json};
 
