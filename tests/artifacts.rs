@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use agent::{Agent, PATIENCE, Site, eventually, hackbrain, job_id, manifest};
-use sealed_support::{odd_files, peak_kib, refused, sealed, shell, url, write_file};
+use sealed_support::{odd_files, refused, sealed, shell, url, write_file};
 
 #[track_caller]
 fn is_refused(agent: &Agent, path: &str, status: u16, code: &str) {
@@ -183,7 +183,7 @@ fn a_large_file_costs_no_memory_and_a_change_under_way_cuts_it() {
     let dir = sealed(&agent, &site, &id, &format!("head -c {BYTES} /dev/urandom > big"));
     let (big, url) = (dir.join("big"), url(&id, b"big"));
     let file = File::options().read(true).write(true).open(&big).unwrap();
-    let before = peak_kib(&agent);
+    let before = agent.memory_kib("VmHWM");
     let whole = agent.get(&url);
     assert_eq!(whole.status, 200);
     assert!(whole.body == fs::read(&big).unwrap(), "the download is the file");
@@ -194,7 +194,7 @@ fn a_large_file_costs_no_memory_and_a_change_under_way_cuts_it() {
         file.read_exact_at(&mut expected, first).unwrap();
         assert!(part.status == 206 && part.body == expected, "{first}-{last}");
     }
-    let grown = peak_kib(&agent) - before;
+    let grown = agent.memory_kib("VmHWM") - before;
     assert!(grown < 16 << 10, "{grown} KiB more memory at most");
 
     for range in ["", "Range: bytes=1-\r\n"] {

@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 
 use agent::{Agent, Answer, Site, eventually, hackbrain, job_id, manifest};
 use hackbrain::hash::Hash;
-use sealed_support::{odd_files, path, peak_kib, refused, sealed, shell, write_file};
+use sealed_support::{odd_files, path, refused, sealed, shell, write_file};
 use serde_json::Value;
 
 fn bundle_url(id: &str) -> String {
@@ -371,9 +371,9 @@ fn many_files_and_large_ones_cost_little_memory() {
                 for d in d*; do (cd $d; seq 1 100 | xargs touch); done; head -c 150000000 /dev/urandom > big";
     sealed(&agent, &site, &id, line);
     fetch(&agent, &format!("{}?artifacts=no", bundle_url(&id)));
-    let before = peak_kib(&agent);
+    let before = agent.memory_kib("VmHWM");
     let tar = fetch(&agent, &bundle_url(&id)).body;
-    let grown = peak_kib(&agent) - before;
+    let grown = agent.memory_kib("VmHWM") - before;
     assert!(tar.len() > 152_000_000 && grown < 8 << 10, "{grown} KiB more memory at most");
     let unpacked = unpack(&site, &id, "many", &tar);
     assert!(files_below(&unpacked).len() > 5_000);

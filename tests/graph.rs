@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod job_support;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,6 +20,7 @@ use hackbrain::ledger::time::Time;
 use hackbrain::sys::block::Caching;
 use hackbrain::wal::storage::Directory;
 use hackbrain::wal::writer::{Options, Wal};
+use job_support::{summary, trace};
 use serde_json::{Value, json};
 
 /// A job that runs a shell line behind its parents.
@@ -60,17 +62,8 @@ fn accepted(agent: &Agent, jobs: &[Value]) -> Vec<Value> {
     receipts
 }
 
-fn summary(agent: &Agent, id: &str) -> Value {
-    agent.get(&format!("/api/jobs/{id}")).json()
-}
-
-fn trace(agent: &Agent, id: &str) -> Vec<Value> {
-    let text = agent.get(&format!("/api/jobs/{id}/trace")).text();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 fn states(agent: &Agent, id: &str) -> String {
-    trace(agent, id).iter().map(|event| event["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    job_support::states(agent, id).join(" ")
 }
 
 fn seq_of(agent: &Agent, id: &str, state: &str) -> u64 {
@@ -363,16 +356,10 @@ fn seqs_of_others(site: &Site, known: &[&String]) -> usize {
         .count()
 }
 
-fn status_of(agent: &Agent, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_thousand_are_durable_together_and_fail_together() {
     let site = Site::new("graph-wide");
-    let agent = site.start(&[]);
+    let agent = site.start(&["--workers", "2"]);
     let root = &job_id("root");
     let (first, _) = held(&site, root, &[]);
     // Half of them wait for the root, half of them in one long chain below it.
@@ -385,17 +372,17 @@ fn a_thousand_are_durable_together_and_fail_together() {
     jobs.reverse();
     accepted(&agent, &jobs);
     agent.kill();
-    let agent = site.start(&[]);
+    let agent = site.start(&["--workers", "2"]);
     let count = |agent: &Agent, state: &str| agent.get("/api/node").json()["jobs"][state].as_u64().unwrap();
     running(&agent, root);
     assert_eq!(count(&agent, "RECEIVED"), 999, "all of them, after the kill");
-    let (threads, memory_kib) = (status_of(&agent, "Threads"), status_of(&agent, "VmRSS"));
+    let (threads, memory_kib) = (agent.status("Threads"), agent.memory_kib("VmRSS"));
     assert!(threads < 60, "who waits has no thread: {threads}");
     assert_eq!(post(&agent, root, "cancel").0, 200);
     failed_with(&agent, names.last().unwrap(), root);
     eventually("all have failed", || (count(&agent, "FAILED") == 999).then_some(()));
-    assert!(status_of(&agent, "Threads") < 60);
-    let grown_kib = status_of(&agent, "VmRSS").saturating_sub(memory_kib);
+    assert!(agent.status("Threads") < 60);
+    let grown_kib = agent.memory_kib("VmRSS").saturating_sub(memory_kib);
     assert!(grown_kib < 64 << 10, "{grown_kib} KiB more");
     for id in [&names[0], &names[499], &names[600], &names[998]] {
         failed_with(&agent, id, root);

@@ -2,36 +2,28 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod job_support;
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use agent::{Agent, Site, eventually, job_id, manifest};
+use job_support::{at, failed_for, shell, states, summary, trace};
 use serde_json::{Value, json};
 
 /// A file without blocks that nobody hashes while a test runs.
 const ENDLESS: u64 = 4 << 40;
-
-fn summary(agent: &Agent, id: &str) -> Value {
-    agent.get(&format!("/api/jobs/{id}")).json()
-}
-
-fn events(agent: &Agent, id: &str) -> Vec<Value> {
-    let text = agent.get(&format!("/api/jobs/{id}/trace")).text();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn states(agent: &Agent, id: &str) -> Vec<String> {
-    events(agent, id).iter().map(|event| event["state"].as_str().unwrap().to_owned()).collect()
-}
+/// So much that whoever rewrites it without pause does so while it is hashed, however the two are scheduled.
+const LONG: u64 = 64 << 20;
 
 /// A new job on a directory of its own, not submitted yet.
 fn on_directory(site: &Site, what: &str, line: &str) -> (String, Value, PathBuf) {
     let id = job_id(what);
     let dir = site.mountable(&id);
-    let mut job = manifest(&id, &["sh", "-c", line]);
-    job["mount_spec"] = format!("{}:/w", dir.display()).into();
-    (id, job, dir)
+    (id.clone(), shell(&id, &[at(&dir, "/w")], line), dir)
 }
 
 fn endless(path: &Path) {
@@ -140,7 +132,7 @@ fn a_stopping_agent_lets_go_and_the_next_one_does_it_again() {
     // The attempt ran under the first NODE_UP, and was sealed under the second one.
     for id in [&sealing, &inputs] {
         let seal = agent.get(&format!("/api/jobs/{id}/seal")).json();
-        let running = events(&agent, id).into_iter().find(|event| event["state"] == "RUNNING").unwrap();
+        let running = trace(&agent, id).into_iter().find(|event| event["state"] == "RUNNING").unwrap();
         assert!(seal["node_up"].as_u64().is_some_and(|seq| seq > 1), "{seal}");
         assert_eq!(seal["node_up"], running["detail"]["node_up"]);
     }
@@ -158,8 +150,76 @@ fn a_seal_names_the_node_up_of_the_attempt_that_completed() {
     agent.accepted(&job);
     assert_eq!(agent.ended(&id)["state"], "SEALED");
     let seal = agent.get(&format!("/api/jobs/{id}/seal")).json();
-    let recovery = events(&agent, &id).into_iter().find(|event| event["state"] == "RECOVERY").unwrap();
+    let recovery = trace(&agent, &id).into_iter().find(|event| event["state"] == "RECOVERY").unwrap();
     assert_eq!((&seal["attempt"], &seal["node_up"]), (&json!(2), &recovery["detail"]["node_up"]));
     let ledger = agent.get(&format!("/api/ledger?from={}&limit=1", seal["node_up"])).json();
     assert_eq!(ledger["state"], "NODE_UP");
+}
+
+/// Rewrites a file's first bytes and its length without pause, and counts how often.
+fn rewrite(path: &Path, times: &AtomicU64, is_over: &AtomicBool) {
+    let file = File::options().write(true).create(true).truncate(false).open(path).unwrap();
+    for round in 0_u64.. {
+        file.write_all_at(&round.to_ne_bytes(), 0).unwrap();
+        file.set_len(LONG + round % 2).unwrap();
+        times.fetch_add(1, Ordering::Relaxed);
+        if is_over.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+}
+
+/// Ends what runs beside a test, also where that fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_file_that_does_not_hold_still_fails_the_job_by_its_name() {
+    let site = Site::new("hashing-changes");
+    let agent = site.start(&["--workers", "2"]);
+    let (inputs, inputs_job, inputs_dir) = on_directory(&site, "inputs", "true");
+    let (seal, seal_job, seal_dir) = on_directory(&site, "seal", "until test -e go; do sleep 0.05; done");
+    let (is_over, counts) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 2]);
+    thread::scope(|scope| {
+        let _over = Over(&is_over);
+        let rewrites = |number: usize, path: PathBuf| {
+            let (is_over, times) = (&is_over, &counts[number]);
+            scope.spawn(move || rewrite(&path, times, is_over));
+            eventually("it is written", || (times.load(Ordering::Relaxed) > 1).then_some(()));
+        };
+        rewrites(0, inputs_dir.join("restless-input"));
+        agent.accepted(&inputs_job);
+        // Nobody writes yet where the other one begins: once it runs, its inputs are hashed.
+        agent.accepted(&seal_job);
+        eventually("it runs", || (summary(&agent, &seal)["state"] == "RUNNING").then_some(()));
+        rewrites(1, seal_dir.join("restless-result"));
+        fs::write(seal_dir.join("go"), "").unwrap();
+        let cases = [
+            (&inputs, "inputs", "restless-input", "RECEIVED FAILED"),
+            (&seal, "seal", "restless-result", "RECEIVED SCHEDULED RUNNING COMPLETED FAILED"),
+        ];
+        for (id, _, file, _) in cases {
+            // It gets a few chances, and meanwhile one sees why nothing goes on.
+            eventually("it waits for the file to hold still", || {
+                let job = summary(&agent, id);
+                assert_ne!(job["phase"], "ended", "{job}");
+                let why = job["waiting_for"].as_str()?.to_owned();
+                (why.contains(file) && why.contains("changed")).then_some(())
+            });
+        }
+        for (id, reason, file, all) in cases {
+            let message = failed_for(&agent, id, reason);
+            assert!(message.contains(file) && message.contains("changed"), "{message}");
+            assert_eq!(states(&agent, id).join(" "), all);
+        }
+        plain(&agent);
+    });
+    none_hashes(&agent);
+    assert_eq!(agent.terminate(), Some(0));
+    assert_eq!(site.left_behind(), Vec::<String>::new());
 }

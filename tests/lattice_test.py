@@ -1,5 +1,6 @@
-"""A lattice of jobs: each sums what its parents computed. The agent is killed with -9 at random moments, and in the end
-every sum is right, every job ran once, and none before its parents were sealed. Standard library only.
+"""A lattice of jobs: each sums what its parents computed. The agent is killed with -9 whenever a drawn number of jobs is
+sealed, and in the end every sum is right, every job ran once, and none before its parents were sealed. Standard library
+only.
 
 HACKBRAIN_LATTICE: jobs at least (100). HACKBRAIN_KILLS: kills (5). HACKBRAIN_SEED: when they come."""
 import json
@@ -22,8 +23,10 @@ KILLS = int(os.environ.get("HACKBRAIN_KILLS", "5"))
 MODULUS = 2**61 - 1
 BATCH = 1000
 WORKERS = 4
-# Longest pause before a kill, in seconds for each job that is to come in it.
-PAUSE_S_PER_JOB = 0.35
+# The last three rows: they take three containers' time after one another, so no kill before them comes too late.
+LAST_ROWS_JOBS = 3 + 2 + 1
+# Longest wait for all jobs, in seconds: so much, and so much for each job.
+PATIENCE_S, PATIENCE_S_PER_JOB = 60, 5
 # The first job has no parents, and counts as 1. busybox reckons with 64 bits; two values fit.
 SUM = f"""
 echo start >> starts
@@ -78,20 +81,42 @@ def value_of(job, directories):
     return int((directories / job / "value").read_text())
 
 
+def quietly(*command):
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout.split()
+
+
+def remove_what_is_left(log_id):
+    """What a killed agent leaves to the next one, where there is none: containers, control groups, names of images."""
+    for container in quietly("docker", "ps", "-aq", "--filter", f"label=hackbrain.log={log_id}"):
+        quietly("docker", "rm", "-f", container)
+    # Empty only once the containers' own groups are gone.
+    for _ in range(20):
+        groups = list(pathlib.Path("/sys/fs/cgroup").glob(f"*/hackbrain-{log_id[:8]}"))
+        for group in groups:
+            for directory in (*(path for path in group.iterdir() if path.is_dir()), group):
+                try:
+                    directory.rmdir()
+                except OSError:
+                    pass
+        if not groups:
+            break
+        time.sleep(0.05)
+    for tag in quietly("docker", "images", "--format", "{{.Tag}}", "hackbrain/pin"):
+        if tag.startswith(log_id[:8]):
+            quietly("docker", "rmi", "--no-prune", f"hackbrain/pin:{tag}")
+
+
 class LatticeTest(unittest.TestCase):
     def setUp(self):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="hackbrain-lattice-"))
         self.agent = Agent(self.directory, "--workers", str(WORKERS))
+        self.log_id = json.loads(self.agent.get("/api/node"))["log_id"]
         self.prefix = f"lattice-{os.getpid()}-{time.time_ns() % 1_000_000}"
 
     def tearDown(self):
         if self.agent.process.poll() is None:
-            self.agent.end(signal.SIGTERM)
-        left = subprocess.run(["docker", "ps", "-aq", "--filter", f"name=^hb-{self.prefix}"],
-                              capture_output=True, text=True, check=True).stdout.split()
-        if left:
-            subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
-        # An agent that is killed leaves its mounts to the next one, and here there is none.
+            self.agent.end(signal.SIGKILL)
+        remove_what_is_left(self.log_id)
         for line in reversed(pathlib.Path("/proc/self/mountinfo").read_text().splitlines()):
             if line.split()[4].startswith(str(self.directory)):
                 subprocess.run(["umount", line.split()[4]], check=True)
@@ -107,12 +132,21 @@ class LatticeTest(unittest.TestCase):
         jobs = json.loads(self.agent.get("/api/node"))["jobs"]
         return sum(jobs[state] for state in states)
 
+    def until_sealed(self, jobs, began):
+        """Waits until so many jobs are sealed."""
+        while self.count("SEALED") < jobs:
+            self.assertEqual(self.count("FAILED", "CANCELLED"), 0)
+            self.assertLess(time.monotonic(), began + PATIENCE_S + PATIENCE_S_PER_JOB * JOBS, "it does not go on")
+            time.sleep(0.02)
+
     def test_every_sum_is_right_however_often_the_agent_is_killed(self):
         seed = int(os.environ.get("HACKBRAIN_SEED", time.time_ns() % 1_000_000))
         chance = random.Random(seed)
         lattice = Lattice(self.prefix, JOBS)
         jobs = list(lattice.parents)
-        print(f"seed {seed}: {len(jobs)} jobs, {KILLS} kills", flush=True)
+        self.assertLessEqual(KILLS, len(jobs) - LAST_ROWS_JOBS, "more kills than moments for them; more jobs are needed")
+        kills_at = sorted(chance.sample(range(len(jobs) - LAST_ROWS_JOBS), KILLS))
+        print(f"seed {seed}: {len(jobs)} jobs, kills when so many are sealed: {kills_at}", flush=True)
         for job in jobs:
             (self.agent.payloads / job).mkdir()
         receipts = []
@@ -122,17 +156,14 @@ class LatticeTest(unittest.TestCase):
             chance.shuffle(batch)
             receipts += self.submit([manifest(job, lattice.parents[job], self.agent.payloads) for job in batch])
         began = time.monotonic()
-        in_time = 0
-        for _ in range(KILLS):
-            time.sleep(chance.uniform(0, PAUSE_S_PER_JOB * len(jobs) / KILLS))
-            in_time += self.count("SEALED") < len(jobs)
+        for kill_at in kills_at:
+            self.until_sealed(kill_at, began)
             self.agent.end(signal.SIGKILL)
+            states = [json.loads(line)["state"] for line in self.agent.run_tool("dump").stdout.splitlines()]
+            self.assertGreaterEqual(states.count("SEALED"), kill_at)
+            self.assertLess(states.count("SEALED"), len(jobs), f"the kill at {kill_at} came too late")
             self.agent.start()
-        deadline = time.monotonic() + 60 + 5 * len(jobs)
-        while self.count("SEALED") < len(jobs):
-            self.assertEqual(self.count("FAILED", "CANCELLED"), 0)
-            self.assertLess(time.monotonic(), deadline, "it does not come to its end")
-            time.sleep(0.1)
+        self.until_sealed(len(jobs), began)
         took = time.monotonic() - began
         self.agent.end(signal.SIGTERM)
         starts = self.check_ledger(lattice, receipts)
@@ -141,8 +172,7 @@ class LatticeTest(unittest.TestCase):
             lines = (self.agent.payloads / job / "starts").read_text().splitlines()
             self.assertEqual(len(lines), starts[job], f"{job}: an attempt was started twice")
         crashed = sum(attempts - 1 for attempts in starts.values())
-        print(f"seed {seed}: all sealed in {took:.0f} s; {in_time} kills came while jobs were open; {crashed} crashes")
-        self.assertGreater(in_time, 0, "every kill came too late")
+        print(f"seed {seed}: all sealed in {took:.0f} s; {KILLS} kills, all while jobs were open; {crashed} crashes")
 
     def check_ledger(self, lattice, receipts):
         """The attempts of each job: one, unless the ledger tells of a crash."""

@@ -75,13 +75,6 @@ fn keep_the_pace(marks: &[Mark], is_end: bool) {
     }
 }
 
-/// Memory of the agent in KiB: `VmRSS` now, `VmHWM` at most.
-fn memory(agent: &Agent, what: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with(what)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_million_markers_as_fast_as_they_can_be_printed() {
     let site = Site::new("million");
@@ -90,7 +83,7 @@ fn a_million_markers_as_fast_as_they_can_be_printed() {
     let warm = job_id("warm");
     agent.accepted(&manifest(&warm, &["echo", "[D1_STABLE] warm"]));
     agent.ended(&warm);
-    let before = memory(&agent, "VmHWM");
+    let before = agent.memory_kib("VmHWM");
     let id = job_id("million");
     let (job, dir) = shell(
         &site,
@@ -108,7 +101,7 @@ fn a_million_markers_as_fast_as_they_can_be_printed() {
         assert_eq!((found.line.as_str(), found.offset), (last, 499_999 * 16), "{stream}");
     }
     keep_the_pace(&marks, true);
-    let grown = memory(&agent, "VmHWM") - before;
+    let grown = agent.memory_kib("VmHWM") - before;
     assert!(grown < GROWTH_KIB_MAX, "the agent grew by {grown} KiB");
 }
 
@@ -139,7 +132,7 @@ fn a_flood_that_outlives_two_agents_is_counted_to_the_last_marker() {
             agent.kill();
             agent = site.start(&[]);
         }
-        assert!(memory(&agent, "VmRSS") < 96 << 10, "{} KiB", memory(&agent, "VmRSS"));
+        assert!(agent.memory_kib("VmRSS") < 96 << 10, "{} KiB", agent.memory_kib("VmRSS"));
     }
     let summary = agent.ended(&id);
     assert_eq!((summary["state"].as_str(), summary["attempt"].as_u64()), (Some("SEALED"), Some(1)), "{summary}");
@@ -212,7 +205,7 @@ fn lines_without_end_and_bytes_that_are_no_text() {
     let warm = job_id("warm");
     agent.accepted(&manifest(&warm, &["echo", "[D1_STABLE] warm"]));
     agent.ended(&warm);
-    let before = memory(&agent, "VmHWM");
+    let before = agent.memory_kib("VmHWM");
     let id = job_id("no-text");
     // A hundred megabytes that are no line, one that is a marker, NULs in and around markers, and a last one without an end.
     let (job, _) = shell(
@@ -242,6 +235,6 @@ fn lines_without_end_and_bytes_that_are_no_text() {
     assert_eq!(completed["detail"]["stdout"]["bytes"], stdout.len());
     assert_eq!(completed["detail"]["stdout"]["sha256"], Hash::of(&stdout).to_string());
     assert_eq!(stdout.len(), 200_000_071 + 15);
-    let grown = memory(&agent, "VmHWM") - before;
+    let grown = agent.memory_kib("VmHWM") - before;
     assert!(grown < GROWTH_KIB_MAX, "the agent grew by {grown} KiB");
 }

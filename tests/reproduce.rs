@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod job_support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -11,35 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use agent::{Agent, Answer, Site, debug_build, eventually, job_id, manifest};
+use job_support::{at, detail, failure, is_sealed, sealed, shell};
 use serde_json::{Value, json};
-
-/// The detail of a job's last event with this state.
-fn detail(agent: &Agent, id: &str, state: &str) -> Value {
-    let trace = agent.get(&format!("/api/jobs/{id}/trace")).text();
-    let mut events = trace.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.rfind(|event| event["state"] == state).unwrap_or_else(|| panic!("{state} in {trace}"))["detail"].take()
-}
-
-fn shell(id: &str, spec: &[String], line: &str) -> Value {
-    let mut job = manifest(id, &["sh", "-c", line]);
-    if !spec.is_empty() {
-        job["mount_spec"] = json!(spec);
-    }
-    job
-}
-
-/// A job that must be sealed; its id.
-fn sealed(agent: &Agent, job: &Value) -> String {
-    agent.accepted(job);
-    is_sealed(agent, job["job_id"].as_str().unwrap())
-}
-
-fn is_sealed(agent: &Agent, id: &str) -> String {
-    let summary = agent.ended(id);
-    let said = agent.get(&format!("/api/jobs/{id}/trace")).text();
-    assert_eq!(summary["state"], "SEALED", "{summary} {said}");
-    id.to_owned()
-}
 
 fn reproduce(agent: &Agent, id: &str, body: &Value) -> Answer {
     agent.post(&format!("/api/jobs/{id}/reproduce"), body.to_string().as_bytes())
@@ -58,17 +32,6 @@ fn refused(agent: &Agent, id: &str) -> (u16, String, String) {
     let error = &answer.json()["error"];
     let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
     (answer.status, text("code"), text("message"))
-}
-
-/// What FAILED says of a job that cannot have its inputs.
-fn failure(agent: &Agent, id: &str) -> String {
-    let summary = agent.ended(id);
-    assert_eq!((&summary["state"], &summary["reason"]), (&json!("FAILED"), &json!("inputs")), "{summary}");
-    detail(agent, id, "FAILED")["message"].as_str().unwrap().to_owned()
-}
-
-fn at(host: &Path, container: &str) -> String {
-    format!("{}:{container}", host.display())
 }
 
 /// Everything below a directory as far as a copy of it must be the same.

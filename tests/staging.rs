@@ -2,58 +2,29 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod job_support;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use agent::{Agent, Site, debug_build, eventually, job_id, manifest};
+use agent::{Agent, Site, debug_build, eventually, job_id};
 use hackbrain::hash::Hash;
+use job_support::{at, detail, failure, shell};
 use serde_json::{Value, json};
-
-/// The detail of a job's last event with this state.
-fn detail(agent: &Agent, id: &str, state: &str) -> Value {
-    let trace = agent.get(&format!("/api/jobs/{id}/trace")).text();
-    let mut events = trace.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    events.rfind(|event| event["state"] == state).unwrap_or_else(|| panic!("{state} in {trace}"))["detail"].take()
-}
-
-fn shell(id: &str, spec: &[String], line: &str) -> Value {
-    let mut job = manifest(id, &["sh", "-c", line]);
-    if !spec.is_empty() {
-        job["mount_spec"] = json!(spec);
-    }
-    job
-}
 
 /// A job that must be sealed; its id.
 fn sealed(agent: &Agent, what: &str, spec: &[String], line: &str) -> String {
-    let id = job_id(what);
-    agent.accepted(&shell(&id, spec, line));
-    let summary = agent.ended(&id);
-    let said = agent.get(&format!("/api/jobs/{id}/stderr")).text();
-    assert_eq!(summary["state"], "SEALED", "{summary} {said}");
-    id
+    job_support::sealed(agent, &shell(&job_id(what), spec, line))
 }
 
 /// What a child prints.
 fn shown(agent: &Agent, spec: &[String], line: &str) -> String {
     let id = sealed(agent, "child", spec, line);
     agent.get(&format!("/api/jobs/{id}/stdout")).text()
-}
-
-/// What FAILED says of a job that cannot have its inputs.
-fn failure(agent: &Agent, id: &str) -> String {
-    let summary = agent.ended(id);
-    assert_eq!((&summary["state"], &summary["reason"]), (&json!("FAILED"), &json!("inputs")), "{summary}");
-    detail(agent, id, "FAILED")["message"].as_str().unwrap().to_owned()
-}
-
-fn at(host: &Path, container: &str) -> String {
-    format!("{}:{container}", host.display())
 }
 
 /// Everything below DATA/staged.

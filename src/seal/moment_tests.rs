@@ -11,12 +11,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// So much that threads are started.
 const MUCH: u64 = 8 << 20;
 /// So much that nobody hashes it while a test runs.
 const ENDLESS: u64 = 1 << 40;
+/// Longest wait for what must happen; far above what it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where there may be another file system than that of the temporary directory.
+const PLACES: [&str; 5] = ["/dev/shm", "/run", "/tmp", "/var/tmp", env!("CARGO_MANIFEST_DIR")];
 
 fn sparse(path: &Path, bytes: u64) {
     File::create(path).unwrap().set_len(bytes).unwrap();
@@ -73,22 +77,31 @@ fn another_file_system_day_and_owner_give_the_same() {
     let scratch = Scratch::new("elsewhere");
     let here = scratch.dir("t");
     vector_tree(&here);
-    let memory = Path::new("/dev/shm").join(format!("hackbrain-seal-{}", std::process::id()));
-    vector_tree(&memory);
-    assert_ne!(fs::metadata(&memory).unwrap().dev(), fs::metadata(&here).unwrap().dev(), "two file systems");
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    let elsewhere = PLACES.iter().filter(|place| device(Path::new(place)).is_some_and(|it| Some(it) != device(&here)));
+    let other = elsewhere
+        .map(|place| Scratch(Path::new(place).join(format!("hackbrain-seal-{}-there", std::process::id()))))
+        .find(|there| fs::create_dir(&there.0).is_ok())
+        .unwrap_or_else(|| {
+            panic!(
+                "not to be tested: none of {PLACES:?} is writable and on another file system than {here:?}; set TMPDIR"
+            )
+        });
+    let there = other.dir("t");
+    vector_tree(&there);
+    assert_ne!(device(&there), device(&here), "two file systems");
     for name in ["a", "run", "d", "l"] {
-        match std::os::unix::fs::lchown(memory.join(name), Some(12_345), Some(54_321)) {
+        match std::os::unix::fs::lchown(there.join(name), Some(12_345), Some(54_321)) {
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
-            Ok(()) => assert_eq!(fs::symlink_metadata(memory.join(name)).unwrap().uid(), 12_345),
+            Ok(()) => assert_eq!(fs::symlink_metadata(there.join(name)).unwrap().uid(), 12_345),
         }
     }
-    chown(&memory, Some(12_345), None).ok();
+    chown(&there, Some(12_345), None).ok();
     let day = SystemTime::UNIX_EPOCH + Duration::from_secs(86_400);
     for name in ["a", "d", ""] {
-        File::open(memory.join(name)).unwrap().set_modified(day).unwrap();
+        File::open(there.join(name)).unwrap().set_modified(day).unwrap();
     }
-    let both = (tree(&here), tree(&memory));
-    fs::remove_dir_all(&memory).unwrap();
+    let both = (tree(&here), tree(&there));
     assert_eq!(both.0, both.1, "down to every entry");
     assert_eq!(both.0.root.to_string(), "918dff66aa842daaee8e0a0fd5baddf913b68d03d505070f97aac5d99a0f1f70");
 }
@@ -226,8 +239,14 @@ fn a_change_in_the_tick_of_the_last_one_would_show() {
                 fs::write(&path, "y").unwrap();
             }
         });
-        while files::settled(&File::open(&path).unwrap()).is_ok() {}
+        let deadline = Instant::now() + PATIENCE;
+        let mut is_seen = false;
+        while !is_seen && Instant::now() < deadline {
+            is_seen = files::settled(&File::open(&path).unwrap()).is_err();
+        }
+        // Before anything can fail: the scope waits for the writer.
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(is_seen, "a change is never seen");
     });
 }
 

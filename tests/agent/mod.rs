@@ -310,6 +310,19 @@ impl Agent {
         self.child.id()
     }
 
+    /// Memory in KiB, as its `/proc` file `status` tells it: `VmRSS` now, `VmHWM` at most so far.
+    pub fn memory_kib(&self, field: &str) -> u64 {
+        self.status(field)
+    }
+
+    /// A number of its `/proc` file `status`, without the unit: `Threads`.
+    pub fn status(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let told = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let told = told.unwrap_or_else(|| panic!("{field} in {status}"));
+        told.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// SIGKILL, and waits for the end.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -88,10 +88,3 @@ pub fn refused(agent: &Agent, path: &str) -> (u16, String, String) {
     let text = |field: &str| error[field].as_str().unwrap_or_default().to_owned();
     (answer.status, text("code"), text("message"))
 }
-
-/// Peak memory of an agent so far, in KiB.
-pub fn peak_kib(agent: &Agent) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
