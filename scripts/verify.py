@@ -19,6 +19,7 @@ AFTER = {"": "RECEIVED", "RECEIVED": "SCHEDULED FAILED CANCELLED", "SCHEDULED": 
          "CRASH": "RECOVERY FAILED CANCELLED", "COMPLETED": "SEALED FAILED CANCELLED", "STOPPED": "RETRIGGERED"}
 ENV = {"HOME": "/tmp", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "0", "TZ": "UTC"}
 LETTERS = {"directory": "d", "symlink": "l", "fifo": "p", "socket": "s", "char_device": "c", "block_device": "b"}
+WHOLE = "format", "job_id", "attempt", "execution_hash", "image_id", "artifacts_root", "files", "bytes"
 MEANING = {"missing": "it is not there", "changed": "it is not what the ledger vouches for", "extra": "no job knows it",
            "hash": "manifest, image and mounts do not give what SCHEDULED tells, or a parent sealed something else"}
 FAULTS, TABLE = [], list(range(256))
@@ -31,8 +32,7 @@ def crc32c(rows):  # of each row, all of one length: a step takes one byte of ev
     crcs = [ones] * 4  # the lowest byte of every row's CRC, the next ones
     for column in zip(*rows):
         index = (crcs[0] ^ int.from_bytes(column, "little")).to_bytes(len(rows), "little")
-        crcs = [above ^ int.from_bytes(index.translate(plane), "little")
-                for above, plane in zip((*crcs[1:], 0), PLANES)]
+        crcs = [high ^ int.from_bytes(index.translate(plane), "little") for high, plane in zip(crcs[1:] + [0], PLANES)]
     return [bytes(crc) for crc in zip(*((ones ^ crc).to_bytes(len(rows), "little") for crc in crcs))]
 
 def need(held, told):
@@ -97,12 +97,12 @@ def frames(file, name, length, until, salt, seq, commit, sha):  # yields (place,
         end = at + header[0] * 4096 if header else at
         if not header or marks[at // 512:end // 512] != [mark] * (header[0] * 8):
             need(until is None, f"{where}: a frame is damaged")
-            for spot, as_if in zip(range(at, len(data), 512), sector_marks(data, salt, at, mark)):  # a torn tail?
-                own, header = marks[spot // 512], frame_header(data[spot:spot + 512]) if spot % 4096 == 0 else None
-                home = spot == at or not header or (header[3], header[6]) == (salt, spot)
-                need(home, f"{name}: {spot}: a stray frame")
+            as_due = sector_marks(data, salt, at, mark)  # what a crash in the one commit due at `at` can leave
+            for spot, own, due in zip(range(at, len(data), 512), marks[at // 512:], as_due):
+                header = frame_header(data[spot:spot + 512]) if spot % 4096 == 0 and spot != at else None
+                need(not header or (header[3], header[6]) == (salt, spot), f"{name}: {spot}: a stray frame")
                 need(own in (None, mark), f"{name}: {spot}: a sound sector of another commit")
-                need(own or not as_if and data[spot + 504:spot + 508] != mark, f"{name}: {spot}: a rotten sector")
+                need(own or not due and data[spot + 504:spot + 508] != mark, f"{name}: {spot}: a rotten sector")
             break
         body, cut = b"".join(data[spot:spot + 504] for spot in range(at, end, 512))[:128 + header[1]], 128
         for _ in range(header[2]):
@@ -147,11 +147,9 @@ def read_bundle(ledger, path):  # the same of a bundle
              (member.isdir() or parts and member.isfile()), f"{member.name!r}: a member with an odd name or type")
         if member.isfile():
             members[name] = member
-
     def open_member(name):
         ledger.asked.add(name)
         return tar.extractfile(members[name]) if name in members else None
-
     ledger.members, ledger.open = members, open_member
     ledger.files = lambda _: {name[9:]: (members[name].mode, name) for name in members if name.startswith("artifacts/")}
     for name in ("events.jsonl", "node.jsonl", "manifest.json"):
@@ -162,7 +160,7 @@ def read_bundle(ledger, path):  # the same of a bundle
     yield from heapq.merge(*([(name, line) for line in lines] for name, lines in texts.items()),
                            key=lambda event: int(re.match(rb'(?:\{"seq":)?(\d{0,19})', event[1])[1] or 0))
 
-def take(ledger, part, line):  # checks and adds the next event, of the ledger or of a part of the bundle of ledger.only
+def take(ledger, line):  # checks and adds the next event, of the ledger or of a part of the bundle of ledger.only
     form = EVENT.fullmatch(line.decode())
     need(form, "not a well-formed event")
     seq, prev, moment, name, attempt, state, detail = int(form[1]), *form.groups()[1:]
@@ -171,7 +169,7 @@ def take(ledger, part, line):  # checks and adds the next event, of the ledger o
     need(datetime.date.fromisoformat(moment[:10]) and moment >= ledger.time, "time goes back")
     need((seq == 1) == (state == "GENESIS") and (not name) == (state in ("GENESIS", "NODE_UP", "NODE_DOWN")),
          f"{state} with this seq, or with job_id {name}")
-    own = name == ledger.only if part == "events.jsonl" else state in ("GENESIS", "NODE_UP")
+    own = name == ledger.only if ledger.where == "events.jsonl" else state in ("GENESIS", "NODE_UP")
     need(own or not ledger.only, f"{state} of {name or 'no job'} has no place here")
     detail = json.loads(detail, parse_constant=int)  # int refuses NaN
     if name:
@@ -200,10 +198,8 @@ def step(ledger, seq, name, attempt, state, detail, line):
         need(ledger.only or all(ledger.jobs[parent].seal for parent in job.parents), f"{name} needs a job not sealed")
         job.told = {key: detail[key] for key in ("image_id", "input_hash", "execution_hash", "mounts")}
     if state == "SEALED":
-        job.sealed, job.seal = seq, detail["seal_hash"]
-        job.whole = {"format": 1, "job_id": name, "attempt": attempt,
-                     **{key: job.told[key] for key in ("execution_hash", "image_id")},
-                     **{key: detail[key] for key in ("artifacts_root", "files", "bytes")}}
+        facts = {**detail, **job.told, "format": 1, "job_id": name, "attempt": attempt}
+        job.sealed, job.seal, job.whole = seq, detail["seal_hash"], {key: facts[key] for key in WHOLE}
     for stream in ("stdout", "stderr") if state in ("CRASH", "COMPLETED", "FAILED", "CANCELLED") else ():
         if "sha256" in (detail.get(stream) or ()):
             job.logs[f"{attempt}.{stream}", detail[stream]["sha256"], detail[stream]["bytes"]] = True
@@ -319,10 +315,9 @@ def mounted_files(job):  # the regular files: path in the container -> mode, pat
     def unreadable(error):
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise error
-
     found = {}
-    for container, top in [(container, host) for container, mode, _, host in job.mounts if mode == "rw"]:
-        for folder, _, names in os.walk(octets(top), onerror=unreadable):
+    for container, mode, _, top in job.mounts:
+        for folder, _, names in os.walk(octets(top), onerror=unreadable) if mode == "rw" else ():
             for path in (os.path.join(folder, name) for name in names):
                 status, host = os.lstat(path), path.decode("utf-8", "surrogateescape")
                 if stat.S_ISREG(status.st_mode):
@@ -335,11 +330,10 @@ def place(job, path):  # on the host
 
 def check_artifacts(ledger, job, written, known, used):
     def excuse(seen, path):  # why a difference is no fault
-        spot = place(job, path)
-        in_use = any(spot.startswith(top + "/") for top in used)
-        return "superseded" if seen.get(spot, 0) > job.sealed else "in_use" if in_use else None
-
+        in_use = any(place(job, path).startswith(top + "/") for top in used)
+        return "superseded" if seen.get(place(job, path), 0) > job.sealed else "in_use" if in_use else None
     files, prefix = ledger.files(job), "artifacts" if ledger.only else ""
+    ledger.asked |= {"artifacts" + path for path in files}
     if ledger.only and job.artifacts and not files:
         print(f"note absent {job.id} artifacts: the bundle was made without them")
         return
@@ -366,30 +360,25 @@ def check_all(ledger):
                 seen[spot] = max(job.sealed, seen.get(spot, 0))
     used = {host for job in jobs if job.told and job.at not in ("STOPPED", "END") for _, mode, of, host in job.mounts
             if mode == "rw" and not of and not host.startswith(f"{ledger.data}/scratch/")}
-    for job in jobs:
-        if job.artifacts is not None:
-            ledger.asked |= {"artifacts" + path for path in ledger.files(job)} if ledger.only else set()
-            check_artifacts(ledger, job, written, known, used)
+    for job in (job for job in jobs if job.artifacts is not None):
+        check_artifacts(ledger, job, written, known, used)
     odd = ledger.members.keys() - ledger.asked if ledger.only and not FAULTS else ()
     need(not odd, f"{min(odd, default='')}: no event vouches for it")
 
 def run(read, path, expected):
     for wait_s in (0.05, 0.05, 0):  # an agent may be writing: what looks damaged is looked at again
         ledger, damage = types.SimpleNamespace(seq=0, hash="0" * 64, time="", jobs={}, head="0 " + "0" * 64, only=None,
-                                               asked=set(), data="", expected=set(expected)), None
+                                               asked=set(), data="", where="", expected=set(expected)), None
         try:
-            for where, line in read(ledger, path):
-                try:
-                    take(ledger, where, line)
-                except MALFORMED as error:
-                    raise ValueError(f"{where}: {error}") from None
+            for ledger.where, line in read(ledger, path):
+                take(ledger, line)
+                ledger.where = ""
             break
         except (*MALFORMED, tarfile.TarError) as error:
-            damage = error
+            damage = f"{ledger.where}: {error}" if ledger.where else error
             time.sleep(wait_s)
     try:
-        if not damage:
-            check_all(ledger)
+        damage = damage or check_all(ledger)
     except MALFORMED as error:
         damage = error
     for event in sorted(ledger.expected):
