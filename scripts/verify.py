@@ -180,8 +180,8 @@ def take(ledger, line):  # checks and adds the next event, of the ledger or of a
 
 def step(ledger, seq, name, attempt, state, detail, line):
     job = ledger.jobs.get(name) or types.SimpleNamespace(
-        id=name, at="", attempt=0, hash=None, told=None, seal=None, whole=None, sealed=0, blame=None, logs={},
-        artifacts=None, removed=(), inputs=None)
+        id=name, at="", attempt=0, sealed=0, logs={}, removed=(),
+        **dict.fromkeys(("hash", "told", "seal", "whole", "blame", "artifacts", "inputs")))
     need(state in AFTER[job.at].split(), f"{state} of {name} does not follow {job.at or 'nothing'}")
     need(attempt == job.attempt + (state in ("RUNNING", "RECOVERY")), f"{state} of {name} is of attempt {attempt}")
     if state in ("RECEIVED", "RETRIGGERED"):
@@ -222,18 +222,15 @@ def asked_mounts(manifest, scratch):  # (container path, mode, parent, place on 
              f"{scratch}/{number}" if copied and part[2:3] != ["ro"] else part[0]) for number, part in enumerate(parts)]
     return found if any(host for *_, host in found) else [("/job/workdir", "rw", None, scratch), *found]
 
-def canonical_hash(value):  # of its RFC 8785 form: manifests hold nothing that Python writes in another way
-    form = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(form.encode()).hexdigest()
-
 def check_hashes(ledger, job):
     told, ask = job.told["mounts"], job.ask
     given = [{"container": mount["container"], "mode": mount["mode"],
               "artifacts" if "artifacts_of" in mount else "tree": mount["tree"]} for mount in told]
     whole = {"command": ask["command"], "env": {**ENV, **ask.get("env", {})}, "image_id": job.told["image_id"],
              "mounts": given, "network": ask.get("network", "none"), "resources": ask.get("resources", {})}
-    need(canonical_hash(given) == job.told["input_hash"], "input_hash")
-    need(canonical_hash(whole) == job.told["execution_hash"], "execution_hash")
+    for value, sha in (given, job.told["input_hash"]), (whole, job.told["execution_hash"]):
+        form = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)  # RFC 8785, of such values
+        need(hashlib.sha256(form.encode()).hexdigest() == sha, "another hash")
     shape = [(mount["container"], mount["mode"], mount.get("artifacts_of")) for mount in told]
     need(sorted(shape, key=str) == sorted((mount[:3] for mount in job.mounts), key=str), "other mounts")
     need(all(ledger.jobs[of].whole["artifacts_root"] == mount["tree"]
@@ -245,20 +242,17 @@ def same(_, file, sha, size=None):
 
 def input_files(job, file):  # the paths in the container; raises where the inputs file is not what SCHEDULED tells
     listed, files = json.loads(file.read()), set()
-    need(listed["format"] == 1 and listed["job_id"] == job.id, "of another job")
-    need(len(listed["mounts"]) == len(job.told["mounts"]), "other mounts")
+    need((listed["format"], listed["job_id"], len(listed["mounts"])) == (1, job.id, len(job.told["mounts"])), "another")
     for mount, told in zip(listed["mounts"], job.told["mounts"]):
-        entries, of = mount["tree"]["entries"], mount.get("artifacts_of", {})
-        root, found = tree(entries), [entry for entry in entries if entry["kind"] == "file"]
-        need((mount["container"], mount["read_only"]) == (told["container"], told["mode"] == "ro"), "another mount")
-        totals = len(found), sum(entry["size"] for entry in found)
-        need((mount["tree"]["files"], mount["tree"]["bytes"]) == totals, "other totals")
-        shown = of.get("job_id"), of.get("artifacts_root", root), mount["tree"]["root"]
-        need(shown == (told.get("artifacts_of"), told["tree"], root), "another tree, or artifacts of another job")
+        tree, of = mount["tree"], mount.get("artifacts_of", {})
+        root, found = tree_hash(tree["entries"]), [entry for entry in tree["entries"] if entry["kind"] == "file"]
+        shown = mount["container"], mount["read_only"], tree["files"], tree["bytes"], tree["root"], of.get("job_id")
+        asked = told["container"], told["mode"] == "ro", len(found), sum(entry["size"] for entry in found), root
+        need(shown == (*asked, told.get("artifacts_of")) and of.get("artifacts_root", root) == told["tree"], "mount")
         files |= {f"{mount['container']}/{from_json(entry['path'])}" for entry in found}
     return files
 
-def tree(entries):  # a directory's hash, by the entries of an inputs file
+def tree_hash(entries):  # a directory's hash, by the entries of an inputs file
     below = {"": [], **{from_json(entry["path"]): [] for entry in entries if entry["kind"] == "directory"}}
     for entry in sorted(entries, key=lambda entry: octets(from_json(entry["path"])), reverse=True):
         path, kind, sha = from_json(entry["path"]), entry["kind"], entry["sha256"]
@@ -337,9 +331,9 @@ def check_artifacts(ledger, job, written, known, used):
     if ledger.only and job.artifacts and not files:
         print(f"note absent {job.id} artifacts: the bundle was made without them")
         return
-    for path, (mode, *sealed) in job.artifacts.items():
+    for path, (mode, *sealed) in job.artifacts.items():  # modes in a bundle are 0644 or 0755
         found, name = files.get(path, (0, None))
-        same_mode = (not found & 0o111) == (not mode & 0o111) if ledger.only else found == mode  # there: 0644 or 0755
+        same_mode = (not found & 0o111) == (not mode & 0o111) if ledger.only else found == mode
         if not name or not same_mode or [*digest(ledger.open(name))] != sealed:
             fault(job, "artifact_changed" if name else "artifact_missing", prefix + path, excuse(written, path))
     inputs = set() if ledger.only else job.inputs
@@ -347,7 +341,7 @@ def check_artifacts(ledger, job, written, known, used):
         fault(job, "artifact_extra", prefix + path, excuse(known, path))
 
 def check_all(ledger):
-    jobs, written, known = ledger.jobs.values(), {}, {}  # place on the host -> when the last job was sealed that ...
+    jobs, written, known = ledger.jobs.values(), {}, {}  # place on the host -> when a job was last SEALED that
     if ledger.only:
         job = ledger.jobs.get(ledger.only)
         need(job and job.at in ("STOPPED", "END"), "events.jsonl: the job has not ended")
@@ -355,7 +349,7 @@ def check_all(ledger):
         ledger.asked |= {"inputs.json"} if job.told else set()
     for job in jobs:
         check_files(ledger, job)
-        for seen, paths in (written, job.removed), (known, job.inputs or ()):  # wrote or removed it; knew it
+        for seen, paths in (written, job.removed), (known, job.inputs or ()):  # wrote or removed it, or knew it
             for spot in (place(job, path) for path in (*paths, *(job.artifacts or ()))):
                 seen[spot] = max(job.sealed, seen.get(spot, 0))
     used = {host for job in jobs if job.told and job.at not in ("STOPPED", "END") for _, mode, of, host in job.mounts
@@ -399,7 +393,7 @@ def main():
             return 0
         need(len(paths) == (bundle is None), "either DIR or --bundle FILE.tar")
         need(all(re.fullmatch("[1-9][0-9]*:[0-9a-f]{64}", event) for event in expected), "--expect takes SEQ:HASH")
-        need(bundle or os.path.isdir(paths[0] + "/wal"), f"{paths} is not a data directory: it has no wal/ below it")
+        need(bundle or os.path.isdir(paths[0] + "/wal"), f"{' '.join(paths)} is not a data directory: it has no wal/ below it")
         return run(read_bundle if bundle else read_directory, bundle or paths[0], expected)
     except OSError as error:
         print(f"cannot be read: {error}", file=sys.stderr)
