@@ -393,7 +393,7 @@ def main():
             return 0
         need(len(paths) == (bundle is None), "either DIR or --bundle FILE.tar")
         need(all(re.fullmatch("[1-9][0-9]*:[0-9a-f]{64}", event) for event in expected), "--expect takes SEQ:HASH")
-        need(bundle or os.path.isdir(paths[0] + "/wal"), f"{' '.join(paths)} is not a data directory: it has no wal/ below it")
+        need(bundle or os.path.isdir(paths[0] + "/wal"), f"{' '.join(paths)} is no data directory: it has no wal/")
         return run(read_bundle if bundle else read_directory, bundle or paths[0], expected)
     except OSError as error:
         print(f"cannot be read: {error}", file=sys.stderr)
