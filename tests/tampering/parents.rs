@@ -180,10 +180,6 @@ pub const PARENTS: &[Case] = &[
         let faults = [("execution_hash", job, "-"), ("inputs_changed", job, &*inputs)];
         Verdict { head: w.forged(&events).head, ..w.faults(&faults) }
     }),
-    ("mounts change places, and the hashes fit", |w| {
-        let events = rescheduled(w, |mounts| mounts.reverse());
-        rescheduled_faults(w, &events)
-    }),
     ("a parent's artifacts become a tree, and the hashes fit", |w| {
         let events = rescheduled(w, |mounts| {
             mounts[SHOWN].as_object_mut().unwrap().remove("artifacts_of").unwrap();
