@@ -6,6 +6,8 @@
 
 mod agent;
 mod forgery;
+#[path = "tampering/parents.rs"]
+mod parents;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -88,6 +90,19 @@ struct Jobs {
     first: String,
     second: String,
     reader: String,
+    parent: String,
+    /// Has sealed the same as `parent`.
+    twin: String,
+    /// Mounts what `parent` has sealed, then a directory of its own.
+    child: String,
+    /// The reproduction of `child`.
+    again: String,
+    /// Failed by itself.
+    blamed: String,
+    /// Failed because `blamed` did.
+    orphan: String,
+    /// Failed because `orphan` did; has a parent that was sealed besides.
+    below: String,
 }
 
 /// What the agent left behind, and how it was.
@@ -117,9 +132,34 @@ fn run(agent: &Agent, job: &Value, state: &str) {
     assert_eq!(summary["state"], state, "{summary}");
 }
 
+/// Runs the jobs that hang on others.
+fn kin(site: &Site, agent: &Agent, jobs: &Jobs) {
+    for job in [&jobs.parent, &jobs.twin] {
+        run(agent, &shell(job, None, "mkdir d; echo p > d/p; echo q > q"), "SEALED");
+    }
+    let dir = site.mountable("child");
+    fs::write(dir.join("in"), "in").unwrap();
+    let mut job = shell(&jobs.child, None, "cd /job/workdir; cat /job/in/p/d/p in > out; echo done");
+    job["mount_spec"] = json!([format!("job:{}:/job/in/p", jobs.parent), format!("{}:/job/workdir", dir.display())]);
+    run(agent, &job, "SEALED");
+    let answer = agent.post(&format!("/api/jobs/{}/reproduce", jobs.child), b"{}");
+    assert_eq!((answer.status, &answer.json()["job_id"]), (200, &json!(jobs.again)), "{}", answer.text());
+    assert_eq!(agent.ended(&jobs.again)["state"], "SEALED");
+    run(agent, &shell(&jobs.blamed, None, "exit 4"), "FAILED");
+    for (job, parents) in [(&jobs.orphan, vec![&jobs.blamed]), (&jobs.below, vec![&jobs.orphan, &jobs.sealed])] {
+        let mut manifest = shell(job, None, "true");
+        manifest["depends_on"] = json!(parents);
+        run(agent, &manifest, "FAILED");
+        assert_eq!(agent.get(&format!("/api/jobs/{job}")).json()["ancestor"], jobs.blamed);
+    }
+    let is_empty = || fs::read_dir(site.data().join("staged")).map_or(true, |mut dir| dir.next().is_none());
+    eventually("what was staged is removed", || is_empty().then_some(()));
+}
+
 impl World {
     fn new() -> Self {
         let site = Site::new("tampering");
+        let child = job_id("child");
         let jobs = Jobs {
             sealed: job_id("sealed"),
             scratch: job_id("scratch"),
@@ -129,6 +169,13 @@ impl World {
             first: job_id("first"),
             second: job_id("second"),
             reader: job_id("reader"),
+            parent: job_id("parent"),
+            twin: job_id("twin"),
+            again: format!("{child}.r1"),
+            child,
+            blamed: job_id("blamed"),
+            orphan: job_id("orphan"),
+            below: job_id("below"),
         };
         let (work, again, shared) = (site.mountable("work"), site.mountable("again"), site.mountable("shared"));
         for (name, text) in [("keep.txt", "kept"), ("edit.txt", "one\n"), ("gone.txt", "gone"), ("sub/in.txt", "in")] {
@@ -170,6 +217,7 @@ impl World {
         job["mount_spec"] =
             json!([format!("{}:/job/workdir", own.display()), format!("{}:/job/in:ro", shared.display())]);
         run(&agent, &job, "SEALED");
+        kin(&site, &agent, &jobs);
         assert_eq!(agent.terminate(), Some(0));
 
         let events: Events = site.dump(&[]).stdout.lines().map(str::to_owned).collect();
@@ -285,8 +333,8 @@ impl World {
     /// Runs both programs on the directory as it is now.
     fn check(&self, what: &str, expected: &Verdict, expect: &[String]) {
         let ours = self.run(hackbrain().args(["verify", "--artifacts", "--data"]).arg(self.data()), expected, expect);
-        let theirs = || self.run(Command::new("python3").arg(VERIFY_PY).arg(self.data()), expected, expect);
-        let wrong = [ours, other_program().then(theirs).flatten()];
+        let theirs = self.run(Command::new("python3").arg(VERIFY_PY).arg(self.data()), expected, expect);
+        let wrong = [ours, theirs];
         self.wrong.borrow_mut().extend(wrong.into_iter().flatten().map(|wrong| format!("{what}: {wrong}")));
     }
 
@@ -386,12 +434,6 @@ impl World {
     }
 }
 
-fn other_program() -> bool {
-    let is_there = Path::new(VERIFY_PY).exists();
-    assert!(is_there, "{VERIFY_PY} is missing");
-    is_there
-}
-
 fn head_of(events: &[String]) -> String {
     format!("head {} {}", events.len(), events.last().map_or(Hash::ZERO, |event| Hash::of(event.as_bytes())))
 }
@@ -430,7 +472,7 @@ fn both_programs_give_the_verdict_of_each_tampering() {
     let plain = world.site.verify(&[]);
     assert_eq!(plain.code, Some(0));
     assert_eq!(plain.stdout.lines().count(), 2, "without --artifacts no file is looked at: {plain:?}");
-    let cases = [MEDIUM, FORGED, FILES, EVIDENCE];
+    let cases = [MEDIUM, FORGED, FILES, EVIDENCE, parents::PARENTS];
     assert!(cases.iter().map(|cases| cases.len()).sum::<usize>() >= 40);
     for (name, tamper) in cases.into_iter().flatten() {
         world.restore();
