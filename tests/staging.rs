@@ -275,3 +275,66 @@ fn two_thousand_artifacts_and_a_full_disk() {
     nothing_is_staged(&site);
     run("umount", &[place.to_str().unwrap()]);
 }
+
+#[test]
+fn copies_that_do_not_fit_are_not_begun_and_hold_up_nobody_else() {
+    let site = Site::new("staging-space");
+    let agent = site.start(&[]);
+    let parent = sealed(&agent, "parent", &[], "head -c 30000000 /dev/zero > large");
+    let place = site.data().join("staged");
+    fs::create_dir(&place).unwrap();
+    let run = |program: &str, args: &[&str]| assert!(Command::new(program).args(args).status().unwrap().success());
+    run("mount", &["-t", "tmpfs", "-o", "size=16m", "tmpfs", place.to_str().unwrap()]);
+    let spec = [format!("job:{parent}:/job/in/p")];
+    // More than there are threads that copy, and that schedule.
+    let children: Vec<String> = (0..4).map(|_| job_id("child")).collect();
+    for child in &children {
+        agent.accepted(&shell(child, &spec, "wc -c /job/in/p/large"));
+    }
+    for child in &children[..2] {
+        eventually("it waits for space", || {
+            let waits = agent.get(&format!("/api/jobs/{child}")).json()["waiting_for"].take();
+            waits.as_str().is_some_and(|why| why.contains("29 MiB are to be copied")).then_some(())
+        });
+    }
+    // Others go on meanwhile, and nothing was written that would have to go again.
+    for _ in 0..3 {
+        sealed(&agent, "other", &[], "true");
+        assert!(staged(&site).iter().all(|path| path.is_dir()), "{:?}", staged(&site));
+    }
+    run("mount", &["-o", "remount,size=256m", place.to_str().unwrap()]);
+    for child in &children {
+        assert_eq!(agent.ended(child)["state"], "SEALED");
+        assert_eq!(agent.get(&format!("/api/jobs/{child}/stdout")).text(), "30000000 /job/in/p/large\n");
+    }
+    nothing_is_staged(&site);
+    run("umount", &[place.to_str().unwrap()]);
+}
+
+#[test]
+fn few_jobs_hold_copies_at_a_time() {
+    let site = Site::new("staging-few");
+    let agent = site.start(&["--workers", "1"]);
+    let parent = sealed(&agent, "parent", &[], "echo x > artifact");
+    let go = site.mountable("go");
+    let spec = [format!("job:{parent}:/job/in/p"), format!("{}:/go:ro", go.display())];
+    let children: Vec<String> = (0..8).map(|_| job_id("child")).collect();
+    for child in &children {
+        agent.accepted(&shell(child, &spec, "until [ -e /go/go ]; do sleep 0.1; done; cat /job/in/p/artifact"));
+    }
+    let copies = || staged(&site).iter().filter(|path| path.is_file()).count();
+    // The one that runs, and two that come next.
+    eventually("three hold copies", || (copies() == 3).then_some(()));
+    eventually("others wait for their turn", || {
+        let waits = |child| agent.get(&format!("/api/jobs/{child}")).json()["waiting_for"].take();
+        let told = |why: Value| why.as_str().is_some_and(|why| why.contains("other jobs that hold some"));
+        children.iter().any(|child| told(waits(child))).then_some(())
+    });
+    assert_eq!(copies(), 3);
+    fs::write(go.join("go"), "").unwrap();
+    for child in &children {
+        assert_eq!(agent.ended(child)["state"], "SEALED");
+        assert!(copies() <= 3);
+    }
+    nothing_is_staged(&site);
+}

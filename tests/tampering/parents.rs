@@ -186,6 +186,10 @@ pub const PARENTS: &[Case] = &[
         });
         rescheduled_faults(w, &events)
     }),
+    ("mounts change places in SCHEDULED, and the hashes fit", |w| {
+        let events = rescheduled(w, |mounts| mounts.reverse());
+        rescheduled_faults(w, &events)
+    }),
     ("the job in artifacts_of of the inputs", |w| {
         inputs_changed(w, |mount| mount["artifacts_of"]["job_id"] = w.jobs.twin.clone().into())
     }),
