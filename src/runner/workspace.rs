@@ -180,7 +180,7 @@ fn try_seal(runner: &Runner, job: &Job, container: &str) -> Result<Sealed, SealE
     let bound =
         bound_still(runner, &job.job_id, manifest, container).map_err(|e| fault("mounts", io::Error::other(e)))?;
     let original = manifest.reproduces.as_deref().map(|of| staging::Parent::read(runner, of)).transpose();
-    // It was there when the job was scheduled. A run of days is not thrown away because its comparison cannot be made.
+    // The original's seal may be lost. A run of days is not thrown away because its comparison cannot be made.
     let original = original.unwrap_or_else(|why| {
         log::warn!("job {}: it is sealed without a comparison: {why}", job.job_id);
         None
