@@ -62,6 +62,9 @@ pub struct Serve {
     /// Address and port; repeatable. A non-loopback one needs --token-file or --trust-network.
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<SocketAddr>,
+    /// Nobody named an address.
+    #[arg(skip)]
+    pub listen_is_default: bool,
     /// Bearer tokens, one a line; a group- or world-readable file is refused.
     #[arg(long, value_name = "FILE", env = "HACKBRAIN_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
@@ -186,6 +189,7 @@ impl Serve {
         if self.listen.is_empty() {
             let mut texts = list("HACKBRAIN_LISTEN", ',');
             if texts.is_empty() {
+                self.listen_is_default = true;
                 texts.push(LISTEN_DEFAULT.to_owned());
             }
             for text in texts {

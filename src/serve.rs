@@ -31,6 +31,7 @@ use crate::runner::sealed::Verified;
 use crate::runner::{Queues, Runner, Setup};
 use crate::sys::block::{Caching, raise_descriptor_limit, random_bytes, sync_dir};
 use crate::sys::lock::try_lock_exclusive;
+use crate::sys::service_manager::{inherited_listeners, notify};
 use crate::verify::wal_dir;
 use crate::wal::recovery::{Ending, ScanError};
 use crate::wal::storage::Directory;
@@ -94,20 +95,22 @@ enum End {
 /// See [`Fault`].
 pub fn serve(config: &Serve) -> Result<(), Fault> {
     let started = Instant::now();
+    // Before anything else is opened.
+    let inherited = inherited_listeners().map_err(|error| Fault::Usage(error.to_string()))?;
     crate::sys::memory::return_large_allocations();
     if let Err(error) = raise_descriptor_limit() {
         log::warn!("the limit on open files stays as it is: {error}");
     }
     let access = Access::new(config.token_file.as_deref(), &config.allow_host, &config.allow_origin)
         .map_err(|error| Fault::Usage(error.to_string()))?;
-    check_exposure(config, &access)?;
+    check_exposure(config, &inherited, &access)?;
     let host = Host::read();
     let workers = config.workers.map_or(host.cpus as usize, usize::from);
     let resources = Arc::new(ResourceLimits::new(&config.resources, &host, workers).map_err(Fault::Usage)?);
     let _lock = take_data_dir(&config.data)?;
     let data = fs::canonicalize(&config.data).map_err(|error| io_fault("--data", &config.data, &error))?;
     // Bound before the ledger is read: a client that comes early waits instead of being refused.
-    let listeners = listen(config)?;
+    let listeners = listen(config, inherited)?;
     let (ends, ended) = bounded(4);
     let signals = watch_signals(ends.clone())?;
     let mounts =
@@ -214,8 +217,10 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     record(&engine, &ended, Command::NodeUp(up))?;
     runner.start(&unfinished).map_err(|error| Fault::Io(format!("starting the runner: {error}")))?;
     let _ = ready.set(());
+    tell_manager("READY=1");
 
     let end = wait_for_end(&ended);
+    tell_manager("STOPPING=1");
     stopping.store(true, Ordering::SeqCst);
     runner.stop();
     let outcome = match end {
@@ -244,13 +249,19 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
 }
 
 /// Everyone who can reach a port may use it, unless there are tokens; so that must be asked for.
-fn check_exposure(config: &Serve, access: &Access) -> Result<(), Fault> {
-    match config.listen.iter().find(|address| !address.ip().is_loopback()) {
-        Some(address) if !access.has_tokens() && !config.trust_network => Err(Fault::Usage(format!(
-            "--listen {address} is not a loopback address: give --token-file, or --trust-network if everyone who can \
-             reach it may submit jobs"
+fn check_exposure(config: &Serve, inherited: &[TcpListener], access: &Access) -> Result<(), Fault> {
+    if access.has_tokens() || config.trust_network {
+        return Ok(());
+    }
+    let given = config.listen.iter().map(|address| (format!("--listen {address}"), *address));
+    let handed = inherited.iter().filter_map(|listener| listener.local_addr().ok());
+    let handed = handed.map(|address| (format!("the service manager's socket {address}"), address));
+    match given.chain(handed).find(|(_, address)| !address.ip().to_canonical().is_loopback()) {
+        Some((what, _)) => Err(Fault::Usage(format!(
+            "{what} is not a loopback address: give --token-file, or --trust-network if everyone who can reach it may \
+             submit jobs"
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -290,14 +301,21 @@ fn take_data_dir(data: &Path) -> Result<File, Fault> {
     }
 }
 
-fn listen(config: &Serve) -> Result<Vec<TcpListener>, Fault> {
-    let bind = |address| {
-        TcpListener::bind(address).map_err(|error| {
-            let advice = "another program may have it; choose another --listen";
-            Fault::Usage(format!("--listen {address}: {error}; {advice}"))
-        })
-    };
-    config.listen.iter().map(bind).collect()
+/// The sockets that a service manager has opened, if any; beside them, or else, those of `--listen`.
+fn listen(config: &Serve, mut listeners: Vec<TcpListener>) -> Result<Vec<TcpListener>, Fault> {
+    if !listeners.is_empty() && config.listen_is_default {
+        return Ok(listeners);
+    }
+    for address in &config.listen {
+        let is_there = |l: &TcpListener| l.local_addr().is_ok_and(|known| known == *address);
+        if !listeners.iter().any(is_there) {
+            listeners.push(TcpListener::bind(address).map_err(|error| {
+                let advice = "another program may have it; choose another --listen";
+                Fault::Usage(format!("--listen {address}: {error}; {advice}"))
+            })?);
+        }
+    }
+    Ok(listeners)
 }
 
 fn watch_signals(ends: Sender<End>) -> Result<signal_hook::iterator::Handle, Fault> {
@@ -315,6 +333,13 @@ fn watch_signals(ends: Sender<End>) -> Result<signal_hook::iterator::Handle, Fau
         })
         .map_err(fault)?;
     Ok(handle)
+}
+
+/// A service manager that cannot be told is no reason to end.
+fn tell_manager(state: &str) {
+    if let Err(error) = notify(state) {
+        log::warn!("the service manager cannot be told {state}: {error}");
+    }
 }
 
 fn wait_for_end(ended: &Receiver<End>) -> End {

@@ -9,9 +9,10 @@ use super::request::{Framing, Head, HeadParser};
 use super::slots::{Connection, Full, Phase, Slots};
 use super::wire::Wire;
 use crate::rejection::Rejection;
+use crate::sys::wait;
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -31,13 +32,6 @@ const STREAM_GRACE: Duration = Duration::from_secs(1);
 const MAX_REFUSED_HELD: usize = 64;
 /// How often held refused connections are looked at.
 const REFUSED_POLL: Duration = Duration::from_millis(20);
-/// How long an accept loop is tried to be woken by connecting to it.
-const WAKE_LIMIT: Duration = Duration::from_secs(2);
-/// Bound of one such attempt.
-const WAKE_TIMEOUT: Duration = Duration::from_millis(50);
-/// Pause between two of them.
-const WAKE_PAUSE: Duration = Duration::from_millis(5);
-
 /// Answers requests. Called in many threads at once; a panic is answered 500 and counted.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
@@ -153,7 +147,10 @@ pub struct Counters {
 /// A running front. Dropping it stops accepting.
 pub struct Server {
     shared: Arc<Shared>,
-    loops: Mutex<Vec<(SocketAddr, JoinHandle<()>)>>,
+    loops: Mutex<Vec<JoinHandle<()>>>,
+    /// Its end tells every accept loop to end. They do not accept once more: a socket of a service manager outlives this
+    /// process, and who comes now is the next agent's.
+    stop: Mutex<Option<PipeWriter>>,
 }
 
 impl Server {
@@ -174,15 +171,16 @@ impl Server {
             slots: Mutex::default(),
             slot_freed: Condvar::new(),
         });
-        let server = Server { shared, loops: Mutex::default() };
+        let (stopped, stop) = io::pipe()?;
+        let server = Server { shared, loops: Mutex::default(), stop: Mutex::new(Some(stop)) };
         for listener in listeners {
-            listener.set_nonblocking(false)?;
-            let address = listener.local_addr()?;
-            let (shared, refused) = (Arc::clone(&server.shared), refused.clone());
+            // Who was seen to wait may have left by the time that it is accepted.
+            listener.set_nonblocking(true)?;
+            let (shared, refused, stopped) = (Arc::clone(&server.shared), refused.clone(), stopped.try_clone()?);
             let thread = thread::Builder::new()
                 .name("http-accept".into())
-                .spawn(move || accept_loop(&shared, &listener, &refused))?;
-            lock(&server.loops).push((address, thread));
+                .spawn(move || accept_loop(&shared, &listener, &stopped, &refused))?;
+            lock(&server.loops).push(thread);
         }
         Ok(server)
     }
@@ -196,22 +194,13 @@ impl Server {
     /// response under way.
     pub fn stop_accepting(&self) {
         self.shared.accepting.store(false, Ordering::SeqCst);
-        for (address, accept_thread) in lock(&self.loops).drain(..) {
-            // A blocked accept returns only for a connection, so we make one.
-            let end = Instant::now() + WAKE_LIMIT;
-            while !accept_thread.is_finished() && Instant::now() < end {
-                let _ = TcpStream::connect_timeout(&reachable(address), WAKE_TIMEOUT);
-                thread::sleep(WAKE_PAUSE);
-            }
-            if accept_thread.is_finished() {
-                let _ = accept_thread.join();
-            } else {
-                log::warn!("the listener on {address} could not be woken; it stays open until the process ends");
-            }
+        drop(lock(&self.stop).take());
+        for accept_thread in lock(&self.loops).drain(..) {
+            let _ = accept_thread.join();
         }
     }
 
-    /// Stops accepting, closes idle connections, tells streams to stop ([`StreamWriter::stopping`]) and cuts them after
+    /// Stops accepting, closes connections between two requests, hears out for a second who has just come, tells streams to stop ([`StreamWriter::stopping`]) and cuts them after
     /// a second's grace, waits for the rest up to `deadline`, then cuts those too. Returns how many had to be cut at the
     /// deadline.
     pub fn drain(&self, deadline: Duration) -> usize {
@@ -223,9 +212,10 @@ impl Server {
         if self.shared.wait_until_empty(end.min(Instant::now() + STREAM_GRACE)) == 0 {
             return 0;
         }
+        self.shared.shutdown_where(Phase::Fresh, Shutdown::Read);
         self.shared.shutdown_where(Phase::Streaming, Shutdown::Both);
         let left = self.shared.wait_until_empty(end);
-        for phase in [Phase::Idle, Phase::Busy, Phase::Streaming] {
+        for phase in [Phase::Fresh, Phase::Idle, Phase::Busy, Phase::Streaming] {
             self.shared.shutdown_where(phase, Shutdown::Both);
         }
         left
@@ -276,14 +266,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where to connect to reach a listener: the unspecified address is reached over loopback.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-    }
-    address
-}
-
 /// Frees the slot when the connection's thread ends, however it ends, and where it never began.
 struct Slot {
     shared: Arc<Shared>,
@@ -298,17 +280,26 @@ impl Drop for Slot {
     }
 }
 
-fn accept_loop(shared: &Arc<Shared>, listener: &TcpListener, refused: &SyncSender<Arc<TcpStream>>) {
+fn accept_loop(
+    shared: &Arc<Shared>,
+    listener: &TcpListener,
+    stopped: &PipeReader,
+    refused: &SyncSender<Arc<TcpStream>>,
+) {
     let mut failing = false;
     while shared.accepting.load(Ordering::SeqCst) {
-        match listener.accept() {
+        let accepted = match wait::readable(listener, stopped) {
+            Ok((_, true)) => return,
+            Ok(_) => listener.accept(),
+            Err(error) => Err(error),
+        };
+        match accepted {
             Ok((socket, remote)) => {
                 failing = false;
-                if shared.accepting.load(Ordering::SeqCst) {
-                    shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
-                    admit(shared, Arc::new(socket), remote, refused);
-                }
+                shared.counters.accepted.fetch_add(1, Ordering::Relaxed);
+                admit(shared, Arc::new(socket), remote, refused);
             }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => {
                 shared.counters.accept_errors.fetch_add(1, Ordering::Relaxed);
                 // One connection's own failure; anything else, known or not, is waited out and tried again.
@@ -443,9 +434,14 @@ fn read_request(
 ) -> Result<Request, Unread> {
     let limits = &shared.limits;
     if wire.buffered().is_empty() {
-        connection.enter(Phase::Idle);
-        // After entering, so that a drain either sees us idle or is seen by us.
-        if shared.draining.load(Ordering::SeqCst) || !matches!(wire.fill(first_byte_by), Ok(1..)) {
+        let is_first = head_by.is_some();
+        if !is_first {
+            connection.enter(Phase::Idle);
+        }
+        // After entering, so that a drain either sees us idle or is seen by us. Who has just come is heard out: it was
+        // taken from those who wait for the next agent.
+        let leaves = !is_first && shared.draining.load(Ordering::SeqCst);
+        if leaves || !matches!(wire.fill(first_byte_by), Ok(1..)) {
             return Err(Unread::Gone);
         }
     }

@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub(super) enum Phase {
+    /// It has come, and its first request has not.
+    Fresh,
+    /// Between two requests.
     Idle,
     Busy,
     Streaming,
@@ -61,7 +64,7 @@ impl Slots {
 
     pub(super) fn take(&mut self, socket: Arc<TcpStream>, remote: SocketAddr) -> Arc<Connection> {
         self.next_id += 1;
-        let phase = AtomicU8::new(Phase::Idle as u8);
+        let phase = AtomicU8::new(Phase::Fresh as u8);
         let connection = Arc::new(Connection { id: self.next_id, socket, remote, phase });
         self.open.insert(connection.id, Arc::clone(&connection));
         *self.per_address.entry(share_of(remote.ip())).or_default() += 1;

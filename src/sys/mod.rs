@@ -11,6 +11,8 @@ pub mod memory;
 pub mod peer;
 pub mod place;
 pub mod process;
+pub mod service_manager;
+pub mod wait;
 
 /// A panic in a thread that owns the ledger, or looks after attempts, is a broken invariant: the process must not go on.
 pub(crate) struct AbortOnPanic;
