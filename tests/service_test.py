@@ -59,53 +59,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Machine:
-    """systemd and what it runs; all of it ends with the process 1 of its namespaces."""
+class Host:
+    """An agent's directory, and what is asked of the agent."""
 
-    def __init__(self, environment=()):
-        # Not below /tmp, which everybody may write, and which the machine has one of its own of.
-        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="hb-service-", dir="/run"))
-        for name in ("shared", "upper", "root", "etc/systemd/system/hackbrain.socket.d", "etc/hackbrain"):
-            (self.dir / name).mkdir(parents=True)
-        (self.dir / "shared/mounts").mkdir()
-        self.data, self.port = self.dir / "shared/data", free_port()
-        # Mounts of their own: what is mounted below the first stays in its namespace, below the second it is seen by all.
-        for place, how in ((self.dir, "--make-private"), (self.dir / "shared", "--make-shared")):
-            subprocess.run(["mount", "--bind", place, place], check=True)
-            subprocess.run(["mount", how, place], check=True)
-        units = self.dir / "etc/systemd/system"
-        for unit in ("hackbrain.service", "hackbrain.socket"):
-            shutil.copy(ROOT / "scripts" / unit, units / unit)
-        (units / "test.target").write_text("[Unit]\nDescription=Test\n")
-        (units / "hackbrain.socket.d/port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{self.port}\n")
-        settings = {"HACKBRAIN_DATA": self.data, "HACKBRAIN_MOUNT_ROOT": self.dir / "shared/mounts", **dict(environment)}
-        (self.dir / "etc/hackbrain/environment").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        shutil.copy(os.environ.get("HACKBRAIN_BIN") or ROOT / "target/debug/hackbrain", self.dir / "hackbrain")
-        self.outer = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "unchanged", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL",
-             "bash", "-c", BOOT, "boot", self.dir, os.path.realpath("/run/docker.sock")],
-            stdin=subprocess.DEVNULL, stderr=(self.dir / "boot.log").open("wb"))
-        self.first = until("the namespaces have a first process", self._first)
-        until("systemd is up", lambda: self.run("systemctl", "is-active", "test.target").stdout == b"active\n")
+    first = None
 
-    def _first(self):
-        assert self.outer.poll() is None, (self.dir / "boot.log").read_text()
-        children = pathlib.Path(f"/proc/{self.outer.pid}/task/{self.outer.pid}/children").read_text().split()
-        # Not the shell that makes its file systems.
-        is_up = children and pathlib.Path(f"/proc/{children[0]}/comm").read_text() == "systemd\n"
-        return int(children[0]) if is_up else None
-
-    def run(self, *command):
-        enter = ["nsenter", "--target", str(self.first), "--mount", "--pid", "--ipc", "--uts", "--root", "--wd"]
-        return subprocess.run(enter + list(map(str, command)), capture_output=True, check=False, timeout=PATIENCE_S)
-
-    def systemctl(self, *arguments):
-        done = self.run("systemctl", *arguments)
-        assert done.returncode == 0, (arguments, done.stderr, self.console())
-        return done.stdout.decode().strip()
-
-    def console(self):
-        return pathlib.Path(f"/proc/{self.first}/root/dev/console").read_text(errors="replace")
+    def spawn(self, *command):
+        with open(self.dir / "boot.log", "wb") as stderr:
+            return subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stderr=stderr)
 
     def request(self, method, path, body=None):
         """On a connection of its own; an error of the connection is one."""
@@ -157,6 +118,69 @@ class Machine:
         shutil.rmtree(self.dir)
 
 
+class Machine(Host):
+    """systemd and what it runs; all of it ends with the process 1 of its namespaces."""
+
+    def __init__(self, environment=()):
+        # Not below /tmp, which everybody may write, and which the machine has one of its own of.
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="hb-service-", dir="/run"))
+        for name in ("shared", "upper", "root", "etc/systemd/system/hackbrain.socket.d", "etc/hackbrain"):
+            (self.dir / name).mkdir(parents=True)
+        (self.dir / "shared/mounts").mkdir()
+        self.data, self.port = self.dir / "shared/data", free_port()
+        # Mounts of their own: what is mounted below the first stays in its namespace, below the second it is seen by all.
+        for place, how in ((self.dir, "--make-private"), (self.dir / "shared", "--make-shared")):
+            subprocess.run(["mount", "--bind", place, place], check=True)
+            subprocess.run(["mount", how, place], check=True)
+        units = self.dir / "etc/systemd/system"
+        for unit in ("hackbrain.service", "hackbrain.socket"):
+            shutil.copy(ROOT / "scripts" / unit, units / unit)
+        (units / "test.target").write_text("[Unit]\nDescription=Test\n")
+        (units / "hackbrain.socket.d/port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{self.port}\n")
+        settings = {"HACKBRAIN_DATA": self.data, "HACKBRAIN_MOUNT_ROOT": self.dir / "shared/mounts", **dict(environment)}
+        (self.dir / "etc/hackbrain/environment").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        shutil.copy(os.environ.get("HACKBRAIN_BIN") or ROOT / "target/debug/hackbrain", self.dir / "hackbrain")
+        self.outer = self.spawn(
+            "unshare", "--mount", "--propagation", "unchanged", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL",
+            "bash", "-c", BOOT, "boot", self.dir, os.path.realpath("/run/docker.sock"))
+        self.first = until("the namespaces have a first process", self._first)
+        until("systemd is up", lambda: self.run("systemctl", "is-active", "test.target").stdout == b"active\n")
+
+    def _first(self):
+        assert self.outer.poll() is None, (self.dir / "boot.log").read_text()
+        children = pathlib.Path(f"/proc/{self.outer.pid}/task/{self.outer.pid}/children").read_text().split()
+        # Not the shell that makes its file systems.
+        is_up = children and pathlib.Path(f"/proc/{children[0]}/comm").read_text() == "systemd\n"
+        return int(children[0]) if is_up else None
+
+    def run(self, *command):
+        enter = ["nsenter", "--target", str(self.first), "--mount", "--pid", "--ipc", "--uts", "--root", "--wd"]
+        return subprocess.run(enter + list(map(str, command)), capture_output=True, check=False, timeout=PATIENCE_S)
+
+    def systemctl(self, *arguments):
+        done = self.run("systemctl", *arguments)
+        assert done.returncode == 0, (arguments, done.stderr, self.console())
+        return done.stdout.decode().strip()
+
+    def console(self):
+        return pathlib.Path(f"/proc/{self.first}/root/dev/console").read_text(errors="replace")
+
+
+class Alone(Host):
+    """An agent in a mount namespace from which nothing leads to the engine's."""
+
+    def __init__(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="hb-service-", dir="/run"))
+        (self.dir / "shared/mounts").mkdir(parents=True)
+        self.data, self.port = self.dir / "shared/data", free_port()
+        shutil.copy(os.environ.get("HACKBRAIN_BIN") or ROOT / "target/debug/hackbrain", self.dir / "hackbrain")
+        self.outer = self.spawn(
+            "unshare", "--mount", "--propagation", "private", self.dir / "hackbrain", "serve", "--data", self.data, "--listen",
+            f"127.0.0.1:{self.port}", "--mount-root", self.dir / "shared/mounts")
+        self.first = self.outer.pid
+        until("the agent listens", lambda: b"listening" in (self.dir / "boot.log").read_bytes())
+
+
 class Unit(unittest.TestCase):
     def test_systemd_finds_no_fault_in_the_files(self):
         with tempfile.TemporaryDirectory() as place:
@@ -169,6 +193,19 @@ class Unit(unittest.TestCase):
                                       env=dict(os.environ, SYSTEMD_LOG_LEVEL="notice"), check=False)
                 said = [line for line in done.stderr.decode().splitlines() if "hackbrain" in line]
                 self.assertEqual((done.returncode, said), (0, []))
+
+
+class NamespaceTest(unittest.TestCase):
+    """Without systemd, but as its options would have it."""
+
+    def test_an_agent_whose_mounts_the_engine_cannot_see_fails_jobs_and_says_why(self):
+        machine = Alone()
+        self.addCleanup(machine.end)
+        place = machine.submit("hidden", "echo kept > kept")
+        told = machine.summary("hidden", f"?wait=SEALED&timeout_s={PATIENCE_S}")
+        self.assertEqual((told["state"], told["reason"]), ("FAILED", "mount"), told)
+        self.assertIn("different mount namespaces", machine.dump()[-1]["detail"]["message"])
+        self.assertEqual(list(place.iterdir()), [])
 
 
 class ServiceTest(unittest.TestCase):

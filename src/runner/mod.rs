@@ -12,6 +12,7 @@ mod fault;
 mod gate;
 mod kernel_log;
 pub mod mounts;
+mod namespace;
 pub mod outage;
 pub mod output;
 mod pins;

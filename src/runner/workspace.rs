@@ -12,7 +12,7 @@ use super::docker::Bind;
 use super::docker::argv::BASE_ENV;
 use super::mounts::{BoundMount, CheckedMount};
 use super::progress::Doing;
-use super::{Fault, Runner, claims, reproduce, staging};
+use super::{Fault, Runner, claims, namespace, reproduce, staging};
 use crate::ledger::event::{Detail, Ending, MountTotals, Scheduled, Sealed, State, Stored};
 use crate::ledger::lifecycle::{Command, Job, container_name};
 use crate::ledger::reproduction::Reproduction;
@@ -38,6 +38,10 @@ pub(super) fn bind(runner: &Runner, job: &Arc<Job>, container: &str) -> Result<W
     let manifest = &job.open.as_ref().ok_or_else(|| Fault::new("mount", "the job has ended"))?.manifest.get();
     staging::stage_lost(runner, job, manifest)?;
     let (bound, user) = bind_all(runner, &job.job_id, manifest, container)?;
+    let engine = runner.outages().process();
+    if let Some(engine) = engine {
+        namespace::check_seen(engine.pid, &bound).map_err(|message| Fault::new("mount", message))?;
+    }
     let places = manifest.places();
     let workdir = places.first().map(|place| place.container.to_owned()).unwrap_or_default();
     let binds = places
