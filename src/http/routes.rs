@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tiny_http::{Header, Method, Response};
 
 use super::access::Access;
-use super::api::{self, Call};
+use super::api::{self, Call, Kind};
 use super::pieces::lines;
 use super::query::Query;
 use super::reply::{Reply, header};
@@ -23,6 +23,8 @@ use crate::rejection::Rejection;
 use crate::runner::Runner;
 use crate::runner::sealed::Verified;
 
+/// What `Last-Event-ID` may hold.
+const SEQ: Kind = Kind::Number { least: 0, most: u64::MAX };
 /// Events of one `/api/ledger` answer, unless asked otherwise.
 const LEDGER_PAGE: u64 = 1000;
 
@@ -134,7 +136,8 @@ impl App {
     pub(super) fn events(&self, call: &Call<'_>) -> Answer {
         let (request, query) = (call.request, &call.query);
         let from_header = request.header("last-event-id").map(|text| {
-            text.parse::<u64>().map_err(|_| {
+            let seq = Some(text).filter(|text| SEQ.admits(text)).and_then(|text| text.parse::<u64>().ok());
+            seq.ok_or_else(|| {
                 Rejection::new(400, "bad_header", format!("Last-Event-ID {text:?} must be a seq"))
                     .field("Last-Event-ID")
             })
