@@ -360,8 +360,9 @@ fn what_a_job_left_is_read_whole_in_parts_and_not_again() {
         assert_eq!(told(&head), told(&get), "{path}: HEAD tells what GET tells");
         assert_eq!(get.header("content-length"), Some(get.body.len().to_string().as_str()), "{path}");
     }
-    let [head] = ["HEAD"].map(|method| agent.request(method, "/api/events", &[], b""));
-    assert_eq!((head.status, head.header("content-type")), (200, Some("text/event-stream")));
+    // To an old client, whose answer has no coding that would have to end.
+    let head = agent.raw(format!("HEAD /api/events HTTP/1.0\r\nHost: {}\r\n\r\n", agent.address).as_bytes());
+    assert_eq!((head.status, head.header("content-type"), head.body.len()), (200, Some("text/event-stream"), 0));
     let missing = agent.request("HEAD", "/api/jobs/nobody", &[], b"");
     assert_eq!(
         (missing.status, missing.body.len(), missing.header("content-type")),
@@ -559,8 +560,9 @@ fn pages_lose_no_job_and_show_none_twice_while_jobs_are_added() {
     let (mut from, mut text) = (1, String::new());
     while from <= head {
         let page = agent.get(&format!("/api/ledger?from={from}&limit=700")).text();
-        from += page.lines().count() as u64;
-        assert_eq!(page.lines().count() as u64, 700.min(head + 701 - from), "up to {from} of {head}");
+        let count = page.lines().count() as u64;
+        assert_eq!(count, 700.min(head + 1 - from), "from {from} of {head}");
+        from += count;
         text += &page;
     }
     assert!(text == whole && whole.lines().count() as u64 == head, "pages of the ledger");
