@@ -26,6 +26,8 @@ const RECENT_BYTES_MAX: usize = 4 << 20;
 const SCAN_MAX: usize = 20_000;
 /// A trace is read in one sweep where a job's events lie closer together than this, else looked up one by one.
 const SWEEP_GAP: u64 = 64;
+/// Events of a trace that are looked up at once.
+const TRACE_SEQS: usize = 4096;
 
 /// A durable event.
 #[derive(Debug, Clone)]
@@ -98,18 +100,37 @@ impl Seqs {
 
     /// All of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = u64> {
-        let (mut seq, mut difference, mut shift) = (0, 0, 0);
-        self.bytes.iter().filter_map(move |byte| {
+        let mut place = SeqsPlace::default();
+        std::iter::from_fn(move || self.next(&mut place))
+    }
+
+    /// The next `most` of them behind `place`, which goes on. It may be used again after more were pushed.
+    fn take(&self, place: &mut SeqsPlace, most: usize) -> Vec<u64> {
+        std::iter::from_fn(|| self.next(place)).take(most).collect()
+    }
+
+    fn next(&self, place: &mut SeqsPlace) -> Option<u64> {
+        let (mut difference, mut shift) = (0, 0);
+        for byte in self.bytes.get(place.byte..)? {
+            place.byte += 1;
             difference |= u64::from(byte & 0x7F) << shift;
             shift += 7;
-            if byte & 0x80 != 0 {
-                return None;
+            if byte & 0x80 == 0 {
+                place.seq += difference;
+                return Some(place.seq);
             }
-            seq += difference;
-            (difference, shift) = (0, 0);
-            Some(seq)
-        })
+        }
+        None
     }
+}
+
+/// A place among [`Seqs`].
+#[derive(Debug, Default)]
+struct SeqsPlace {
+    /// Of the next one.
+    byte: usize,
+    /// The one before it.
+    seq: u64,
 }
 
 impl View {
@@ -190,23 +211,34 @@ impl View {
         (jobs, None)
     }
 
-    /// Calls `each` with the stored bytes of the events of a job, in order, until it returns `false`.
+    /// Calls `each` with the stored bytes of the events of a job, in order, until it returns `false`: those that there are
+    /// when it is called, and of a job that goes on perhaps some that come meanwhile.
+    ///
+    /// # Errors
+    /// What reading the segments gives.
     pub fn trace(&self, job_id: &str, each: &mut dyn FnMut(&[u8]) -> bool) -> io::Result<()> {
-        let seqs: Vec<u64> = match self.read().entry(job_id) {
-            Some(entry) => entry.seqs.iter().collect(),
-            None => return Ok(()),
-        };
-        let (mut at, mut wanted, last) = (0, true, seqs.last().copied().unwrap_or(0));
-        while at < seqs.len() && wanted {
-            self.reader.read(seqs[at], last, &mut |seq, bytes| {
-                if seq == seqs[at] {
-                    wanted = each(bytes);
-                    at += 1;
-                }
-                wanted && at < seqs.len() && seqs[at] - seq <= SWEEP_GAP
-            })?;
+        let mut place = SeqsPlace::default();
+        loop {
+            // A run of many days has millions of events: their seqs are not all held at once.
+            let seqs = match self.read().entry(job_id) {
+                Some(entry) => entry.seqs.take(&mut place, TRACE_SEQS),
+                None => return Ok(()),
+            };
+            let Some(&last) = seqs.last() else { return Ok(()) };
+            let (mut at, mut wanted) = (0, true);
+            while at < seqs.len() && wanted {
+                self.reader.read(seqs[at], last, &mut |seq, bytes| {
+                    if seq == seqs[at] {
+                        wanted = each(bytes);
+                        at += 1;
+                    }
+                    wanted && at < seqs.len() && seqs[at] - seq <= SWEEP_GAP
+                })?;
+            }
+            if !wanted {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Durable events after `after`, at most `limit` of them or a few hundred KiB, with where to go on. From memory where

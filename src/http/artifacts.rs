@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use sha2::{Digest, Sha256};
 use tiny_http::{Header, Response};
 
+use super::api::Call;
 use super::files::{parse_range, unreadable, unsatisfiable};
-use super::query::Query;
 use super::reply::{Reply, StreamWriter, header};
 use super::request::Request;
 use super::routes::{Answer, App};
@@ -23,63 +23,89 @@ const PIECE_BYTES: usize = 128 << 10;
 /// Longest file name that is proposed to who downloads, in bytes.
 const FILENAME_BYTES_MAX: usize = 150;
 
-/// Whether a path is that of a job's artifact, whose name may be any bytes.
-pub(super) fn is_below(path: &str) -> bool {
-    let mut segments = path.split('/').skip(1);
-    segments.next() == Some("api") && segments.next() == Some("jobs") && segments.nth(1) == Some("artifacts")
-}
-
-/// What is behind `/api/jobs/{id}/artifacts`, as a path inside the container; `None` where nothing is.
-fn container_path(request: &Request) -> Option<Vec<u8>> {
-    let path = request.path_bytes();
-    // "", "api", "jobs", the id, "artifacts".
-    let name = path.splitn(6, |&byte| byte == b'/').nth(5).filter(|name| !name.is_empty())?;
-    Some([b"/", name].concat())
+/// A file that the ledger vouches for.
+struct Vouched<'a> {
+    file: OpenFile,
+    size: u64,
+    sha256: Hash,
+    /// What is said where its bytes are others now, which the text tells.
+    changed: &'a dyn Fn(&str) -> Rejection,
+    /// For the log.
+    name: String,
 }
 
 impl App {
     /// `GET /api/jobs/{id}/artifacts/{path}`.
-    pub(super) fn artifact(&self, request: &Request, id: &str) -> Answer {
-        Query::new(request, &[])?;
+    pub(super) fn artifact(&self, call: &Call<'_>) -> Answer {
+        let (request, id) = (call.request, call.id);
         let job = self.find(id)?;
         let sealed = self.sealed(&job)?;
-        let Some(path) = container_path(request) else {
+        if call.path.is_empty() {
             let message =
                 format!("name a file, as /api/jobs/{id}/artifacts/job/workdir/FILE; /api/jobs/{id}/seal lists them");
             return Err(Rejection::new(404, "no_such_artifact", message));
-        };
+        }
+        let path = [b"/", call.path].concat();
         let artifact = self.look_up(id, &sealed, &path)?;
-        let etag = format!("\"{}\"", artifact.sha256);
-        if request.header_values("if-none-match").any(|value| names(value, &etag)) {
-            // Whoever holds these bytes holds what was sealed, whatever lies there now.
-            let response = Response::from_data(Vec::new()).with_status_code(304).with_header(header("ETag", &etag));
-            return Ok(Reply::Full(response.boxed()));
+        if let Some(reply) = not_modified(request, artifact.sha256) {
+            return Ok(reply);
         }
         let mut dirs = SealedDirs::new(self.admission.mounts.clone(), id, &self.manifest_of(&job)?);
-        let file = dirs.open(&path).map_err(|absent| refusal(&artifact, absent))?;
-        self.compare(request, &artifact, &file)?;
+        let vouched = Vouched {
+            file: dirs.open(&path).map_err(|absent| refusal(&artifact, absent))?,
+            size: artifact.size,
+            sha256: artifact.sha256,
+            changed: &|now| changed(&artifact, now),
+            name: path_text(&path).escape_debug().to_string(),
+        };
+        self.send_vouched(call, vouched, download("application/octet-stream", &safe_name(&path)))
+    }
 
-        let mut headers = download("application/octet-stream", &safe_name(&path));
+    /// `GET /api/jobs/{id}/seal`.
+    pub(super) fn seal(&self, call: &Call<'_>) -> Answer {
+        let sealed = self.sealed(&*self.find(call.id)?)?;
+        if let Some(reply) = not_modified(call.request, sealed.seal_hash) {
+            return Ok(reply);
+        }
+        let path = sealed::seal_path(&self.data, call.id).map_err(|error| unreadable(&error))?;
+        let file = OpenFile::own(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => seal_changed("seal", "is missing"),
+            _ => unreadable(&error),
+        })?;
+        let vouched = Vouched {
+            size: file.size(),
+            file,
+            sha256: sealed.seal_hash,
+            changed: &|_| seal_changed("seal", "is not the one that the SEALED event names"),
+            name: "the seal".into(),
+        };
+        self.send_vouched(call, vouched, vec![header("Content-Type", "application/json")])
+    }
+
+    /// The whole file, or the `Range` that was asked for, once it is known to be what the ledger vouches for.
+    fn send_vouched(&self, call: &Call<'_>, vouched: Vouched<'_>, mut headers: Vec<Header>) -> Answer {
+        self.compare(call.request, &vouched)?;
+        let Vouched { file, size, sha256, name, .. } = vouched;
+        let etag = etag(sha256);
         headers.extend([header("ETag", &etag), header("Accept-Ranges", "bytes")]);
-        let same = request.header("if-range").is_none_or(|value| value == etag);
-        let (status, first, length) = match request.range().filter(|_| same) {
-            None => (200, 0, artifact.size),
-            Some(value) => match parse_range(value, artifact.size) {
-                Ok(None) => (200, 0, artifact.size),
+        let same = call.request.header("if-range").is_none_or(|value| value == etag);
+        let (status, first, length) = match call.request.range().filter(|_| same) {
+            None => (200, 0, size),
+            Some(value) => match parse_range(value, size) {
+                Ok(None) => (200, 0, size),
                 Ok(Some((first, last))) => {
-                    headers.push(header("Content-Range", &format!("bytes {first}-{last}/{}", artifact.size)));
+                    headers.push(header("Content-Range", &format!("bytes {first}-{last}/{size}")));
                     (206, first, last + 1 - first)
                 }
-                Err(()) => return Ok(unsatisfiable(artifact.size)),
+                Err(()) => return Ok(unsatisfiable(size)),
             },
         };
-        let id = id.to_owned();
+        let id = call.id.to_owned();
         let run = move |to: &mut StreamWriter<'_>| {
-            let whole = (length == artifact.size).then_some(artifact.sha256);
+            let whole = (length == size).then_some(sha256);
             send(&file, first, length, whole, to).inspect_err(|error| {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    let path = path_text(&artifact.path.0);
-                    log::error!("http: job {id}: sending {} is cut off: {error}", path.escape_debug());
+                    log::error!("http: job {id}: sending {name} is cut off: {error}");
                 }
             })
         };
@@ -89,7 +115,7 @@ impl App {
     /// What the SEALED event of a job tells.
     pub(super) fn sealed(&self, job: &Job) -> Result<Sealed, Rejection> {
         if job.state != State::Sealed {
-            let message = format!("job {:?} is {}; only SEALED jobs have artifacts", job.job_id, job.state);
+            let message = format!("job {:?} is {}; only SEALED jobs have a seal and artifacts", job.job_id, job.state);
             return Err(Rejection::new(404, "not_sealed", message));
         }
         match self.event(job.seq)?.detail {
@@ -134,26 +160,38 @@ impl App {
         })
     }
 
-    /// Whether the file is what was sealed: before a byte of it goes out.
-    fn compare(&self, request: &Request, artifact: &Artifact, file: &OpenFile) -> Result<(), Rejection> {
-        let (size, sealed_size) = (file.size(), artifact.size);
-        if size != sealed_size {
-            return Err(changed(artifact, &format!("now there are {size} bytes")));
+    /// Whether the file is what the ledger vouches for: before a byte of it goes out.
+    fn compare(&self, request: &Request, vouched: &Vouched<'_>) -> Result<(), Rejection> {
+        let Vouched { file, changed, .. } = vouched;
+        let size = file.size();
+        if size != vouched.size {
+            return Err(changed(&format!("now there are {size} bytes")));
         }
         let keep_on = || !request.peer_gone() && !self.stopping.load(Ordering::Relaxed);
         match self.verified.digest(file, &keep_on) {
-            Ok(Some(hash)) if hash == artifact.sha256 => Ok(()),
-            Ok(Some(hash)) => Err(changed(artifact, &format!("now there are as many with the SHA-256 {hash}"))),
+            Ok(Some(hash)) if hash == vouched.sha256 => Ok(()),
+            Ok(Some(hash)) => Err(changed(&format!("now there are as many with the SHA-256 {hash}"))),
             Ok(None) if self.stopping.load(Ordering::Relaxed) => {
                 Err(Rejection::new(503, "stopping", "the agent is stopping; ask again when it is back"))
             }
             Ok(None) => Err(client_gone()),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(changed(artifact, "now it is being changed"))
-            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(changed("now it is being changed")),
             Err(error) => Err(unreadable(&error)),
         }
     }
+}
+
+/// The entity tag of bytes with this digest: a strong one, since no two contents share it.
+fn etag(sha256: Hash) -> String {
+    format!("\"{sha256}\"")
+}
+
+/// 304 where `If-None-Match` names the bytes: whoever holds them holds what was sealed, whatever lies there now.
+fn not_modified(request: &Request, sha256: Hash) -> Option<Reply> {
+    let etag = etag(sha256);
+    let holds = request.header_values("if-none-match").any(|value| names(value, &etag));
+    let response = Response::from_data(Vec::new()).with_status_code(304).with_header(header("ETag", &etag));
+    holds.then(|| Reply::Full(response.boxed()))
 }
 
 /// Sends a part of a file. Each piece goes out only if the file is still what it was when it was opened, and with the
@@ -291,16 +329,6 @@ mod tests {
             [("\"a\"", true), ("W/\"a\"", true), ("\"b\", \"a\"", true), ("*", true), ("\"b\"", false), ("a", false)]
         {
             assert_eq!(names(value, "\"a\""), named, "{value}");
-        }
-    }
-
-    #[test]
-    fn which_paths_may_be_any_bytes() {
-        for path in ["/api/jobs/x/artifacts/y", "/api/jobs/x/artifacts", "/api/jobs//artifacts/"] {
-            assert!(is_below(path), "{path}");
-        }
-        for path in ["/api/jobs/x/seal", "/api/jobs/artifacts", "/x/api/jobs/y/artifacts/z", "/", "*"] {
-            assert!(!is_below(path), "{path}");
         }
     }
 }

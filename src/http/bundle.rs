@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::api::Call;
 use super::artifacts::{client_gone, download, not_opened, seal_changed, send};
 use super::files::unreadable;
-use super::query::Query;
 use super::reply::{Reply, StreamWriter};
 use super::request::Request;
 use super::routes::{Answer, App};
@@ -106,19 +106,15 @@ struct Entry<'a> {
 
 impl App {
     /// `GET /api/jobs/{id}/bundle`.
-    pub(super) fn bundle(&self, request: &Request, id: &str) -> Answer {
-        let query = Query::new(request, &["artifacts"])?;
-        let with_artifacts = query.read("artifacts", "yes or no", |text| match text {
-            "yes" => Some(true),
-            "no" => Some(false),
-            _ => None,
-        })?;
+    pub(super) fn bundle(&self, call: &Call<'_>) -> Answer {
+        let (request, id) = (call.request, call.id);
+        let with_artifacts = call.query.text("artifacts") != Some("no");
         let job = self.find(id)?;
         if job.phase() != Phase::Ended {
             let message = format!("job {id:?} is {}; it has a bundle once it has ended", job.state);
             return Err(Rejection::new(409, "not_ended", message));
         }
-        let mut bundle = self.gather(request, &job, with_artifacts.unwrap_or(true))?;
+        let mut bundle = self.gather(request, &job, with_artifacts)?;
         let length = bundle.measure(request)?;
         let headers = download("application/x-tar", &format!("{id}.tar"));
         let run = move |to: &mut StreamWriter<'_>| {

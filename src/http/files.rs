@@ -8,6 +8,7 @@ use tiny_http::{Header, Response, StatusCode};
 
 use super::reply::{Reply, header};
 use super::request::Request;
+use super::routes::{Answer, with_headers};
 use crate::rejection::Rejection;
 
 /// What the viewer may load and reach; the same stands in its page for `file://`.
@@ -39,10 +40,23 @@ embedded!(
     "style.css",
 );
 
-/// A file of the viewer: `/` is `index.html`.
-pub fn viewer(path: &str) -> Option<Reply> {
+/// The bytes of a file of the viewer, and its name: `/` is `index.html`.
+fn viewer_file(path: &str) -> Option<(&'static str, &'static [u8])> {
     let name = if path == "/" { "index.html" } else { path.strip_prefix('/')? };
-    let (_, bytes) = VIEWER.iter().find(|(known, _)| *known == name)?;
+    VIEWER.iter().find(|(known, _)| *known == name).copied()
+}
+
+/// Whether a file of the viewer is at this path.
+pub(super) fn is_viewer(path: &str) -> bool {
+    viewer_file(path).is_some()
+}
+
+/// A file of the viewer.
+///
+/// # Errors
+/// 404.
+pub(super) fn viewer(path: &str) -> Answer {
+    let (name, bytes) = viewer_file(path).ok_or_else(gone)?;
     let content_type = match name.rsplit_once('.').map(|(_, extension)| extension) {
         Some("html") => "text/html; charset=utf-8",
         Some("css") => "text/css; charset=utf-8",
@@ -50,17 +64,25 @@ pub fn viewer(path: &str) -> Option<Reply> {
         Some("svg") => "image/svg+xml",
         _ => "application/octet-stream",
     };
-    let response = Response::from_data(*bytes)
-        .with_header(header("Content-Type", content_type))
-        .with_header(header("Content-Security-Policy", CONTENT_SECURITY_POLICY))
-        .with_header(header("Referrer-Policy", "no-referrer"))
-        .with_header(header("Cross-Origin-Opener-Policy", "same-origin"))
-        // The files have no version in their names, and the next agent brings its own.
-        .with_header(header("Cache-Control", "no-cache"));
-    Some(Reply::Full(response.boxed()))
+    let more = vec![
+        header("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+        header("Referrer-Policy", "no-referrer"),
+        header("Cross-Origin-Opener-Policy", "same-origin"),
+    ];
+    Ok(with_headers(embedded(bytes, content_type), more))
 }
 
-/// The bytes of a file that may still grow, whole or the `Range` that was asked for.
+/// A file that is a part of this program.
+pub(super) fn embedded(bytes: &'static [u8], content_type: &str) -> Reply {
+    let response = Response::from_data(bytes)
+        .with_header(header("Content-Type", content_type))
+        // The files have no version in their names, and the next agent brings its own.
+        .with_header(header("Cache-Control", "no-cache"));
+    Reply::Full(response.boxed())
+}
+
+/// The bytes of a file that may still grow, whole or the `Range` that was asked for. Such a file has no validator: whoever
+/// sends one with `If-Range` has it from elsewhere, and gets the whole.
 ///
 /// # Errors
 /// 404 where there is no such file, 416 where the range begins behind its end.
@@ -71,7 +93,8 @@ pub fn serve(path: &Path, content_type: &str, request: &Request) -> Result<Reply
     };
     let len = file.metadata().map_err(|error| unreadable(&error))?.len();
     let headers = vec![header("Content-Type", content_type), header("Accept-Ranges", "bytes")];
-    match request.range().map_or(Ok(None), |value| parse_range(value, len)) {
+    let range = request.range().filter(|_| request.header("if-range").is_none());
+    match range.map_or(Ok(None), |value| parse_range(value, len)) {
         Ok(None) => Ok(part(file, 0, len, 200, headers)),
         Ok(Some((first, last))) => {
             let mut headers = headers;

@@ -1,29 +1,31 @@
 //! Many jobs at once: a batch is submitted, the graph is read.
 
+use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use super::api::Call;
 use super::files;
-use super::query::Query;
+use super::pieces::{list, pieces};
 use super::reply::Reply;
-use super::request::Request;
 use super::routes::{Answer, App};
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::{Command, Job};
 use crate::manifest::{self, Parsed, Resources};
 use crate::rejection::Rejection;
+use crate::view::Graph;
 
-/// Jobs of one graph, unless asked otherwise, and at most.
-const JOBS: (usize, usize) = (1000, 10_000);
+/// Jobs of one graph, unless asked otherwise.
+const JOBS: u64 = 1000;
 
 impl App {
-    pub(super) fn submit_all(&self, request: &Request) -> Answer {
-        Query::new(request, &[])?;
+    pub(super) fn submit_all(&self, call: &Call<'_>) -> Answer {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Rejection::new(503, "stopping", "the agent is stopping; submit again when it is back"));
         }
-        let batch = manifest::parse_all(&request.body)?;
+        let batch = manifest::parse_all(&call.request.body)?;
         self.admit_all(&batch)?;
         let accepted = self.engine.execute(Command::SubmitAll(batch))?;
         let receipts: Vec<Value> =
@@ -60,31 +62,34 @@ impl App {
         }))
     }
 
-    pub(super) fn graph(&self, request: &Request) -> Answer {
-        let query = Query::new(request, &["job", "limit"])?;
-        let limit = query.number("limit")?.unwrap_or(JOBS.0).clamp(1, JOBS.1);
+    pub(super) fn graph(&self, call: &Call<'_>) -> Answer {
+        let limit = usize::try_from(call.query.number("limit").unwrap_or(JOBS)).unwrap_or(usize::MAX);
         let view = self.engine.view();
-        let graph = match query.text("job") {
+        let Graph { jobs, edges, truncated } = match call.query.text("job") {
             Some(id) => {
                 self.find(id)?;
                 view.around(id, limit).unwrap_or_default()
             }
             None => view.graph(limit),
         };
-        let brief = |job: &Job| {
-            json!({
-                "job_id": &*job.job_id,
-                "state": job.state.as_str(),
-                "phase": job.phase(),
-                "attempt": job.attempt,
-                "reason": job.reason.as_deref(),
-            })
-        };
-        let body = json!({
-            "jobs": graph.jobs.iter().map(|job| brief(job)).collect::<Vec<_>>(),
-            "edges": graph.edges.iter().map(|(parent, child)| [&**parent, &**child]).collect::<Vec<_>>(),
-            "truncated": graph.truncated,
-        });
-        Ok(Reply::json(200, body.to_string().into_bytes()))
+        pieces("application/json", move |each| {
+            let brief = |job: &Arc<Job>, text: &mut Vec<u8>| {
+                let members = json!({
+                    "job_id": &*job.job_id,
+                    "state": job.state.as_str(),
+                    "phase": job.phase(),
+                    "attempt": job.attempt,
+                    "reason": job.reason.as_deref(),
+                });
+                write!(text, "{members}")
+            };
+            // An id needs no escapes.
+            let edge =
+                |(parent, child): &(Arc<str>, Arc<str>), text: &mut Vec<u8>| write!(text, "[\"{parent}\",\"{child}\"]");
+            if each(b"{\"jobs\":") && list(&jobs, brief, each)? && each(b",\"edges\":") && list(&edges, edge, each)? {
+                each(format!(",\"truncated\":{truncated}}}").as_bytes());
+            }
+            Ok(())
+        })
     }
 }

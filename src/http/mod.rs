@@ -1,11 +1,14 @@
 //! The front door: accept loop, requests, routes, event streams.
 
 pub mod access;
+pub mod api;
 mod artifacts;
 mod body;
 mod bundle;
 mod files;
 mod graph;
+mod jobs;
+mod pieces;
 mod query;
 pub mod reply;
 mod reproduce;

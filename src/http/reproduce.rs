@@ -1,9 +1,8 @@
 //! `POST /api/jobs/{id}/reproduce`: the same execution once more, as a new job.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::query::Query;
-use super::request::Request;
+use super::api::Call;
 use super::routes::{Answer, App};
 use crate::ledger::event::State;
 use crate::manifest::{self, Manifest, Parsed};
@@ -11,9 +10,9 @@ use crate::rejection::Rejection;
 use crate::resources::EngineCapacity;
 
 impl App {
-    pub(super) fn reproduce(&self, request: &Request, id: &str) -> Answer {
-        Query::new(request, &[])?;
-        let wanted = wanted_id(&request.body)?;
+    pub(super) fn reproduce(&self, call: &Call<'_>) -> Answer {
+        let id = call.id;
+        let wanted = wanted_id(&call.request.body)?;
         let job = self.find(id)?;
         let image_id = job.image_id.clone().filter(|_| job.state == State::Sealed).ok_or_else(|| {
             let message = format!("job {id:?} is {}; only SEALED jobs can be reproduced", job.state);
@@ -88,19 +87,7 @@ impl App {
 
 /// `{}`, nothing, or `{"job_id":"…"}`.
 fn wanted_id(body: &[u8]) -> Result<Option<String>, Rejection> {
-    let expected = "send {} or {\"job_id\":\"…\"}";
-    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    let object = match serde_json::from_slice(body) {
-        Ok(Value::Object(object)) => object,
-        Ok(_) => return Err(Rejection::new(400, "not_an_object", format!("the body is no JSON object; {expected}"))),
-        Err(error) => {
-            return Err(Rejection::new(400, "not_json", format!("the body is no JSON ({error}); {expected}")));
-        }
-    };
-    if let Some(other) = object.keys().find(|name| *name != "job_id") {
-        let message = format!("there is no field {other:?} here; {expected}");
-        return Err(Rejection::new(400, "unknown_field", message).field(other.as_str()));
-    }
+    let object = small_object(body, &["job_id"], "send {} or {\"job_id\":\"…\"}")?;
     match object.get("job_id") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(id)) => Ok(Some(id.clone())),
@@ -109,4 +96,21 @@ fn wanted_id(body: &[u8]) -> Result<Option<String>, Rejection> {
             Err(Rejection::new(400, "wrong_type", message).field("job_id"))
         }
     }
+}
+
+/// A body that may be left out, or be an object of `known` members; `expected` says so.
+pub(super) fn small_object(body: &[u8], known: &[&str], expected: &str) -> Result<Map<String, Value>, Rejection> {
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    let object = match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => object,
+        Ok(_) => return Err(Rejection::new(400, "not_an_object", format!("the body is no JSON object; {expected}"))),
+        Err(error) => {
+            return Err(Rejection::new(400, "not_json", format!("the body is no JSON ({error}); {expected}")));
+        }
+    };
+    if let Some(other) = object.keys().find(|name| !known.contains(&name.as_str())) {
+        let message = format!("there is no field {other:?} here; {expected}");
+        return Err(Rejection::new(400, "unknown_field", message).field(other.as_str()));
+    }
+    Ok(object)
 }

@@ -312,7 +312,8 @@ pub(super) fn not_utf8() -> Rejection {
     bad_target("the target does not decode to UTF-8")
 }
 
-fn decode_bytes(raw: &str, plus_is_space: bool) -> Result<Vec<u8>, Rejection> {
+/// Decodes `%XX`. Refuses NUL, which no path and no name may hold.
+pub(super) fn decode_bytes(raw: &str, plus_is_space: bool) -> Result<Vec<u8>, Rejection> {
     let hex = |b: Option<u8>| b.and_then(|b| (b as char).to_digit(16)).map(|d| d as u8);
     let mut out = Vec::with_capacity(raw.len());
     let mut bytes = raw.bytes();

@@ -1,45 +1,32 @@
 //! Request → action → response: the API of the contract.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tiny_http::{Header, Method, Response};
 
 use super::access::Access;
-use super::artifacts;
-use super::files;
+use super::api::{self, Call, Kind};
+use super::pieces::lines;
 use super::query::Query;
 use super::reply::{Reply, header};
-use super::request::{Request, not_utf8};
+use super::request::Request;
 use super::server::Handler;
 use super::sse;
 use crate::admission::Admission;
 use crate::engine::Engine;
-use crate::ledger::event::{Detail, Event, Received, State, Stopping, Stored};
-use crate::ledger::lifecycle::{Command, Job, Phase};
-use crate::manifest::{self, Parsed};
+use crate::ledger::event::State;
 use crate::rejection::Rejection;
 use crate::runner::Runner;
-use crate::runner::output::OutputPaths;
 use crate::runner::sealed::Verified;
-use crate::runner::telemetry;
-use crate::view::Filter;
 
-/// Jobs on a page, unless asked otherwise, and at most.
-const PAGE: (usize, usize) = (100, 1000);
-/// Events of one `/api/ledger` answer, unless asked otherwise, and at most.
-const LEDGER_PAGE: (u64, u64) = (1000, 100_000);
-/// `?timeout_s=` of `?wait=`, unless asked otherwise, and at most.
-const WAIT_S: (u64, u64) = (60, 3600);
-/// How often a waiting request looks whether the agent stops.
-const LOOK: Duration = Duration::from_millis(500);
-/// Lines up to this many bytes are answered whole; longer answers are streamed.
-const LINES_WHOLE_BYTES: usize = 256 << 10;
+/// What `Last-Event-ID` may hold.
+const SEQ: Kind = Kind::Number { least: 0, most: u64::MAX };
+/// Events of one `/api/ledger` answer, unless asked otherwise.
+const LEDGER_PAGE: u64 = 1000;
 
 /// What the routes need.
 pub struct App {
@@ -81,7 +68,9 @@ impl Handler for App {
                     rejection.status,
                     rejection.code
                 );
-                Reply::rejection(&rejection)
+                // RFC 9110 §15.5.2: a 401 says how to do better.
+                let challenge = (rejection.status == 401).then(|| header("WWW-Authenticate", "Bearer"));
+                with_headers(Reply::rejection(&rejection), challenge.into_iter().collect())
             }
         };
         match self.access.allowed_origin(request) {
@@ -94,63 +83,36 @@ impl Handler for App {
 impl App {
     fn answer(&self, request: &Request) -> Answer {
         self.access.check_origin(request)?;
-        let path = request.path.as_str();
-        // Only the names of artifacts may be any bytes.
-        if !artifacts::is_below(path) && path.as_bytes() != request.path_bytes() {
-            return Err(not_utf8());
+        if request.path == "*" {
+            return Ok(no_content(api::ALL_METHODS));
         }
-        let Some(allowed) = methods(path) else {
-            return Err(Rejection::new(404, "no_such_route", format!("there is nothing at {path:?}")));
-        };
+        let found = api::find(request)?;
         if request.method == Method::Options {
-            return Ok(no_content(allowed));
+            return Ok(no_content(found.allowed()));
         }
-        let reads = matches!(request.method, Method::Get | Method::Head);
-        if !(reads && allowed == READ || request.method == Method::Post && allowed == WRITE) {
+        let Some(route) = found.route(&request.method) else {
+            let allowed = found.allowed();
             let message = format!("{} is not allowed here; use {allowed}", request.method);
             let reply = Reply::rejection(&Rejection::new(405, "method_not_allowed", message));
             return Ok(with_headers(reply, vec![header("Allow", allowed)]));
+        };
+        if route.token {
+            self.access.check_token(request)?;
         }
-        // A page must load before it can ask for a token, and a probe has none.
-        match path {
-            "/healthz" => return Ok(Reply::json(200, b"{\"ok\":true}".to_vec())),
-            "/readyz" => return self.ready(),
-            _ => {}
-        }
-        if let Some(reply) = files::viewer(path) {
-            return Ok(reply);
-        }
-        self.access.check_token(request)?;
-        if allowed == WRITE {
+        let query = Query::new(request, route.parameters)?;
+        if route.method == Method::Post {
             require_json(request)?;
             // A run's first event is its NODE_UP.
             self.ready.wait();
         }
-        let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-        match segments[1..] {
-            ["submit_job"] => self.submit(request),
-            ["submit_jobs"] => self.submit_all(request),
-            ["graph"] => self.graph(request),
-            ["jobs"] => self.jobs(request),
-            ["jobs", id] => self.job(request, id),
-            ["jobs", id, "trace"] => self.trace(request, id),
-            ["jobs", id, stream @ ("stdout" | "stderr")] => self.output(request, id, stream),
-            ["jobs", id, "telemetry"] => self.telemetry(request, id),
-            ["jobs", id, "seal"] => self.seal(request, id),
-            ["jobs", id, "artifacts", ..] => self.artifact(request, id),
-            ["jobs", id, "bundle"] => self.bundle(request, id),
-            ["jobs", id, "cancel"] => self.cancel(request, id),
-            ["jobs", id, "retrigger"] => self.retrigger(request, id),
-            ["jobs", id, "reproduce"] => self.reproduce(request, id),
-            ["events"] => self.events(request),
-            ["ledger"] => self.ledger(request),
-            ["ledger", "head"] => self.head(request),
-            ["node"] => self.node(request),
-            _ => Err(Rejection::new(404, "no_such_route", format!("there is nothing at {path:?}"))),
-        }
+        (route.run)(self, &Call { request, query, id: &found.id, path: &found.path })
     }
 
-    fn ready(&self) -> Answer {
+    pub(super) fn alive(&self) -> Answer {
+        Ok(Reply::json(200, b"{\"ok\":true}".to_vec()))
+    }
+
+    pub(super) fn ready(&self) -> Answer {
         if let Some(reason) = self.engine.view().latched() {
             return Err(Rejection::new(503, "ledger_latched", reason));
         }
@@ -163,188 +125,19 @@ impl App {
         Ok(Reply::json(200, b"{\"ready\":true}".to_vec()))
     }
 
-    fn submit(&self, request: &Request) -> Answer {
-        Query::new(request, &[])?;
-        self.accept(manifest::parse(&request.body)?).map(|(reply, _)| reply)
-    }
-
-    /// Takes a manifest in; the receipt, and whether it is new.
-    pub(super) fn accept(&self, parsed: Parsed) -> Result<(Reply, bool), Rejection> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err(Rejection::new(503, "stopping", "the agent is stopping; submit again when it is back"));
-        }
-        let id = parsed.manifest.job_id.clone();
-        // A repeated submission is answered from the ledger, whatever became of its mounts since.
-        if self.engine.view().job(&id).is_none_or(|job| job.manifest_hash != parsed.hash) {
-            self.admit(&parsed.manifest)?;
-            // A sealed job stays sealed, so what is found here still holds when it is recorded.
-            self.runner.check_reproduction(&parsed.manifest)?;
-        }
-        let accepted = self.engine.execute(Command::Submit(Box::new(parsed)))?;
-        let job =
-            accepted.job.ok_or_else(|| Rejection::new(500, "internal", "the job was accepted and is not there"))?;
-        Ok((Reply::json(200, self.receipt(&job, accepted.changed)?.to_string().into_bytes()), accepted.changed))
-    }
-
-    fn jobs(&self, request: &Request) -> Answer {
-        let query = Query::new(request, &["phase", "state", "execution_hash", "after", "limit"])?;
-        let filter = Filter {
-            phase: query.read("phase", "waiting, active or ended", Phase::parse)?,
-            state: query.read("state", "a state such as SEALED", State::parse)?,
-            execution_hash: query.read("execution_hash", "64 lower-case hex digits", |text| text.parse().ok())?,
-        };
-        let limit = query.number("limit")?.unwrap_or(PAGE.0).clamp(1, PAGE.1);
-        let (jobs, next) = self.engine.view().page(&filter, query.number("after")?, limit);
-        let summaries: Vec<_> = jobs.iter().map(|job| job.summary()).collect();
-        let body = json!({ "jobs": summaries, "next": next });
-        Ok(Reply::json(200, body.to_string().into_bytes()))
-    }
-
-    fn job(&self, request: &Request, id: &str) -> Answer {
-        let query = Query::new(request, &["wait", "timeout_s"])?;
-        let wait = query.read("wait", "a state such as SEALED", State::parse)?;
-        let timeout_s = query.number("timeout_s")?.unwrap_or(WAIT_S.0).min(WAIT_S.1);
-        let deadline = Instant::now() + Duration::from_secs(timeout_s);
-        let mut job = self.find(id)?;
-        if let Some(state) = wait {
-            let done = |job: &Job| job.has_seen(state) || job.phase() == Phase::Ended;
-            while !done(&job) && !self.stopping.load(Ordering::Relaxed) {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break;
-                }
-                let (head, _) = self.engine.view().head();
-                job = self.find(id)?;
-                if !done(&job) {
-                    self.engine.view().wait_past(head, left.min(LOOK));
-                    job = self.find(id)?;
-                }
-            }
-        }
-        let mut summary = serde_json::to_value(job.summary())
-            .map_err(|error| Rejection::new(500, "internal", format!("the summary cannot be written: {error}")))?;
-        // Not in lists of jobs: a thousand of them may have a thousand parents each.
-        summary["depends_on"] = job.parents().iter().map(|parent| &**parent).collect();
-        if let Some(open) = &job.open {
-            // What waits, and why, is worth more to the one who waits than the bare state.
-            summary["waiting_for"] = self.runner.waiting_for(&job).map_or(Value::Null, Value::String);
-            summary["progress"] = self.runner.progress(&job.job_id);
-            summary["stop_requested"] = open.stop.as_ref().map_or(Value::Null, |stop| json!(**stop.get()));
-        }
-        Ok(Reply::json(200, summary.to_string().into_bytes()))
-    }
-
-    fn trace(&self, request: &Request, id: &str) -> Answer {
-        Query::new(request, &[])?;
-        self.find(id)?;
-        let (view, id) = (self.engine.view().clone(), id.to_owned());
-        lines(move |each| view.trace(&id, each))
-    }
-
-    fn ledger(&self, request: &Request) -> Answer {
-        let query = Query::new(request, &["from", "limit"])?;
-        let from = query.number::<u64>("from")?.unwrap_or(1).max(1);
-        let limit = query.number("limit")?.unwrap_or(LEDGER_PAGE.0).clamp(1, LEDGER_PAGE.1);
+    pub(super) fn ledger(&self, call: &Call<'_>) -> Answer {
+        let from = call.query.number("from").unwrap_or(1);
+        let limit = call.query.number("limit").unwrap_or(LEDGER_PAGE);
         let view = self.engine.view().clone();
         let upto = view.head().0.min(from.saturating_add(limit - 1));
         lines(move |each| view.ledger(from, upto, &mut |_, bytes| each(bytes)))
     }
 
-    fn output(&self, request: &Request, id: &str, stream: &str) -> Answer {
-        let (job, attempt) = self.attempt(request, id)?;
-        let paths = OutputPaths::new(&self.data.join("logs").join(id), attempt);
-        let path = if stream == "stdout" { &paths.stdout } else { &paths.stderr };
-        // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
-        let may_lack = job.phase() != Phase::Ended;
-        of_attempt(
-            files::serve(path, "application/octet-stream", request),
-            "application/octet-stream",
-            attempt,
-            may_lack,
-        )
-    }
-
-    fn telemetry(&self, request: &Request, id: &str) -> Answer {
-        let (_, attempt) = self.attempt(request, id)?;
-        let path = telemetry::path(&self.data.join("logs").join(id), attempt);
-        let content_type = "application/x-ndjson";
-        // Not every attempt has samples: it never ran, the host cannot measure it, or they were pruned.
-        of_attempt(files::serve(&path, content_type, request), content_type, attempt, true)
-    }
-
-    /// The job, and the attempt of it that is asked for: the latest, or `?attempt=N`.
-    fn attempt(&self, request: &Request, id: &str) -> Result<(Arc<Job>, u32), Rejection> {
-        let query = Query::new(request, &["attempt"])?;
-        let job = self.find(id)?;
-        let attempt = query.number("attempt")?.unwrap_or(job.attempt);
-        if attempt > job.attempt {
-            let message = format!("job {id:?} is at attempt {}, there is no attempt {attempt}", job.attempt);
-            return Err(Rejection::new(404, "no_such_attempt", message).field("attempt"));
-        }
-        Ok((job, attempt))
-    }
-
-    fn seal(&self, request: &Request, id: &str) -> Answer {
-        Query::new(request, &[])?;
-        let job = self.find(id)?;
-        if job.state != State::Sealed {
-            let message = format!("job {id:?} is {}; only SEALED jobs have a seal", job.state);
-            return Err(Rejection::new(404, "not_sealed", message));
-        }
-        files::serve(&self.data.join("seals").join(format!("{id}.json")), "application/json", request)
-    }
-
-    fn cancel(&self, request: &Request, id: &str) -> Answer {
-        Query::new(request, &[])?;
-        self.find(id)?;
-        let stopping = Stopping { asked: "cancel".into(), by: request.remote.ip().to_string() };
-        self.change(id, Command::Stop(id.into(), stopping))
-    }
-
-    fn retrigger(&self, request: &Request, id: &str) -> Answer {
-        Query::new(request, &[])?;
-        self.find(id)?;
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err(Rejection::new(503, "stopping", "the agent is stopping; retrigger the job when it is back"));
-        }
-        let manifest = self.received(id)?;
-        if self.find(id)?.open.is_none() {
-            // What this agent allows may have changed since the job was submitted.
-            self.admit(&manifest::parse(manifest.get().as_bytes())?.manifest)?;
-        }
-        self.change(id, Command::Retrigger(id.into(), request.remote.ip().to_string(), manifest))
-    }
-
-    /// The manifest as RECEIVED has it.
-    pub(super) fn received(&self, id: &str) -> Result<Box<RawValue>, Rejection> {
-        let mut received = None;
-        self.engine
-            .view()
-            .trace(id, &mut |bytes| {
-                received = Some(Stored::parse(bytes));
-                false
-            })
-            .map_err(|error| files::unreadable(&error))?;
-        let Some(Ok(Stored { event: Event { detail: Detail::Received(Received { manifest, .. }), .. }, .. })) =
-            received
-        else {
-            return Err(Rejection::new(500, "unreadable", "the job's RECEIVED event cannot be read back"));
-        };
-        Ok(manifest)
-    }
-
-    /// Carries out what somebody asks of a job, and says what came of it.
-    fn change(&self, id: &str, command: Command) -> Answer {
-        let accepted = self.engine.execute(command)?;
-        let job = accepted.job.ok_or_else(|| Rejection::new(500, "internal", "the job is not there any more"))?;
-        let body = json!({ "job_id": id, "state": job.state.as_str(), "duplicate": !accepted.changed });
-        Ok(Reply::json(200, body.to_string().into_bytes()))
-    }
-
-    fn events(&self, request: &Request) -> Answer {
-        let query = Query::new(request, &["after", "job"])?;
+    pub(super) fn events(&self, call: &Call<'_>) -> Answer {
+        let (request, query) = (call.request, &call.query);
         let from_header = request.header("last-event-id").map(|text| {
-            text.parse::<u64>().map_err(|_| {
+            let seq = Some(text).filter(|text| SEQ.admits(text)).and_then(|text| text.parse::<u64>().ok());
+            seq.ok_or_else(|| {
                 Rejection::new(400, "bad_header", format!("Last-Event-ID {text:?} must be a seq"))
                     .field("Last-Event-ID")
             })
@@ -352,7 +145,7 @@ impl App {
         // A reconnecting browser repeats the first URL, so what it has seen since goes before what it asked for then.
         let after = match from_header.transpose()? {
             Some(seq) => seq,
-            None => query.number("after")?.unwrap_or(0),
+            None => query.number("after").unwrap_or(0),
         };
         let head = self.engine.view().head().0;
         if after > head {
@@ -376,14 +169,12 @@ impl App {
         })
     }
 
-    fn head(&self, request: &Request) -> Answer {
-        Query::new(request, &[])?;
+    pub(super) fn head(&self, _: &Call<'_>) -> Answer {
         let (seq, hash) = self.engine.view().head();
         Ok(Reply::json(200, json!({ "seq": seq, "hash": hash }).to_string().into_bytes()))
     }
 
-    fn node(&self, request: &Request) -> Answer {
-        Query::new(request, &[])?;
+    pub(super) fn node(&self, _: &Call<'_>) -> Answer {
         let mut node = self.node.clone();
         node["uptime_s"] = self.started.elapsed().as_secs().into();
         node["engine"] = self.runner.engine_status();
@@ -397,30 +188,6 @@ impl App {
         node["ledger"] = json!({ "latched": view.latched() });
         Ok(Reply::json(200, node.to_string().into_bytes()))
     }
-
-    pub(super) fn find(&self, id: &str) -> Result<Arc<Job>, Rejection> {
-        self.engine.view().job(id).ok_or_else(|| {
-            Rejection::new(404, "no_such_job", format!("no job {id:?}; GET /api/jobs lists them")).field("job_id")
-        })
-    }
-}
-
-const READ: &str = "GET, HEAD, OPTIONS";
-const WRITE: &str = "POST, OPTIONS";
-
-/// What may be done at a path; `None` where there is nothing.
-fn methods(path: &str) -> Option<&'static str> {
-    let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
-    match segments[..] {
-        ["healthz" | "readyz"] => Some(READ),
-        ["api", "submit_job" | "submit_jobs"] | ["api", "jobs", _, "cancel" | "retrigger" | "reproduce"] => Some(WRITE),
-        ["api", "jobs" | "events" | "graph" | "ledger" | "node"]
-        | ["api", "ledger", "head"]
-        | ["api", "jobs", _]
-        | ["api", "jobs", _, "trace" | "stdout" | "stderr" | "telemetry" | "seal" | "bundle"] => Some(READ),
-        ["api", "jobs", _, "artifacts", ..] => Some(READ),
-        _ => files::viewer(path).map(|_| READ),
-    }
 }
 
 /// A page of another site can post forms without asking, but not this content type.
@@ -433,49 +200,6 @@ fn require_json(request: &Request) -> Result<(), Rejection> {
     Err(Rejection::new(415, "content_type", message).field("Content-Type"))
 }
 
-/// Calls back with stored bytes until told to stop.
-type EachLine<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
-
-/// Events as JSON lines: a short answer whole, so that the connection can be kept, a long one as a stream.
-fn lines(produce: impl Fn(EachLine<'_>) -> io::Result<()> + Send + 'static) -> Answer {
-    let mut whole = Vec::new();
-    produce(&mut |line| {
-        whole.extend_from_slice(line);
-        whole.push(b'\n');
-        whole.len() <= LINES_WHOLE_BYTES
-    })
-    .map_err(|error| Rejection::new(500, "unreadable", error.to_string()))?;
-    let content_type = header("Content-Type", "application/x-ndjson");
-    if whole.len() <= LINES_WHOLE_BYTES {
-        return Ok(Reply::Full(Response::from_data(whole).with_header(content_type).boxed()));
-    }
-    let run = move |to: &mut super::reply::StreamWriter<'_>| {
-        let (mut buffer, mut sent) = (Vec::with_capacity(LINES_WHOLE_BYTES), Ok(()));
-        produce(&mut |line| {
-            buffer.extend_from_slice(line);
-            buffer.push(b'\n');
-            if buffer.len() >= LINES_WHOLE_BYTES {
-                sent = to.send(&buffer);
-                buffer.clear();
-            }
-            sent.is_ok()
-        })?;
-        sent.and_then(|()| to.send(&buffer))
-    };
-    Ok(Reply::Stream { status: 200, headers: vec![content_type], run: Box::new(run) })
-}
-
-/// A file of an attempt; one that is not there is empty if it `may_lack`.
-fn of_attempt(file: Answer, content_type: &str, attempt: u32, may_lack: bool) -> Answer {
-    let reply = match file {
-        Err(rejection) if rejection.status == 404 && may_lack => {
-            Reply::Full(Response::from_data(Vec::new()).with_header(header("Content-Type", content_type)).boxed())
-        }
-        other => other?,
-    };
-    Ok(with_headers(reply, vec![header("X-Attempt", &attempt.to_string())]))
-}
-
 fn no_content(allowed: &'static str) -> Reply {
     Reply::Full(Response::from_data(Vec::new()).with_status_code(204).with_header(header("Allow", allowed)).boxed())
 }
@@ -484,14 +208,21 @@ fn cors(origin: &str) -> Vec<Header> {
     vec![
         header("Access-Control-Allow-Origin", origin),
         header("Access-Control-Allow-Methods", "GET, HEAD, POST"),
-        header("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID, Range"),
-        header("Access-Control-Expose-Headers", "Content-Range, Accept-Ranges, Allow, Retry-After, X-Attempt"),
+        header(
+            "Access-Control-Allow-Headers",
+            "Authorization, Content-Type, If-None-Match, If-Range, Last-Event-ID, Range",
+        ),
+        header(
+            "Access-Control-Expose-Headers",
+            "Accept-Ranges, Allow, Content-Disposition, Content-Range, ETag, Retry-After, WWW-Authenticate, X-Attempt",
+        ),
         header("Access-Control-Max-Age", "600"),
         header("Vary", "Origin"),
     ]
 }
 
-fn with_headers(reply: Reply, more: Vec<Header>) -> Reply {
+/// The reply with more header fields.
+pub(super) fn with_headers(reply: Reply, more: Vec<Header>) -> Reply {
     match reply {
         Reply::Full(mut response) => {
             more.into_iter().for_each(|header| response.add_header(header));

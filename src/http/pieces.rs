@@ -1,0 +1,69 @@
+//! Answers that may be long, written piece by piece: what is held of them does not grow with them.
+
+use std::io;
+
+use tiny_http::Response;
+
+use super::files::unreadable;
+use super::reply::{Reply, StreamWriter, header};
+use super::routes::Answer;
+
+/// Answers up to this many bytes are held and sent whole, so that the connection can be kept; longer ones are streamed.
+const WHOLE_BYTES: usize = 256 << 10;
+
+/// Takes pieces of an answer; `false` where no more are wanted.
+pub(super) type EachPiece<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
+
+/// An answer of the pieces that `produce` calls back with. It is called once to see whether the answer is short, and once
+/// more to stream one that is not: both times with the same pieces.
+pub(super) fn pieces(
+    content_type: &'static str,
+    produce: impl Fn(EachPiece<'_>) -> io::Result<()> + Send + 'static,
+) -> Answer {
+    let mut whole = Vec::new();
+    produce(&mut |piece| {
+        whole.extend_from_slice(piece);
+        whole.len() <= WHOLE_BYTES
+    })
+    .map_err(|error| unreadable(&error))?;
+    let content_type = header("Content-Type", content_type);
+    if whole.len() <= WHOLE_BYTES {
+        return Ok(Reply::Full(Response::from_data(whole).with_header(content_type).boxed()));
+    }
+    let run = move |to: &mut StreamWriter<'_>| {
+        let (mut buffer, mut sent) = (Vec::with_capacity(WHOLE_BYTES), Ok(()));
+        produce(&mut |piece| {
+            buffer.extend_from_slice(piece);
+            if buffer.len() >= WHOLE_BYTES {
+                sent = to.send(&buffer);
+                buffer.clear();
+            }
+            sent.is_ok()
+        })?;
+        sent.and_then(|()| to.send(&buffer))
+    };
+    Ok(Reply::Stream { status: 200, headers: vec![content_type], run: Box::new(run) })
+}
+
+/// Events as JSON lines.
+pub(super) fn lines(produce: impl Fn(EachPiece<'_>) -> io::Result<()> + Send + 'static) -> Answer {
+    pieces("application/x-ndjson", move |each| produce(&mut |line| each(line) && each(b"\n")))
+}
+
+/// The items of a JSON list, after `[` or a comma each; `false` as soon as `each` says so.
+pub(super) fn list<T>(
+    items: &[T],
+    write: impl Fn(&T, &mut Vec<u8>) -> io::Result<()>,
+    each: EachPiece<'_>,
+) -> io::Result<bool> {
+    let mut text = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        text.clear();
+        text.push(if index == 0 { b'[' } else { b',' });
+        write(item, &mut text)?;
+        if !each(&text) {
+            return Ok(false);
+        }
+    }
+    Ok(each(if items.is_empty() { b"[]" } else { b"]" }))
+}
