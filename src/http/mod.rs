@@ -7,6 +7,7 @@ mod bundle;
 mod files;
 mod graph;
 mod query;
+mod refused;
 pub mod reply;
 mod reproduce;
 pub mod request;

@@ -4,17 +4,17 @@
 //! cannot be started and a connection over a cap are answered 503, a panicking handler is answered 500.
 
 use super::body::ChunkDecoder;
+use super::refused::{MAX_REFUSED_HELD, hold_refused};
 use super::reply::{Target, WriteLimits, encode_refusal};
 use super::request::{Framing, Head, HeadParser};
 use super::slots::{Connection, Full, Phase, Slots};
 use super::wire::Wire;
 use crate::rejection::Rejection;
-use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,10 +27,13 @@ pub use super::request::Request;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How long streams get to end by themselves when the server drains.
 const STREAM_GRACE: Duration = Duration::from_secs(1);
-/// Most refused connections kept open for a moment so that their 503 is read.
-const MAX_REFUSED_HELD: usize = 64;
-/// How often held refused connections are looked at.
-const REFUSED_POLL: Duration = Duration::from_millis(20);
+/// Most evicted connections whose threads have not ended: what evictions may add to the threads of `max_connections`.
+const MAX_LEAVING: usize = 64;
+/// How long an accept loop waits for such a thread to end, which takes no longer than it takes to be scheduled.
+const LEAVING_WAIT: Duration = Duration::from_secs(1);
+/// How often and after what pause a thread is tried to be started once another has ended for it.
+const THREAD_RETRIES: usize = 5;
+const THREAD_PAUSE: Duration = Duration::from_millis(2);
 /// How long an accept loop is tried to be woken by connecting to it.
 const WAKE_LIMIT: Duration = Duration::from_secs(2);
 /// Bound of one such attempt.
@@ -75,7 +78,7 @@ pub struct Limits {
 
 impl Limits {
     /// Default of [`Limits::max_connections`].
-    pub const MAX_CONNECTIONS: usize = 512;
+    pub const MAX_CONNECTIONS: usize = 1024;
     /// Default of [`Limits::max_per_address`].
     pub const MAX_PER_ADDRESS: usize = 256;
     /// Default of [`Limits::reserved_for_loopback`].
@@ -98,6 +101,19 @@ impl Limits {
     pub const MAX_BODY: usize = 1024 * 1024;
     /// Default of [`Limits::stack`]: 256 KiB.
     pub const STACK: usize = 256 * 1024;
+
+    /// The default limits, where the process may have `descriptors` open: at most half of them for connections, so that
+    /// the rest of the process, and each connection's own files, never lack one because of strangers.
+    pub fn within(descriptors: u64) -> Self {
+        let half = usize::try_from(descriptors / 2).unwrap_or(usize::MAX);
+        let max_connections = Self::MAX_CONNECTIONS.min(half);
+        Self {
+            max_connections,
+            max_per_address: Self::MAX_PER_ADDRESS.min(max_connections / 2),
+            reserved_for_loopback: Self::RESERVED_FOR_LOOPBACK.min(max_connections / 4),
+            ..Self::default()
+        }
+    }
 
     fn write_limits(&self) -> WriteLimits {
         WriteLimits { stall: self.write_deadline, bytes_per_second: self.write_bytes_per_second }
@@ -132,6 +148,8 @@ pub struct Counters {
     pub active: AtomicU64,
     /// Streams open now.
     pub streams: AtomicU64,
+    /// Connections closed, while they asked for nothing, to make room for another.
+    pub evicted: AtomicU64,
     /// Connections answered 503 because all slots were taken.
     pub refused_full: AtomicU64,
     /// Connections answered 503 because their address had its share.
@@ -225,7 +243,7 @@ impl Server {
         }
         self.shared.shutdown_where(Phase::Streaming, Shutdown::Both);
         let left = self.shared.wait_until_empty(end);
-        for phase in [Phase::Idle, Phase::Busy, Phase::Streaming] {
+        for phase in [Phase::Idle, Phase::Head, Phase::Lingering, Phase::Busy, Phase::Streaming] {
             self.shared.shutdown_where(phase, Shutdown::Both);
         }
         left
@@ -269,6 +287,45 @@ impl Shared {
         }
         slots.open.len()
     }
+
+    /// Room for one more connection from `remote`, where need be at the cost of one that asks for nothing.
+    fn make_room(&self, remote: IpAddr) -> Result<MutexGuard<'_, Slots>, Full> {
+        let mut slots = lock(&self.slots);
+        let end = Instant::now() + LEAVING_WAIT;
+        while let Err(full) = slots.check(remote, &self.limits) {
+            let left = end.saturating_duration_since(Instant::now());
+            if slots.leaving() >= MAX_LEAVING {
+                if left.is_zero() {
+                    return Err(full);
+                }
+                slots = self.slot_freed.wait_timeout(slots, left).unwrap_or_else(PoisonError::into_inner).0;
+            } else if !self.evict(&mut slots, (full == Full::Address).then_some(remote)) {
+                return Err(full);
+            }
+        }
+        Ok(slots)
+    }
+
+    fn evict(&self, slots: &mut Slots, only: Option<IpAddr>) -> bool {
+        let evicted = slots.evict(only);
+        if evicted {
+            self.counters.evicted.fetch_add(1, Ordering::Relaxed);
+            self.counters.active.fetch_sub(1, Ordering::Relaxed);
+        }
+        evicted
+    }
+
+    /// Makes one connection give way and waits for its thread to end: what it held may be what another lacks. False where
+    /// none can, or does not end in time.
+    fn evict_and_wait(&self) -> bool {
+        let mut slots = lock(&self.slots);
+        let before = slots.leaving();
+        if before >= MAX_LEAVING || !self.evict(&mut slots, None) {
+            return false;
+        }
+        let waiting = self.slot_freed.wait_timeout_while(slots, LEAVING_WAIT, |slots| slots.leaving() > before);
+        waiting.unwrap_or_else(PoisonError::into_inner).0.leaving() <= before
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -292,8 +349,10 @@ struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        lock(&self.shared.slots).free(&self.connection);
-        self.shared.counters.active.fetch_sub(1, Ordering::Relaxed);
+        // Who was evicted is no longer counted.
+        if lock(&self.shared.slots).free(&self.connection) {
+            self.shared.counters.active.fetch_sub(1, Ordering::Relaxed);
+        }
         self.shared.slot_freed.notify_all();
     }
 }
@@ -328,28 +387,21 @@ fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, remote: SocketAddr, refus
     // Without it, a small response waits for the peer's delayed acknowledgement; worse is only slower.
     let _ = socket.set_nodelay(true);
     let counters = &shared.counters;
-    let mut slots = lock(&shared.slots);
-    let (cause, message) = match slots.check(remote.ip(), &shared.limits) {
-        Ok(()) => {
+    let (cause, message) = match shared.make_room(remote.ip()) {
+        Ok(mut slots) => {
             let connection = slots.take(Arc::clone(&socket), remote);
             drop(slots);
             counters.active.fetch_add(1, Ordering::Relaxed);
-            let slot = Slot { shared: Arc::clone(shared), connection };
-            let thread = thread::Builder::new().name("http".into()).stack_size(shared.limits.stack);
-            // A failed spawn drops the closure, and with it the slot.
-            match thread.spawn(move || serve(&slot.shared, &slot.connection)) {
-                Ok(_) => return,
+            match start_thread(shared, connection) {
+                Ok(()) => return,
                 Err(e) => log::warn!("cannot start a thread for a connection: {e}"),
             }
             (&counters.refused_no_thread, "the node cannot start a thread for this connection; try again")
         }
-        Err(Full::All) => {
-            drop(slots);
-            (&counters.refused_full, "all connection slots are taken; close idle connections or try again")
-        }
+        Err(Full::All) => (&counters.refused_full, "all connections the node can serve are being answered; try again"),
         Err(Full::Address) => {
-            drop(slots);
-            (&counters.refused_address, "this address has all the connections it may; close some or try again")
+            let message = "all connections this address may have are being answered; close some or try again";
+            (&counters.refused_address, message)
         }
     };
     cause.fetch_add(1, Ordering::Relaxed);
@@ -361,32 +413,28 @@ fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, remote: SocketAddr, refus
     }
 }
 
-/// Lingering close for refused connections, all of them in one thread: their 503 must survive what the client sends.
-fn hold_refused(arriving: &Receiver<Arc<TcpStream>>, linger: Duration) {
-    let mut held: VecDeque<(Arc<TcpStream>, Instant)> = VecDeque::new();
-    let mut scratch = [0; 4096];
-    loop {
-        let next = if held.is_empty() {
-            arriving.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            arriving.recv_timeout(REFUSED_POLL)
-        };
-        let first = match next {
-            Ok(socket) => Some(socket),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        let until = Instant::now() + linger;
-        held.extend(first.into_iter().chain(arriving.try_iter().take(MAX_REFUSED_HELD)).map(|socket| (socket, until)));
-        held.drain(..held.len().saturating_sub(MAX_REFUSED_HELD));
-        held.retain(|(socket, until)| {
-            let open = match (&**socket).read(&mut scratch) {
-                Ok(n) => n > 0,
-                Err(e) => e.kind() == io::ErrorKind::WouldBlock,
-            };
-            open && Instant::now() < *until
-        });
+/// Where threads are short, one that waits for a request gives way to this one.
+fn start_thread(shared: &Arc<Shared>, connection: Arc<Connection>) -> io::Result<()> {
+    // The closure is dropped where it cannot be run; the slot must outlive the retries.
+    let slot = Arc::new(Slot { shared: Arc::clone(shared), connection });
+    let spawn = || {
+        let slot = Arc::clone(&slot);
+        let thread = thread::Builder::new().name("http".into()).stack_size(shared.limits.stack);
+        thread.spawn(move || serve(&slot.shared, &slot.connection)).map(drop)
+    };
+    let mut outcome = spawn();
+    // Busy first, so that it is not this very connection that gives way.
+    if outcome.is_err() && slot.connection.enter(Phase::Busy) && shared.evict_and_wait() {
+        for _ in 0..THREAD_RETRIES {
+            // The slot was free a moment before its thread has ended.
+            thread::sleep(THREAD_PAUSE);
+            outcome = spawn();
+            if outcome.is_ok() {
+                break;
+            }
+        }
     }
+    outcome
 }
 
 /// How reading a request ended without one.
@@ -416,7 +464,8 @@ fn serve(shared: &Shared, connection: &Connection) {
         };
         match kept {
             Ok(true) if !shared.draining.load(Ordering::SeqCst) => {}
-            Ok(_) => return wire.linger(shared.limits.linger),
+            Ok(_) if connection.enter(Phase::Lingering) => return wire.linger(shared.limits.linger),
+            Ok(_) => return,
             Err(_) => {
                 shared.counters.responses_cut.fetch_add(1, Ordering::Relaxed);
                 // No lingering: the client must see that the answer is not whole.
@@ -443,13 +492,14 @@ fn read_request(
 ) -> Result<Request, Unread> {
     let limits = &shared.limits;
     if wire.buffered().is_empty() {
-        connection.enter(Phase::Idle);
+        let entered = connection.enter(Phase::Idle);
         // After entering, so that a drain either sees us idle or is seen by us.
-        if shared.draining.load(Ordering::SeqCst) || !matches!(wire.fill(first_byte_by), Ok(1..)) {
+        let ends = !entered || shared.draining.load(Ordering::SeqCst);
+        if ends || !matches!(wire.fill(first_byte_by), Ok(1..)) {
             return Err(Unread::Gone);
         }
     }
-    connection.enter(Phase::Busy);
+    enter(connection, Phase::Head)?;
     let head_by = head_by.unwrap_or_else(|| Instant::now() + limits.head_deadline);
     let mut parser = HeadParser::new(limits.max_head, limits.max_body);
     let Head { mut request, framing, expect_continue, consumed } = loop {
@@ -461,6 +511,7 @@ fn read_request(
             None => fill(wire, head_by, "head", head_only)?,
         }
     };
+    enter(connection, Phase::Busy)?;
     wire.consume(consumed);
     request.socket = Arc::downgrade(&connection.socket);
     if framing == Framing::None {
@@ -492,6 +543,10 @@ fn read_request(
     }
 }
 
+fn enter(connection: &Connection, phase: Phase) -> Result<(), Unread> {
+    if connection.enter(phase) { Ok(()) } else { Err(Unread::Gone) }
+}
+
 fn fill(wire: &mut Wire, deadline: Instant, what: &str, head_only: bool) -> Result<(), Unread> {
     match wire.fill(deadline) {
         Ok(0) => Err(Unread::Gone),
@@ -516,7 +571,8 @@ fn respond(shared: &Shared, connection: &Connection, wire: &mut Wire, request: &
     });
     let streams = matches!(reply, Reply::Stream { .. });
     if streams {
-        connection.enter(Phase::Streaming);
+        // Never evicted: it is busy.
+        let _ = connection.enter(Phase::Streaming);
         counters.streams.fetch_add(1, Ordering::Relaxed);
     }
     let target = target(shared, connection, wire).shape(request, keep);
