@@ -2,7 +2,7 @@
 
 pub mod access;
 mod artifacts;
-mod body;
+pub mod body;
 mod bundle;
 mod files;
 mod graph;
