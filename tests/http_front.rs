@@ -209,6 +209,61 @@ fn a_body_of_exactly_the_limit_is_taken() {
 }
 
 #[test]
+fn large_bodies_wait_for_memory_and_small_ones_do_not() {
+    let (server, address) = start(Limits { body_deadline: PATIENCE * 2, ..Limits::default() });
+    let body = vec![b'x'; Limits::MAX_BODY];
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let chunked = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+    // Three times what one client may have in memory, none of it whole; what is not taken stays in the sockets.
+    let mut clients: Vec<_> = (0..12)
+        .map(|n| {
+            let mut client = connect(address);
+            client.write_all(if n % 2 == 0 { &head } else { &chunked }.as_bytes()).unwrap();
+            let mut writer = client.try_clone().unwrap();
+            let bytes = body[1..].to_vec();
+            let sends = thread::spawn(move || writer.write_all(&bytes).unwrap());
+            (client, sends)
+        })
+        .collect();
+    let mut small = connect(address);
+    small.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").unwrap();
+    assert_eq!(read_answer(&mut small, false).unwrap().body, b"POST / abc");
+    drop(small);
+    let ends: Vec<_> = clients
+        .drain(..)
+        .enumerate()
+        .map(|(n, (mut client, sends))| {
+            thread::spawn(move || {
+                sends.join().unwrap();
+                client.write_all(if n % 2 == 0 { b"x" } else { b"x\r\n0\r\n\r\n" }).unwrap();
+                read_answer(&mut client, false).unwrap()
+            })
+        })
+        .collect();
+    for end in ends {
+        let answer = end.join().unwrap();
+        assert_eq!((answer.status, answer.body.len()), (200, "POST / ".len() + Limits::MAX_BODY));
+    }
+    slots_come_back(server.counters());
+}
+
+#[test]
+fn who_finds_no_memory_for_a_large_body_is_told_to_come_back() {
+    let (server, address) = start(Limits { body_deadline: Duration::from_secs(2), ..Limits::default() });
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", Limits::MAX_BODY);
+    let begun = [head.as_bytes(), &[b'x'; 16 * 1024]].concat();
+    let mut clients: Vec<_> = (0..20).map(|_| connect(address)).collect();
+    clients.iter_mut().for_each(|client| client.write_all(&begun).unwrap());
+    let answers: Vec<_> = clients.iter_mut().map(|client| read_answer(client, false).unwrap()).collect();
+    let told = |status| answers.iter().filter(|answer| answer.status == status).count();
+    assert!(answers.iter().all(|answer| is_json(&answer.body)));
+    // Four found room and did not send the rest; of the others, some may have found theirs at the last moment.
+    assert!(told(408) >= 4 && told(503) >= 1 && told(408) + told(503) == 20, "{answers:?}");
+    assert!(answers.iter().all(|answer| answer.status == 408 || answer.has("Retry-After: 1")));
+    slots_come_back(server.counters());
+}
+
+#[test]
 fn a_burst_of_forty_connections_is_answered_in_full_while_all_stay_open() {
     let (server, address) = start(Limits::default());
     for _ in 0..5 {

@@ -6,6 +6,8 @@ pub mod body;
 mod bundle;
 mod files;
 mod graph;
+mod limits;
+mod memory;
 mod query;
 mod refused;
 pub mod reply;

@@ -39,7 +39,7 @@ const WAIT_S: (u64, u64) = (60, 3600);
 /// How often a waiting request looks whether the agent stops.
 const LOOK: Duration = Duration::from_millis(500);
 /// Lines up to this many bytes are answered whole; longer answers are streamed.
-const LINES_WHOLE_BYTES: usize = 256 << 10;
+const LINES_WHOLE_BYTES: usize = 16 << 10;
 
 /// What the routes need.
 pub struct App {
@@ -195,9 +195,7 @@ impl App {
         };
         let limit = query.number("limit")?.unwrap_or(PAGE.0).clamp(1, PAGE.1);
         let (jobs, next) = self.engine.view().page(&filter, query.number("after")?, limit);
-        let summaries: Vec<_> = jobs.iter().map(|job| job.summary()).collect();
-        let body = json!({ "jobs": summaries, "next": next });
-        Ok(Reply::json(200, body.to_string().into_bytes()))
+        page(jobs, next)
     }
 
     fn job(&self, request: &Request, id: &str) -> Answer {
@@ -434,6 +432,32 @@ fn require_json(request: &Request) -> Result<(), Rejection> {
 }
 
 /// Calls back with stored bytes until told to stop.
+/// A page of jobs, written one by one: a thousand summaries in memory for each of a thousand clients would be too much.
+fn page(jobs: Vec<Arc<Job>>, next: Option<u64>) -> Answer {
+    let produce = move |each: &mut dyn FnMut(&[u8]) -> io::Result<()>| {
+        each(b"{\"jobs\":[")?;
+        for (index, job) in jobs.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            each(format!("{comma}{}", serde_json::to_value(job.summary())?).as_bytes())?;
+        }
+        each(format!("],\"next\":{}}}", json!(next)).as_bytes())
+    };
+    let mut length = 0;
+    let mut count = |bytes: &[u8]| {
+        length += bytes.len() as u64;
+        Ok(())
+    };
+    produce(&mut count)
+        .map_err(|error| Rejection::new(500, "internal", format!("the summaries cannot be written: {error}")))?;
+    let run = move |to: &mut super::reply::StreamWriter<'_>| produce(&mut |bytes| to.send(bytes));
+    Ok(Reply::Sized {
+        status: 200,
+        headers: vec![header("Content-Type", "application/json")],
+        length,
+        run: Box::new(run),
+    })
+}
+
 type EachLine<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
 /// Events as JSON lines: a short answer whole, so that the connection can be kept, a long one as a stream.

@@ -4,10 +4,11 @@
 //! cannot be started and a connection over a cap are answered 503, a panicking handler is answered 500.
 
 use super::body::ChunkDecoder;
+use super::memory::{self, Budget, Lease, PARSED, SMALL_BODY, TURN_WAIT, too_many_bodies};
 use super::refused::{MAX_REFUSED_HELD, hold_refused};
-use super::reply::{Target, WriteLimits, encode_refusal};
+use super::reply::{Target, encode_refusal};
 use super::request::{Framing, Head, HeadParser};
-use super::slots::{Connection, Full, Phase, Slots};
+use super::slots::{Connection, Full, Phase, Slots, share_of};
 use super::wire::Wire;
 use crate::rejection::Rejection;
 use std::io::{self, Write};
@@ -20,6 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tiny_http::Method;
 
+pub use super::limits::Limits;
 pub use super::reply::{Reply, StreamBody, StreamCloser, StreamWriter};
 pub use super::request::Request;
 
@@ -45,98 +47,6 @@ const WAKE_PAUSE: Duration = Duration::from_millis(5);
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
     fn handle(&self, request: &Request) -> Reply;
-}
-
-/// Every limit of the front.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Most connections at once, and so most threads.
-    pub max_connections: usize,
-    /// Most connections at once from one address; of IPv6, from one /64.
-    pub max_per_address: usize,
-    /// Slots of `max_connections` that only loopback may take, so that its operator can reach a besieged node.
-    pub reserved_for_loopback: usize,
-    /// From the accept, or from the first byte on a kept connection, to the end of the head.
-    pub head_deadline: Duration,
-    /// From the end of the head to the end of the body.
-    pub body_deadline: Duration,
-    /// Between two requests on a kept connection.
-    pub idle_deadline: Duration,
-    /// For a response to be taken, beside the allowance of `write_bytes_per_second`; also the longest single stall.
-    pub write_deadline: Duration,
-    /// Slowest reader tolerated in bytes per second: each such many bytes taken earn one more second.
-    pub write_bytes_per_second: u64,
-    /// Longest lingering close.
-    pub linger: Duration,
-    /// Largest head in bytes.
-    pub max_head: usize,
-    /// Largest body in bytes, after transfer decoding.
-    pub max_body: usize,
-    /// Stack of a connection's thread in bytes.
-    pub stack: usize,
-}
-
-impl Limits {
-    /// Default of [`Limits::max_connections`].
-    pub const MAX_CONNECTIONS: usize = 1024;
-    /// Default of [`Limits::max_per_address`].
-    pub const MAX_PER_ADDRESS: usize = 256;
-    /// Default of [`Limits::reserved_for_loopback`].
-    pub const RESERVED_FOR_LOOPBACK: usize = 16;
-    /// Default of [`Limits::head_deadline`].
-    pub const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-    /// Default of [`Limits::body_deadline`].
-    pub const BODY_DEADLINE: Duration = Duration::from_secs(15);
-    /// Default of [`Limits::idle_deadline`].
-    pub const IDLE_DEADLINE: Duration = Duration::from_secs(30);
-    /// Default of [`Limits::write_deadline`].
-    pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-    /// Default of [`Limits::write_bytes_per_second`]: 64 KiB.
-    pub const WRITE_BYTES_PER_SECOND: u64 = 64 * 1024;
-    /// Default of [`Limits::linger`].
-    pub const LINGER: Duration = Duration::from_secs(1);
-    /// Default of [`Limits::max_head`]: 16 KiB.
-    pub const MAX_HEAD: usize = 16 * 1024;
-    /// Default of [`Limits::max_body`]: 1 MiB.
-    pub const MAX_BODY: usize = 1024 * 1024;
-    /// Default of [`Limits::stack`]: 256 KiB.
-    pub const STACK: usize = 256 * 1024;
-
-    /// The default limits, where the process may have `descriptors` open: at most half of them for connections, so that
-    /// the rest of the process, and each connection's own files, never lack one because of strangers.
-    pub fn within(descriptors: u64) -> Self {
-        let half = usize::try_from(descriptors / 2).unwrap_or(usize::MAX);
-        let max_connections = Self::MAX_CONNECTIONS.min(half);
-        Self {
-            max_connections,
-            max_per_address: Self::MAX_PER_ADDRESS.min(max_connections / 2),
-            reserved_for_loopback: Self::RESERVED_FOR_LOOPBACK.min(max_connections / 4),
-            ..Self::default()
-        }
-    }
-
-    fn write_limits(&self) -> WriteLimits {
-        WriteLimits { stall: self.write_deadline, bytes_per_second: self.write_bytes_per_second }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_connections: Self::MAX_CONNECTIONS,
-            max_per_address: Self::MAX_PER_ADDRESS,
-            reserved_for_loopback: Self::RESERVED_FOR_LOOPBACK,
-            head_deadline: Self::HEAD_DEADLINE,
-            body_deadline: Self::BODY_DEADLINE,
-            idle_deadline: Self::IDLE_DEADLINE,
-            write_deadline: Self::WRITE_DEADLINE,
-            write_bytes_per_second: Self::WRITE_BYTES_PER_SECOND,
-            linger: Self::LINGER,
-            max_head: Self::MAX_HEAD,
-            max_body: Self::MAX_BODY,
-            stack: Self::STACK,
-        }
-    }
 }
 
 /// What the front has done so far. All but `active` and `streams` only grow.
@@ -181,7 +91,7 @@ impl Server {
     /// A listener has no address, or a thread cannot be started.
     pub fn start(listeners: Vec<TcpListener>, handler: Arc<dyn Handler>, limits: Limits) -> io::Result<Server> {
         let (refused, held) = sync_channel(MAX_REFUSED_HELD);
-        let linger = limits.linger;
+        let (linger, body_max) = (limits.linger, limits.max_body);
         thread::Builder::new().name("http-refuse".into()).spawn(move || hold_refused(&held, linger))?;
         let shared = Arc::new(Shared {
             handler,
@@ -191,6 +101,8 @@ impl Server {
             draining: AtomicBool::new(false),
             slots: Mutex::default(),
             slot_freed: Condvar::new(),
+            bodies: memory::of_bodies(body_max),
+            turns: memory::of_parsed(body_max),
         });
         let server = Server { shared, loops: Mutex::default() };
         for listener in listeners {
@@ -264,6 +176,8 @@ struct Shared {
     draining: AtomicBool,
     slots: Mutex<Slots>,
     slot_freed: Condvar,
+    bodies: Arc<Budget>,
+    turns: Arc<Budget>,
 }
 
 impl Shared {
@@ -455,7 +369,7 @@ fn serve(shared: &Shared, connection: &Connection) {
     let mut head_by = Some(first_byte_by);
     loop {
         let kept = match read_request(shared, connection, &mut wire, first_byte_by, head_by) {
-            Ok(request) => respond(shared, connection, &mut wire, &request),
+            Ok((request, memory)) => respond(shared, connection, &mut wire, request, memory),
             Err(Unread::Gone) => return,
             Err(Unread::Rejected { rejection, head_only }) => {
                 shared.counters.rejected.fetch_add(1, Ordering::Relaxed);
@@ -489,7 +403,7 @@ fn read_request(
     wire: &mut Wire,
     first_byte_by: Instant,
     head_by: Option<Instant>,
-) -> Result<Request, Unread> {
+) -> Result<(Request, Option<Lease>), Unread> {
     let limits = &shared.limits;
     if wire.buffered().is_empty() {
         let entered = connection.enter(Phase::Idle);
@@ -515,7 +429,7 @@ fn read_request(
     wire.consume(consumed);
     request.socket = Arc::downgrade(&connection.socket);
     if framing == Framing::None {
-        return Ok(request);
+        return Ok((request, None));
     }
     let body_by = Instant::now() + limits.body_deadline;
     if expect_continue && wire.buffered().is_empty() {
@@ -526,7 +440,14 @@ fn read_request(
     let rejected = |rejection| Unread::Rejected { rejection, head_only };
     // Room grows with what has really arrived, never with what was announced.
     let mut decoder = ChunkDecoder::new(limits.max_body);
+    let mut memory = None;
     loop {
+        // Asked for when it is needed, not when it is announced; then for all there can be, so that it need not ask again.
+        if memory.is_none() && request.body.len() + wire.buffered().len() > SMALL_BODY {
+            let whole = if let Framing::Length(length) = framing { length } else { limits.max_body };
+            let client = share_of(connection.remote.ip());
+            memory = Some(shared.bodies.lease(client, whole, body_by).ok_or_else(|| rejected(too_many_bodies()))?);
+        }
         let (taken, done) = match framing {
             Framing::Length(length) => {
                 let n = (length - request.body.len()).min(wire.buffered().len());
@@ -537,7 +458,11 @@ fn read_request(
         };
         wire.consume(taken);
         if done {
-            return Ok(request);
+            // A body that means nothing (RFC 9110 §9.3.1) is not held while its request is answered, which may take long.
+            if matches!(request.method, Method::Get | Method::Head | Method::Options) {
+                (request.body, memory) = (Vec::new(), None);
+            }
+            return Ok((request, memory));
         }
         fill(wire, body_by, "body", head_only)?;
     }
@@ -559,10 +484,31 @@ fn fill(wire: &mut Wire, deadline: Instant, what: &str, head_only: bool) -> Resu
     }
 }
 
-fn respond(shared: &Shared, connection: &Connection, wire: &mut Wire, request: &Request) -> io::Result<bool> {
+/// Large bodies are handled a few at a time: parsed, each takes many times its size.
+fn handle(shared: &Shared, connection: &Connection, request: &Request) -> Reply {
+    if request.body.len() <= SMALL_BODY {
+        return shared.handler.handle(request);
+    }
+    let (client, deadline) = (share_of(connection.remote.ip()), Instant::now() + TURN_WAIT);
+    match shared.turns.lease(client, request.body.len() * PARSED, deadline) {
+        Some(_turn) => shared.handler.handle(request),
+        None => Reply::rejection(&too_many_bodies()),
+    }
+}
+
+fn respond(
+    shared: &Shared,
+    connection: &Connection,
+    wire: &mut Wire,
+    mut request: Request,
+    memory: Option<Lease>,
+) -> io::Result<bool> {
     let counters = &shared.counters;
     counters.requests.fetch_add(1, Ordering::Relaxed);
-    let answer = catch_unwind(AssertUnwindSafe(|| shared.handler.handle(request)));
+    let answer = catch_unwind(AssertUnwindSafe(|| handle(shared, connection, &request)));
+    // However slowly the answer is read, the body has served.
+    request.body = Vec::new();
+    drop(memory);
     let keep = answer.is_ok() && shared.accepting.load(Ordering::SeqCst);
     let reply = answer.unwrap_or_else(|_| {
         counters.handler_panics.fetch_add(1, Ordering::Relaxed);
@@ -575,7 +521,7 @@ fn respond(shared: &Shared, connection: &Connection, wire: &mut Wire, request: &
         let _ = connection.enter(Phase::Streaming);
         counters.streams.fetch_add(1, Ordering::Relaxed);
     }
-    let target = target(shared, connection, wire).shape(request, keep);
+    let target = target(shared, connection, wire).shape(&request, keep);
     let written = catch_unwind(AssertUnwindSafe(|| target.write(reply)));
     if streams {
         counters.streams.fetch_sub(1, Ordering::Relaxed);

@@ -174,7 +174,7 @@ impl Slots {
     }
 }
 /// What one client is taken to own: an IPv4 address, or an IPv6 /64, within which addresses are free to choose.
-fn share_of(address: IpAddr) -> IpAddr {
+pub(super) fn share_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64)),
         other => other,

@@ -25,6 +25,8 @@ HWM_MAX_KIB = 64 << 10
 RECOVERY_S = 30
 PROBE_LATE_MS = 100
 PROBE_LATE_SHARE = 0.01
+# Whether lateness of the probe is a fault.
+TIMED = True
 # Far above what it takes.
 PATIENCE_S = 60
 NO_ENGINE = "unix:///nonexistent.sock"
@@ -267,11 +269,10 @@ def answers(data, may_lack_body):
         if at == len(data):
             return []
         try:
-            for head_end, status, head, body, end in readings(data, at, may_lack_body):
+            for status, head, body, end in readings(data, at, may_lack_body):
                 rest = read(end)
                 if rest is not None:
                     return [(status, head, body), *rest]
-                del head_end
         except Malformed as error:
             fault = fault or error
         return None
@@ -299,24 +300,24 @@ def readings(data, at, may_lack_body):
     cursor += 2
     head = data[at:cursor]
     if status in (100, 204, 304):
-        yield cursor, status, head, b"", cursor
+        yield status, head, b"", cursor
         return
     if b"content-length" in fields and b"transfer-encoding" in fields:
         raise Malformed("two framings")
     if b"content-length" in fields:
         end = cursor + int(fields[b"content-length"])
         if end <= len(data):
-            yield cursor, status, head, data[cursor:end], end
+            yield status, head, data[cursor:end], end
     elif fields.get(b"transfer-encoding") == b"chunked":
         found = unchunk(data, cursor)
         if found:
-            yield cursor, status, head, *found
+            yield status, head, *found
     elif fields.get(b"connection") == b"close":
-        yield cursor, status, head, data[cursor:], len(data)
+        yield status, head, data[cursor:], len(data)
     else:
         raise Malformed(f"no framing: {head!r}")
     if may_lack_body:
-        yield cursor, status, head, b"", cursor
+        yield status, head, b"", cursor
 
 
 def unchunk(data, at):
@@ -468,8 +469,7 @@ HEADER = """\
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 
-def attack(name, run, flags=(), wrapper=(), probe_source="127.0.0.1", prepare=None, probe_must_hold=True, timed=True,
-           hwm_max_kib=HWM_MAX_KIB):
+def attack(name, run, flags=(), wrapper=(), probe_source="127.0.0.1", prepare=None, probe_must_hold=True):
     """One attack on an agent of its own, start to recovery. `run(agent)` does it and tells what it did; whatever it holds
     is closed when it returns. An AssertionError or Malformed in it is a fault of the agent."""
     with Agent(*flags, wrapper=wrapper) as agent:
@@ -484,13 +484,13 @@ def attack(name, run, flags=(), wrapper=(), probe_source="127.0.0.1", prepare=No
         back_s = recovered(agent, before)
         seen, most, after = probe.stop(), watch.stop(), agent.sample()
         faults += agent.faults()
-        if most.hwm_kib > hwm_max_kib:
+        if most.hwm_kib > HWM_MAX_KIB:
             faults.append(f"{most.hwm_kib / 1024:.1f} MiB")
         if back_s is None:
             faults.append("threads or descriptors did not come back")
         if probe_must_hold and seen["failed"]:
             faults.append(f"probe: {seen['failed']} failed, e.g. {seen['failures'][:3]}")
-        if timed and seen["late"] > PROBE_LATE_SHARE * seen["count"]:
+        if TIMED and seen["late"] > PROBE_LATE_SHARE * seen["count"]:
             faults.append(f"probe: {seen['late']} of {seen['count']} over {PROBE_LATE_MS} ms")
         return Outcome(name, note or "", before, most, after, back_s, seen, faults)
 

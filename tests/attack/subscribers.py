@@ -5,7 +5,7 @@ import re
 import select
 import time
 
-from harness import connect, get, post, request
+from harness import connect, get, post
 
 EVENT = re.compile(rb"^id: (\d+)$", re.M)
 BATCH = 50
