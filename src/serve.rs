@@ -98,9 +98,13 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     // Before anything else is opened.
     let inherited = inherited_listeners().map_err(|error| Fault::Usage(error.to_string()))?;
     crate::sys::memory::return_large_allocations();
-    if let Err(error) = raise_descriptor_limit() {
-        log::warn!("the limit on open files stays as it is: {error}");
-    }
+    let http_limits = match raise_descriptor_limit() {
+        Ok(descriptors) => HttpLimits::within(descriptors),
+        Err(error) => {
+            log::warn!("the limit on open files stays as it is: {error}");
+            HttpLimits::default()
+        }
+    };
     let access = Access::new(config.token_file.as_deref(), &config.allow_host, &config.allow_origin)
         .map_err(|error| Fault::Usage(error.to_string()))?;
     check_exposure(config, &inherited, &access)?;
@@ -200,7 +204,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         ready: ready.clone(),
         stopping: stopping.clone(),
     };
-    let server = Server::start(listeners, Arc::new(app), HttpLimits::default())
+    let server = Server::start(listeners, Arc::new(app), http_limits)
         .map_err(|error| Fault::Io(format!("starting the HTTP front: {error}")))?;
     // An engine that is slow to tell of itself holds up submissions, which wait for NODE_UP, and nothing else.
     log::info!("listening on {} after {} ms", addresses.join(", "), started.elapsed().as_millis());

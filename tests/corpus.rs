@@ -31,3 +31,8 @@ fn frame() {
 fn recovery() {
     replay("recovery", body::recovery::run);
 }
+
+#[test]
+fn request() {
+    replay("request", body::request::run);
+}

@@ -3,4 +3,5 @@
 
 pub mod frame;
 pub mod recovery;
+pub mod request;
 pub mod seal;

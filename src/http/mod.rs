@@ -3,13 +3,16 @@
 pub mod access;
 pub mod api;
 mod artifacts;
-mod body;
+pub mod body;
 mod bundle;
 mod files;
 mod graph;
 mod jobs;
+mod limits;
+mod memory;
 mod pieces;
 mod query;
+mod refused;
 pub mod reply;
 mod reproduce;
 pub mod request;

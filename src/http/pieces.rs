@@ -9,7 +9,8 @@ use super::reply::{Reply, StreamWriter, header};
 use super::routes::Answer;
 
 /// Answers up to this many bytes are held and sent whole, so that the connection can be kept; longer ones are streamed.
-const WHOLE_BYTES: usize = 256 << 10;
+/// Small, since each of a thousand connections may hold so much.
+const WHOLE_BYTES: usize = 16 << 10;
 
 /// Takes pieces of an answer; `false` where no more are wanted.
 pub(super) type EachPiece<'a> = &'a mut dyn FnMut(&[u8]) -> bool;

@@ -4,23 +4,25 @@
 //! cannot be started and a connection over a cap are answered 503, a panicking handler is answered 500.
 
 use super::body::ChunkDecoder;
-use super::reply::{Target, WriteLimits, encode_refusal};
+use super::memory::{self, Budget, Lease, PARSED, SMALL_BODY, TURN_WAIT, too_many_bodies};
+use super::refused::{MAX_REFUSED_HELD, hold_refused};
+use super::reply::{Target, encode_refusal};
 use super::request::{Framing, Head, HeadParser};
-use super::slots::{Connection, Full, Phase, Slots};
+use super::slots::{Connection, Full, Phase, Slots, share_of};
 use super::wire::Wire;
 use crate::rejection::Rejection;
 use crate::sys::wait;
-use std::collections::VecDeque;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tiny_http::Method;
 
+pub use super::limits::Limits;
 pub use super::reply::{Reply, StreamBody, StreamCloser, StreamWriter};
 pub use super::request::Request;
 
@@ -28,93 +30,18 @@ pub use super::request::Request;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// How long streams get to end by themselves when the server drains.
 const STREAM_GRACE: Duration = Duration::from_secs(1);
-/// Most refused connections kept open for a moment so that their 503 is read.
-const MAX_REFUSED_HELD: usize = 64;
-/// How often held refused connections are looked at.
-const REFUSED_POLL: Duration = Duration::from_millis(20);
+/// Most evicted connections whose threads have not ended: what evictions may add to the threads of `max_connections`.
+const MAX_LEAVING: usize = 64;
+/// How long an accept loop waits for such a thread to end, which takes no longer than it takes to be scheduled.
+const LEAVING_WAIT: Duration = Duration::from_secs(1);
+/// How often and after what pause a thread is tried to be started once another has ended for it.
+const THREAD_RETRIES: usize = 5;
+const THREAD_PAUSE: Duration = Duration::from_millis(2);
+
 /// Answers requests. Called in many threads at once; a panic is answered 500 and counted.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
     fn handle(&self, request: &Request) -> Reply;
-}
-
-/// Every limit of the front.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Most connections at once, and so most threads.
-    pub max_connections: usize,
-    /// Most connections at once from one address; of IPv6, from one /64.
-    pub max_per_address: usize,
-    /// Slots of `max_connections` that only loopback may take, so that its operator can reach a besieged node.
-    pub reserved_for_loopback: usize,
-    /// From the accept, or from the first byte on a kept connection, to the end of the head.
-    pub head_deadline: Duration,
-    /// From the end of the head to the end of the body.
-    pub body_deadline: Duration,
-    /// Between two requests on a kept connection.
-    pub idle_deadline: Duration,
-    /// For a response to be taken, beside the allowance of `write_bytes_per_second`; also the longest single stall.
-    pub write_deadline: Duration,
-    /// Slowest reader tolerated in bytes per second: each such many bytes taken earn one more second.
-    pub write_bytes_per_second: u64,
-    /// Longest lingering close.
-    pub linger: Duration,
-    /// Largest head in bytes.
-    pub max_head: usize,
-    /// Largest body in bytes, after transfer decoding.
-    pub max_body: usize,
-    /// Stack of a connection's thread in bytes.
-    pub stack: usize,
-}
-
-impl Limits {
-    /// Default of [`Limits::max_connections`].
-    pub const MAX_CONNECTIONS: usize = 512;
-    /// Default of [`Limits::max_per_address`].
-    pub const MAX_PER_ADDRESS: usize = 256;
-    /// Default of [`Limits::reserved_for_loopback`].
-    pub const RESERVED_FOR_LOOPBACK: usize = 16;
-    /// Default of [`Limits::head_deadline`].
-    pub const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-    /// Default of [`Limits::body_deadline`].
-    pub const BODY_DEADLINE: Duration = Duration::from_secs(15);
-    /// Default of [`Limits::idle_deadline`].
-    pub const IDLE_DEADLINE: Duration = Duration::from_secs(30);
-    /// Default of [`Limits::write_deadline`].
-    pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-    /// Default of [`Limits::write_bytes_per_second`]: 64 KiB.
-    pub const WRITE_BYTES_PER_SECOND: u64 = 64 * 1024;
-    /// Default of [`Limits::linger`].
-    pub const LINGER: Duration = Duration::from_secs(1);
-    /// Default of [`Limits::max_head`]: 16 KiB.
-    pub const MAX_HEAD: usize = 16 * 1024;
-    /// Default of [`Limits::max_body`]: 1 MiB.
-    pub const MAX_BODY: usize = 1024 * 1024;
-    /// Default of [`Limits::stack`]: 256 KiB.
-    pub const STACK: usize = 256 * 1024;
-
-    fn write_limits(&self) -> WriteLimits {
-        WriteLimits { stall: self.write_deadline, bytes_per_second: self.write_bytes_per_second }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_connections: Self::MAX_CONNECTIONS,
-            max_per_address: Self::MAX_PER_ADDRESS,
-            reserved_for_loopback: Self::RESERVED_FOR_LOOPBACK,
-            head_deadline: Self::HEAD_DEADLINE,
-            body_deadline: Self::BODY_DEADLINE,
-            idle_deadline: Self::IDLE_DEADLINE,
-            write_deadline: Self::WRITE_DEADLINE,
-            write_bytes_per_second: Self::WRITE_BYTES_PER_SECOND,
-            linger: Self::LINGER,
-            max_head: Self::MAX_HEAD,
-            max_body: Self::MAX_BODY,
-            stack: Self::STACK,
-        }
-    }
 }
 
 /// What the front has done so far. All but `active` and `streams` only grow.
@@ -126,6 +53,8 @@ pub struct Counters {
     pub active: AtomicU64,
     /// Streams open now.
     pub streams: AtomicU64,
+    /// Connections closed, while they asked for nothing, to make room for another.
+    pub evicted: AtomicU64,
     /// Connections answered 503 because all slots were taken.
     pub refused_full: AtomicU64,
     /// Connections answered 503 because their address had its share.
@@ -160,7 +89,7 @@ impl Server {
     /// A listener has no address, or a thread cannot be started.
     pub fn start(listeners: Vec<TcpListener>, handler: Arc<dyn Handler>, limits: Limits) -> io::Result<Server> {
         let (refused, held) = sync_channel(MAX_REFUSED_HELD);
-        let linger = limits.linger;
+        let (linger, body_max) = (limits.linger, limits.max_body);
         thread::Builder::new().name("http-refuse".into()).spawn(move || hold_refused(&held, linger))?;
         let shared = Arc::new(Shared {
             handler,
@@ -170,6 +99,8 @@ impl Server {
             draining: AtomicBool::new(false),
             slots: Mutex::default(),
             slot_freed: Condvar::new(),
+            bodies: memory::of_bodies(body_max),
+            turns: memory::of_parsed(body_max),
         });
         let (stopped, stop) = io::pipe()?;
         let server = Server { shared, loops: Mutex::default(), stop: Mutex::new(Some(stop)) };
@@ -215,7 +146,7 @@ impl Server {
         self.shared.shutdown_where(Phase::Fresh, Shutdown::Read);
         self.shared.shutdown_where(Phase::Streaming, Shutdown::Both);
         let left = self.shared.wait_until_empty(end);
-        for phase in [Phase::Fresh, Phase::Idle, Phase::Busy, Phase::Streaming] {
+        for phase in [Phase::Fresh, Phase::Idle, Phase::Head, Phase::Lingering, Phase::Busy, Phase::Streaming] {
             self.shared.shutdown_where(phase, Shutdown::Both);
         }
         left
@@ -236,6 +167,8 @@ struct Shared {
     draining: AtomicBool,
     slots: Mutex<Slots>,
     slot_freed: Condvar,
+    bodies: Arc<Budget>,
+    turns: Arc<Budget>,
 }
 
 impl Shared {
@@ -259,6 +192,45 @@ impl Shared {
         }
         slots.open.len()
     }
+
+    /// Room for one more connection from `remote`, where need be at the cost of one that asks for nothing.
+    fn make_room(&self, remote: IpAddr) -> Result<MutexGuard<'_, Slots>, Full> {
+        let mut slots = lock(&self.slots);
+        let end = Instant::now() + LEAVING_WAIT;
+        while let Err(full) = slots.check(remote, &self.limits) {
+            let left = end.saturating_duration_since(Instant::now());
+            if slots.leaving() >= MAX_LEAVING {
+                if left.is_zero() {
+                    return Err(full);
+                }
+                slots = self.slot_freed.wait_timeout(slots, left).unwrap_or_else(PoisonError::into_inner).0;
+            } else if !self.evict(&mut slots, (full == Full::Address).then_some(remote)) {
+                return Err(full);
+            }
+        }
+        Ok(slots)
+    }
+
+    fn evict(&self, slots: &mut Slots, only: Option<IpAddr>) -> bool {
+        let evicted = slots.evict(only);
+        if evicted {
+            self.counters.evicted.fetch_add(1, Ordering::Relaxed);
+            self.counters.active.fetch_sub(1, Ordering::Relaxed);
+        }
+        evicted
+    }
+
+    /// Makes one connection give way and waits for its thread to end: what it held may be what another lacks. False where
+    /// none can, or does not end in time.
+    fn evict_and_wait(&self) -> bool {
+        let mut slots = lock(&self.slots);
+        let before = slots.leaving();
+        if before >= MAX_LEAVING || !self.evict(&mut slots, None) {
+            return false;
+        }
+        let waiting = self.slot_freed.wait_timeout_while(slots, LEAVING_WAIT, |slots| slots.leaving() > before);
+        waiting.unwrap_or_else(PoisonError::into_inner).0.leaving() <= before
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -274,8 +246,10 @@ struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        lock(&self.shared.slots).free(&self.connection);
-        self.shared.counters.active.fetch_sub(1, Ordering::Relaxed);
+        // Who was evicted is no longer counted.
+        if lock(&self.shared.slots).free(&self.connection) {
+            self.shared.counters.active.fetch_sub(1, Ordering::Relaxed);
+        }
         self.shared.slot_freed.notify_all();
     }
 }
@@ -319,28 +293,21 @@ fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, remote: SocketAddr, refus
     // Without it, a small response waits for the peer's delayed acknowledgement; worse is only slower.
     let _ = socket.set_nodelay(true);
     let counters = &shared.counters;
-    let mut slots = lock(&shared.slots);
-    let (cause, message) = match slots.check(remote.ip(), &shared.limits) {
-        Ok(()) => {
+    let (cause, message) = match shared.make_room(remote.ip()) {
+        Ok(mut slots) => {
             let connection = slots.take(Arc::clone(&socket), remote);
             drop(slots);
             counters.active.fetch_add(1, Ordering::Relaxed);
-            let slot = Slot { shared: Arc::clone(shared), connection };
-            let thread = thread::Builder::new().name("http".into()).stack_size(shared.limits.stack);
-            // A failed spawn drops the closure, and with it the slot.
-            match thread.spawn(move || serve(&slot.shared, &slot.connection)) {
-                Ok(_) => return,
+            match start_thread(shared, connection) {
+                Ok(()) => return,
                 Err(e) => log::warn!("cannot start a thread for a connection: {e}"),
             }
             (&counters.refused_no_thread, "the node cannot start a thread for this connection; try again")
         }
-        Err(Full::All) => {
-            drop(slots);
-            (&counters.refused_full, "all connection slots are taken; close idle connections or try again")
-        }
+        Err(Full::All) => (&counters.refused_full, "all connections the node can serve are being answered; try again"),
         Err(Full::Address) => {
-            drop(slots);
-            (&counters.refused_address, "this address has all the connections it may; close some or try again")
+            let message = "all connections this address may have are being answered; close some or try again";
+            (&counters.refused_address, message)
         }
     };
     cause.fetch_add(1, Ordering::Relaxed);
@@ -352,32 +319,28 @@ fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, remote: SocketAddr, refus
     }
 }
 
-/// Lingering close for refused connections, all of them in one thread: their 503 must survive what the client sends.
-fn hold_refused(arriving: &Receiver<Arc<TcpStream>>, linger: Duration) {
-    let mut held: VecDeque<(Arc<TcpStream>, Instant)> = VecDeque::new();
-    let mut scratch = [0; 4096];
-    loop {
-        let next = if held.is_empty() {
-            arriving.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            arriving.recv_timeout(REFUSED_POLL)
-        };
-        let first = match next {
-            Ok(socket) => Some(socket),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        let until = Instant::now() + linger;
-        held.extend(first.into_iter().chain(arriving.try_iter().take(MAX_REFUSED_HELD)).map(|socket| (socket, until)));
-        held.drain(..held.len().saturating_sub(MAX_REFUSED_HELD));
-        held.retain(|(socket, until)| {
-            let open = match (&**socket).read(&mut scratch) {
-                Ok(n) => n > 0,
-                Err(e) => e.kind() == io::ErrorKind::WouldBlock,
-            };
-            open && Instant::now() < *until
-        });
+/// Where threads are short, one that waits for a request gives way to this one.
+fn start_thread(shared: &Arc<Shared>, connection: Arc<Connection>) -> io::Result<()> {
+    // The closure is dropped where it cannot be run; the slot must outlive the retries.
+    let slot = Arc::new(Slot { shared: Arc::clone(shared), connection });
+    let spawn = || {
+        let slot = Arc::clone(&slot);
+        let thread = thread::Builder::new().name("http".into()).stack_size(shared.limits.stack);
+        thread.spawn(move || serve(&slot.shared, &slot.connection)).map(drop)
+    };
+    let mut outcome = spawn();
+    // Busy first, so that it is not this very connection that gives way.
+    if outcome.is_err() && slot.connection.enter(Phase::Busy) && shared.evict_and_wait() {
+        for _ in 0..THREAD_RETRIES {
+            // The slot was free a moment before its thread has ended.
+            thread::sleep(THREAD_PAUSE);
+            outcome = spawn();
+            if outcome.is_ok() {
+                break;
+            }
+        }
     }
+    outcome
 }
 
 /// How reading a request ended without one.
@@ -398,7 +361,7 @@ fn serve(shared: &Shared, connection: &Connection) {
     let mut head_by = Some(first_byte_by);
     loop {
         let kept = match read_request(shared, connection, &mut wire, first_byte_by, head_by) {
-            Ok(request) => respond(shared, connection, &mut wire, &request),
+            Ok((request, memory)) => respond(shared, connection, &mut wire, request, memory),
             Err(Unread::Gone) => return,
             Err(Unread::Rejected { rejection, head_only }) => {
                 shared.counters.rejected.fetch_add(1, Ordering::Relaxed);
@@ -407,7 +370,8 @@ fn serve(shared: &Shared, connection: &Connection) {
         };
         match kept {
             Ok(true) if !shared.draining.load(Ordering::SeqCst) => {}
-            Ok(_) => return wire.linger(shared.limits.linger),
+            Ok(_) if connection.enter(Phase::Lingering) => return wire.linger(shared.limits.linger),
+            Ok(_) => return,
             Err(_) => {
                 shared.counters.responses_cut.fetch_add(1, Ordering::Relaxed);
                 // No lingering: the client must see that the answer is not whole.
@@ -431,21 +395,19 @@ fn read_request(
     wire: &mut Wire,
     first_byte_by: Instant,
     head_by: Option<Instant>,
-) -> Result<Request, Unread> {
+) -> Result<(Request, Option<Lease>), Unread> {
     let limits = &shared.limits;
     if wire.buffered().is_empty() {
         let is_first = head_by.is_some();
-        if !is_first {
-            connection.enter(Phase::Idle);
-        }
+        let entered = is_first || connection.enter(Phase::Idle);
         // After entering, so that a drain either sees us idle or is seen by us. Who has just come is heard out: it was
         // taken from those who wait for the next agent.
-        let leaves = !is_first && shared.draining.load(Ordering::SeqCst);
-        if leaves || !matches!(wire.fill(first_byte_by), Ok(1..)) {
+        let ends = !entered || !is_first && shared.draining.load(Ordering::SeqCst);
+        if ends || !matches!(wire.fill(first_byte_by), Ok(1..)) {
             return Err(Unread::Gone);
         }
     }
-    connection.enter(Phase::Busy);
+    enter(connection, Phase::Head)?;
     let head_by = head_by.unwrap_or_else(|| Instant::now() + limits.head_deadline);
     let mut parser = HeadParser::new(limits.max_head, limits.max_body);
     let Head { mut request, framing, expect_continue, consumed } = loop {
@@ -457,10 +419,11 @@ fn read_request(
             None => fill(wire, head_by, "head", head_only)?,
         }
     };
+    enter(connection, Phase::Busy)?;
     wire.consume(consumed);
     request.socket = Arc::downgrade(&connection.socket);
     if framing == Framing::None {
-        return Ok(request);
+        return Ok((request, None));
     }
     let body_by = Instant::now() + limits.body_deadline;
     if expect_continue && wire.buffered().is_empty() {
@@ -471,7 +434,14 @@ fn read_request(
     let rejected = |rejection| Unread::Rejected { rejection, head_only };
     // Room grows with what has really arrived, never with what was announced.
     let mut decoder = ChunkDecoder::new(limits.max_body);
+    let mut memory = None;
     loop {
+        // Asked for when it is needed, not when it is announced; then for all there can be, so that it need not ask again.
+        if memory.is_none() && request.body.len() + wire.buffered().len() > SMALL_BODY {
+            let whole = if let Framing::Length(length) = framing { length } else { limits.max_body };
+            let client = share_of(connection.remote.ip());
+            memory = Some(shared.bodies.lease(client, whole, body_by).ok_or_else(|| rejected(too_many_bodies()))?);
+        }
         let (taken, done) = match framing {
             Framing::Length(length) => {
                 let n = (length - request.body.len()).min(wire.buffered().len());
@@ -482,10 +452,18 @@ fn read_request(
         };
         wire.consume(taken);
         if done {
-            return Ok(request);
+            // A body that means nothing (RFC 9110 §9.3.1) is not held while its request is answered, which may take long.
+            if matches!(request.method, Method::Get | Method::Head | Method::Options) {
+                (request.body, memory) = (Vec::new(), None);
+            }
+            return Ok((request, memory));
         }
         fill(wire, body_by, "body", head_only)?;
     }
+}
+
+fn enter(connection: &Connection, phase: Phase) -> Result<(), Unread> {
+    if connection.enter(phase) { Ok(()) } else { Err(Unread::Gone) }
 }
 
 fn fill(wire: &mut Wire, deadline: Instant, what: &str, head_only: bool) -> Result<(), Unread> {
@@ -500,10 +478,31 @@ fn fill(wire: &mut Wire, deadline: Instant, what: &str, head_only: bool) -> Resu
     }
 }
 
-fn respond(shared: &Shared, connection: &Connection, wire: &mut Wire, request: &Request) -> io::Result<bool> {
+/// Large bodies are handled a few at a time: parsed, each takes many times its size.
+fn handle(shared: &Shared, connection: &Connection, request: &Request) -> Reply {
+    if request.body.len() <= SMALL_BODY {
+        return shared.handler.handle(request);
+    }
+    let (client, deadline) = (share_of(connection.remote.ip()), Instant::now() + TURN_WAIT);
+    match shared.turns.lease(client, request.body.len() * PARSED, deadline) {
+        Some(_turn) => shared.handler.handle(request),
+        None => Reply::rejection(&too_many_bodies()),
+    }
+}
+
+fn respond(
+    shared: &Shared,
+    connection: &Connection,
+    wire: &mut Wire,
+    mut request: Request,
+    memory: Option<Lease>,
+) -> io::Result<bool> {
     let counters = &shared.counters;
     counters.requests.fetch_add(1, Ordering::Relaxed);
-    let answer = catch_unwind(AssertUnwindSafe(|| shared.handler.handle(request)));
+    let answer = catch_unwind(AssertUnwindSafe(|| handle(shared, connection, &request)));
+    // However slowly the answer is read, the body has served.
+    request.body = Vec::new();
+    drop(memory);
     let keep = answer.is_ok() && shared.accepting.load(Ordering::SeqCst);
     let reply = answer.unwrap_or_else(|_| {
         counters.handler_panics.fetch_add(1, Ordering::Relaxed);
@@ -512,10 +511,11 @@ fn respond(shared: &Shared, connection: &Connection, wire: &mut Wire, request: &
     });
     let streams = matches!(reply, Reply::Stream { .. });
     if streams {
-        connection.enter(Phase::Streaming);
+        // Never evicted: it is busy.
+        let _ = connection.enter(Phase::Streaming);
         counters.streams.fetch_add(1, Ordering::Relaxed);
     }
-    let target = target(shared, connection, wire).shape(request, keep);
+    let target = target(shared, connection, wire).shape(&request, keep);
     let written = catch_unwind(AssertUnwindSafe(|| target.write(reply)));
     if streams {
         counters.streams.fetch_sub(1, Ordering::Relaxed);

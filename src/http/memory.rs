@@ -1,0 +1,126 @@
+//! Memory that strangers may make us hold: shared among all connections, with a share of each client.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::rejection::Rejection;
+
+/// Largest body that every connection may send without asking for memory.
+pub(super) const SMALL_BODY: usize = 8 * 1024;
+/// Bytes of larger bodies in memory at once, in all and of one client.
+const BODIES: (usize, usize) = (8 * 1024 * 1024, 4 * 1024 * 1024);
+/// How many times its size a body takes at most once parsed: `[0,0,…]` takes 32 bytes for each 2, and lists double.
+pub(super) const PARSED: usize = 32;
+/// Bytes that parsed bodies may take at once, unless one alone takes more.
+const PARSED_BYTES: usize = 32 * 1024 * 1024;
+/// How long a large body waits for its turn to be handled.
+pub(super) const TURN_WAIT: Duration = Duration::from_secs(15);
+/// Bytes that may be held at once, in all and by one client. Who finds none left waits for others to give theirs back.
+#[derive(Debug)]
+pub(super) struct Budget {
+    all: usize,
+    each: usize,
+    held: Mutex<Held>,
+    returned: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    all: usize,
+    by: HashMap<IpAddr, usize>,
+}
+
+/// Bytes held; they are given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Lease {
+    budget: Arc<Budget>,
+    client: IpAddr,
+    bytes: usize,
+}
+
+/// For bodies as they arrive.
+pub(super) fn of_bodies(body_max: usize) -> Arc<Budget> {
+    Budget::new(BODIES.0.max(body_max), BODIES.1.max(body_max))
+}
+
+/// For what becomes of them.
+pub(super) fn of_parsed(body_max: usize) -> Arc<Budget> {
+    Budget::new(PARSED_BYTES.max(body_max * PARSED), usize::MAX)
+}
+
+pub(super) fn too_many_bodies() -> Rejection {
+    let message = "the node holds as many large bodies as it may; send it again, or in smaller parts";
+    Rejection::new(503, "too_many_bodies", message)
+}
+
+impl Budget {
+    pub(super) fn new(all: usize, each: usize) -> Arc<Self> {
+        Arc::new(Self { all, each, held: Mutex::default(), returned: Condvar::new() })
+    }
+
+    /// `bytes` for `client`, at once or until `deadline`; `None` where they did not come free. All that one request will
+    /// need must be asked for at once: who held a part and waited for the rest would keep others from ever finishing.
+    pub(super) fn lease(self: &Arc<Self>, client: IpAddr, bytes: usize, deadline: Instant) -> Option<Lease> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let own = held.by.get(&client).copied().unwrap_or_default();
+            if held.all.saturating_add(bytes) <= self.all && own.saturating_add(bytes) <= self.each {
+                held.all += bytes;
+                held.by.insert(client, own + bytes);
+                return Some(Lease { budget: Arc::clone(self), client, bytes });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            held = self.returned.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut held = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.all -= self.bytes;
+        let own = held.by.get(&self.client).copied().unwrap_or_default() - self.bytes;
+        if own == 0 {
+            held.by.remove(&self.client);
+        } else {
+            held.by.insert(self.client, own);
+        }
+        drop(held);
+        self.budget.returned.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn nobody_holds_more_than_a_share_nor_all_more_than_there_is() {
+        let budget = Budget::new(10, 6);
+        let ip = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let ask = |n, bytes| budget.lease(ip(n), bytes, Instant::now());
+        let first = ask(1, 4).unwrap();
+        assert!(ask(1, 3).is_none(), "over the share of one");
+        let second = ask(1, 2).unwrap();
+        assert!(ask(2, 5).is_none(), "over what there is");
+        let third = ask(2, 4).unwrap();
+        drop(first);
+        assert!(ask(1, 5).is_none());
+        drop((second, third));
+        assert!(budget.held.lock().unwrap().by.is_empty() && budget.held.lock().unwrap().all == 0);
+        let all = ask(1, 6).unwrap();
+        let waits = thread::scope(|scope| {
+            let waiting = scope.spawn(|| budget.lease(ip(1), 6, Instant::now() + Duration::from_secs(60)).is_some());
+            drop(all);
+            waiting.join().unwrap()
+        });
+        assert!(waits, "who waits is told");
+    }
+}

@@ -1,0 +1,532 @@
+"""The attacks. `ROWS` in order: name to a function that gives an Outcome; `small` shrinks one for the test suite."""
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+import time
+
+import harness
+import mutate
+import subscribers
+from harness import (Crowd, answers, attack, check_answers, connect, eventually, exchange, get, post, read_all,
+                     request, reset)
+
+ONE = ["127.0.0.2"]
+FOUR = [f"127.0.0.{n}" for n in range(2, 6)]
+MANY = [f"127.0.{a}.{b}" for a in range(1, 9) for b in range(1, 251)]
+SECONDS = 12
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+POST = b"POST /api/submit_job HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+READ_PATHS = ["/api/jobs?limit=1000", "/api/ledger?limit=100000", "/api/events?after=0", "/api/graph"]
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def manifest(job_id, **more):
+    return {"job_id": job_id, "image_hash": "none", "command": ["true"], **more}
+
+
+def submit_many(address, prefix, count):
+    jobs = [manifest(f"{prefix}-{n}") for n in range(count)]
+    status, _, body = post(address, "/api/submit_jobs", json.dumps({"jobs": jobs}).encode())
+    assert status == 200, (status, body[:300])
+
+
+def with_jobs(prefix, count):
+    """A ledger with something in it, all of which was asked for once: files that stay open are open before."""
+    def prepare(agent):
+        submit_many(agent.address, prefix, count)
+        for path in READ_PATHS:
+            exchange(agent.address, request("GET", path))
+    return prepare
+
+
+def crowd(name, sources, count, opening, seconds=SECONDS, prepare=None, probe_source="127.0.0.1", **more):
+    def run(agent):
+        attackers = Crowd(agent.address, sources, count, opening, **more).run(seconds)
+        return f"{count} at once, {len(sources)} address(es), {seconds} s: {attackers.leave()}"
+    return attack(name, run, prepare=prepare, probe_source=probe_source)
+
+
+def idle_one(name, small):
+    return crowd(name, ONE, 300 if small else 2000, b"", 3 if small else SECONDS)
+
+
+def idle_many(name, small):
+    return crowd(name, MANY, 300 if small else 2000, b"", 3 if small else SECONDS)
+
+
+def kept_many(name, small):
+    """Idle after an answer, which is another state than never having asked."""
+    return crowd(name, MANY, 300 if small else 2000, HEAD + b"\r\n", 3 if small else SECONDS)
+
+
+def slow_headers(sources):
+    def row(name, small):
+        return crowd(name, sources, 300 if small else 800, HEAD, 3 if small else SECONDS, drip=b"X: y\r\n", every_s=0.5)
+    return row
+
+
+def full_heads(name, small):
+    """Each has sent as much of a head as there may be, all but its end."""
+    opening = HEAD + b"X: " + b"x" * (16 * 1024 - len(HEAD) - 4)
+    return crowd(name, MANY, 300 if small else 1100, opening, 4 if small else SECONDS)
+
+
+def slow_bodies(sources):
+    def row(name, small):
+        opening = POST + b"Content-Length: 100000\r\n\r\n"
+        return crowd(name, sources, 300 if small else 800, opening, 3 if small else SECONDS, drip=b" ", every_s=0.5)
+    return row
+
+
+def large_bodies(sources):
+    """All of the largest body there may be but its last byte, from as many connections as get in."""
+    def row(name, small):
+        opening = POST + b"Content-Length: 1048576\r\n\r\n" + b" " * 1048575
+        def run(agent):
+            count, seconds = (100, 4) if small else (800, SECONDS)
+            attackers = Crowd(agent.address, sources, count, opening, receive_buffer=4096)
+            attackers._send = lambda number, data: _send_patiently(attackers, number, data)
+            attackers.run(seconds)
+            return f"{count} bodies of 1 MiB, {len(sources)} address(es): {attackers.leave()}"
+        return attack(name, run)
+    return row
+
+
+def _send_patiently(attackers, number, data):
+    client = attackers.clients[number]
+    client.settimeout(1.0)
+    try:
+        client.sendall(data)
+        client.setblocking(False)
+    except OSError:
+        attackers._close(number)
+
+
+def json_bombs(name, small):
+    """Bodies of the largest size that are as costly as they can be once parsed, all at once."""
+    bombs = [b'{"job_id":[' + b"0," * 524000 + b"0]}", b'{"env":{' + b",".join(b'"%x":0' % n for n in range(95000)) + b"}}",
+             b'{"jobs":[' + b"{}," * 349000 + b"{}]}", b"[" * 1048000]
+    def run(agent):
+        attackers = []
+        for n in range(40 if small else 240):
+            body = bombs[n % len(bombs)]
+            path = b"/api/submit_jobs" if n % 8 == 2 else b"/api/submit_job"
+            head = (b"POST " + path + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+                    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body))
+            client = connect(agent.address, FOUR[n % 4], timeout=30)
+            try:
+                client.sendall(head + body[:-1])
+                attackers.append((client, body[-1:]))
+            except OSError:
+                client.close()
+        for client, last in attackers:
+            try:
+                client.sendall(last)
+            except OSError:
+                pass
+        told = {}
+        for client, _ in attackers:
+            with client:
+                for status in check_answers(read_all(client)):
+                    told[status] = told.get(status, 0) + 1
+        return f"{len(attackers)} bodies of 1 MiB ended at once, told {told}"
+    return attack(name, run)
+
+
+def slow_reads(sources):
+    """Large answers that are hardly read: pages of jobs, the ledger, the stream."""
+    def row(name, small):
+        def opening(n):
+            return request("GET", READ_PATHS[n % len(READ_PATHS)]) * 3
+        return crowd(name, sources, 200 if small else 800, opening, 4 if small else SECONDS, read=16, every_s=0.5,
+                     receive_buffer=2048, prepare=with_jobs("read", 1000))
+    return row
+
+
+def huge_header(name, small):
+    def run(agent):
+        wanted, sent, told = (20 if small else 300) << 20, 0, {}
+        piece, end, connections = b"x" * (1 << 20), time.monotonic() + 30, 0
+        while sent < wanted and time.monotonic() < end:
+            connections += 1
+            with connect(agent.address, ONE[0]) as client:
+                try:
+                    client.sendall(HEAD + b"X: ")
+                    while sent < wanted:
+                        client.sendall(piece)
+                        sent += len(piece)
+                except OSError:
+                    pass
+                for status in check_answers(read_all(client)):
+                    told[status] = told.get(status, 0) + 1
+        assert set(told) <= {431}, told
+        return f"{sent >> 20} MiB of one header over {connections} connections, told {told}"
+    return attack(name, run)
+
+
+def pipelining(name, small):
+    def row_opening(_):
+        return request("GET", "/api/jobs") * 200
+    return crowd(name, ONE, 20 if small else 60, row_opening, 3 if small else SECONDS, drip=request("GET", "/api/jobs") * 200,
+                 every_s=0.2, flood=True, prepare=with_jobs("pipe", 200))
+
+
+BAD_LENGTHS = [
+    (b"Content-Length: 1152921504606846976", b"", 413), (b"Content-Length: 18446744073709551615", b"x", 413),
+    (b"Content-Length: 18446744073709551616", b"x", 413), (b"Content-Length: " + b"9" * 4000, b"x", 413),
+    (b"Content-Length: 1048577", b"x", 413), (b"Content-Length: -5", b"x" * 5, 400), (b"Content-Length: +5", b"x" * 5, 400),
+    (b"Content-Length: 5, 5", b"x" * 5, 400), (b"Content-Length: 5,6", b"x" * 5, 400), (b"Content-Length: 0x5", b"x" * 5, 400),
+    (b"Content-Length: 5 5", b"x" * 5, 400), (b"Content-Length:", b"x" * 5, 400), (b"Content-Length: five", b"x" * 5, 400),
+    (b"Content-Length: 5\r\nContent-Length: 6", b"x" * 6, 400), (b"Content-Length: 5\r\ncontent-length: 0", b"x" * 5, 400),
+    (b"Content-Length: 5\r\nTransfer-Encoding: chunked", b"0\r\n\r\n", 400),
+    (b"Transfer-Encoding: chunked\r\nContent-Length: 5", b"0\r\n\r\n", 400), (b"Content-Length : 5", b"x" * 5, 400),
+    (b"Content-Length: 5\r\n Content-Length: 6", b"x" * 5, 400), (b"Content-Length\x00: 5", b"x" * 5, 400),
+    (b"Content-Length: \x0b5", b"x" * 5, 400), (b"Content-Length: 5\x00", b"x" * 5, 400), (b"X: y", b"x" * 5, 411),
+    (b"Transfer-Encoding: chunked, chunked", b"0\r\n\r\n", 501), (b"Transfer-Encoding: gzip, chunked", b"0\r\n\r\n", 501),
+    (b"Transfer-Encoding: identity", b"0\r\n\r\n", 501), (b"Transfer-Encoding: xchunked", b"0\r\n\r\n", 501),
+    (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", b"0\r\n\r\n", 501),
+    (b"Transfer-Encoding: \x0bchunked", b"0\r\n\r\n", 400), (b"Transfer-Encoding:\x00chunked", b"0\r\n\r\n", 400),
+    (b"Transfer-Encoding : chunked", b"0\r\n\r\n", 400), (b"Transfer-Encoding:\n chunked", b"0\r\n\r\n", 400),
+]
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def refused_alone(agent, data, expected, source):
+    """One answer of that status and the end: what follows in the same bytes is never taken for a request."""
+    told = check_answers(exchange(agent.address, data, source))
+    assert told == [expected], f"{data[-200:]!r}: {told}, not [{expected}]"
+
+
+def lengths(name, small):
+    def run(agent):
+        count = 0
+        for turn in range(2 if small else 40):
+            for field, body, status in BAD_LENGTHS:
+                refused_alone(agent, POST + field + b"\r\n\r\n" + body + SMUGGLED, status, MANY[turn])
+                count += 1
+        return f"{count} requests, each answered once and closed"
+    return attack(name, run)
+
+
+BAD_CHUNKS = [
+    (b"3\r\nabcd\r\n0\r\n\r\n", 400), (b"3\r\nab\r\n0\r\n\r\n", 400), (b"3\nabc\n0\n\n", 400), (b"0x3\r\nabc\r\n0\r\n\r\n", 400),
+    (b"-1\r\n", 400), (b"+3\r\nabc\r\n0\r\n\r\n", 400), (b" 3\r\nabc\r\n0\r\n\r\n", 400), (b"3 \r\nabc\r\n0\r\n\r\n", 400),
+    (b"ffffffffffffffff\r\n", 413), (b"ffffffffffffffff1\r\n", 413), (b"10000000000000003\r\nabc\r\n0\r\n\r\n", 413),
+    (b"100001\r\n", 413), (b"3;" + b"x" * 100_000, 400), (b"0" * 100_000, 400), (b"3\r\nabc\r\n0\r\n" + b"T: u\r\n" * 20_000, 400),
+    (b"0\r\nT: " + b"u" * 100_000, 400), (b"0\r\n: u\r\n\r\n", 400), (b"0\r\nT\r\n\r\n", 400), (b"3\r\nabc\r\r\n0\r\n\r\n", 400),
+    (b"3\rabc\r0\r\r", 400), (b"\r\n3\r\nabc\r\n0\r\n\r\n", 400), (b"3;a=\x00\r\nabc\r\n0\r\n\r\n", 400),
+]
+
+
+def chunks(name, small):
+    def run(agent):
+        count = 0
+        for turn in range(2 if small else 20):
+            for body, status in BAD_CHUNKS:
+                refused_alone(agent, CHUNKED + body + SMUGGLED, status, MANY[turn])
+                count += 1
+        # A body of the largest size in chunks of one byte, sound: taken, and refused as a manifest alone.
+        body = b"1\r\n \r\n" * ((64 << 10) if small else (1 << 20)) + b"0\r\nT: u\r\n\r\n"
+        for turn in range(1 if small else 8):
+            told = check_answers(exchange(agent.address, CHUNKED + body + SMUGGLED, MANY[turn]))
+            assert told == [400, 404], told
+        # Endless ones, all at once.
+        endless = [b"3;" + b"x" * 8, b"0\r\n" + b"T: u\r\n", b"0" * 8, b"1\r\n \r\n"]
+        attackers = Crowd(agent.address, FOUR, 40 if small else 200, lambda n: CHUNKED + endless[n % 4], drip=b"1\r\n \r\n" * 20,
+                          every_s=0.1).run(2 if small else 8)
+        return f"{count} malformed, each refused alone; 1 MiB in 1-byte chunks; endless: {attackers.leave()}"
+    return attack(name, run)
+
+
+def truncated(name, small):
+    whole = request("POST", "/api/submit_job", [("Content-Type", "application/json")], json.dumps(manifest("cut")).encode())
+    chunked = CHUNKED + b"5\r\n{\"job\r\n5\r\n_id\":\r\n0\r\n\r\n"
+    def run(agent):
+        count = 0
+        for turn in range(1 if small else 8):
+            for data in (whole, chunked):
+                for end in range(len(data)):
+                    told = check_answers(exchange(agent.address, data[:end], MANY[count % len(MANY)]))
+                    # A request that is not whole is no request.
+                    assert not told, f"{data[:end]!r}: {told}"
+                    count += 1
+        assert json.loads(get(agent.address, "/api/jobs")[2])["jobs"] == [], "a cut request was taken for a whole one"
+        return f"{count} requests ended early at every offset; none was taken"
+    return attack(name, run)
+
+
+def resets(name, small):
+    asks = request("GET", "/api/jobs?limit=10", [("Accept", "*/*")])
+    submits = request("POST", "/api/submit_job", [("Content-Type", "application/json")], json.dumps(manifest("r")).encode())
+    def run(agent):
+        count = 0
+        for turn in range(1 if small else 12):
+            for data in (asks, submits):
+                for end in range(len(data) + 1):
+                    client = connect(agent.address, MANY[count % len(MANY)])
+                    client.sendall(data[:end])
+                    if turn % 2:
+                        time.sleep(0.0005)
+                    reset(client)
+                    count += 1
+        return f"{count} connections reset at every offset"
+    return attack(name, run)
+
+
+def strangers(name, small):
+    rng = random.Random(7)
+    hello = bytes.fromhex("16030100f1010000ed0303") + bytes(range(32)) + bytes(200)
+    greetings = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x12\x04\x00\x00\x00\x00\x00", hello, b"\x80\x2e\x01\x00\x02", b"\x00" * 512,
+                 b"SSH-2.0-OpenSSH_9.2\r\n", b"EHLO a\r\n", b"*1\r\n$4\r\nPING\r\n", b"\xff" * 4096, b"\r\n" * 4096, b"\n" * 4096,
+                 b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n", b" " * 4096, b"A" * 100_000,
+                 b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", b"TRACE / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+                 b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"]
+    def run(agent):
+        told, count = {}, 0
+        for turn in range(60 if small else 3000):
+            data = greetings[turn] if turn < len(greetings) else rng.randbytes(rng.choice([1, 7, 100, 3000, 20_000]))
+            for status in check_answers(exchange(agent.address, data, MANY[turn % len(MANY)])) or [0]:
+                told[status] = told.get(status, 0) + 1
+            count += 1
+        return f"{count} greetings of other protocols and random bytes, told {told} (0: closed without a word)"
+    return attack(name, run)
+
+
+def descriptors(name, small):
+    wrapper = ["prlimit", "--nofile=256:256"]
+    def run(agent):
+        idle = Crowd(agent.address, FOUR, 400, b"").run(2 if small else 8)
+        # In the midst of it, something that needs files of its own is still done.
+        submit_many(agent.address, "fd", 10)
+        note = idle.leave()
+        busy = Crowd(agent.address, ["127.0.0.7"], 300, POST + b"Content-Length: 10\r\n\r\n").run(2 if small else 8)
+        submit_many(agent.address, "fd2", 10)
+        return f"limit of 256; 400 idle: {note}; 300 with half a body: {busy.leave()}"
+    return attack(name, run, wrapper=wrapper)
+
+
+class PidsGroup:
+    """A control group that caps the agent's threads; gone afterwards. cgroup v1 or v2."""
+
+    def __init__(self):
+        base = pathlib.Path("/sys/fs/cgroup/pids")
+        self.path = (base if base.is_dir() else pathlib.Path("/sys/fs/cgroup")) / f"hackbrain-attack-{os.getpid()}"
+
+    def __enter__(self):
+        self.path.mkdir()
+        return self
+
+    def cap(self, agent, more):
+        (self.path / "cgroup.procs").write_text(str(agent.pid))
+        (self.path / "pids.max").write_text(str(agent.sample().threads + more))
+
+    def __exit__(self, *_):
+        eventually("the control group is empty", lambda: not (self.path / "cgroup.procs").read_text().strip())
+        self.path.rmdir()
+
+
+def threads(name, small):
+    def run(agent):
+        idle = Crowd(agent.address, FOUR, 200, b"").run(2 if small else 8)
+        slow = Crowd(agent.address, FOUR, 200, HEAD, drip=b"X: y\r\n").run(2 if small else 8)
+        return f"30 threads more than it has, no other; 200 idle: {idle.leave()}; 200 slow heads: {slow.leave()}"
+    with PidsGroup() as group:
+        return attack(name, run, prepare=lambda agent: group.cap(agent, 30))
+
+
+def threads_busy(name, small):
+    """Where every thread there may be is answering, the rest is told 503, and nothing ends."""
+    def run(agent):
+        busy = Crowd(agent.address, FOUR, 200, POST + b"Content-Length: 10\r\n\r\n", opens=2000).run(2 if small else 8)
+        told = exchange(agent.address, request("GET", "/healthz", [("Connection", "close")]))
+        statuses = [status for status, _, _ in answers(told, False)]
+        assert statuses == [503], f"all threads are taken, and a newcomer is told {statuses}"
+        note = busy.leave()
+        eventually("it serves again", lambda: get(agent.address, "/healthz")[0] == 200)
+        return f"30 threads more than it has; 200 half bodies: {note}; the probe's 503 are due"
+    with PidsGroup() as group:
+        return attack(name, run, prepare=lambda agent: group.cap(agent, 30), probe_must_hold=False)
+
+
+def event_stream(name, small):
+    readers, silent, rate, seconds = (40, 10, 200, 4) if small else (400, 100, 1000, 12)
+    return attack(name, lambda agent: subscribers.run(agent, readers, silent, rate, seconds))
+
+
+def mutations(name, small):
+    count = 5_000 if small else 100_000
+    seed = int(os.environ.get("HACKBRAIN_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    return attack(name, lambda agent: mutate.run(agent.address, count, seed))
+
+
+def churn(name, small):
+    def run(agent):
+        count, began = (1000 if small else 20_000), time.monotonic()
+        for n in range(count):
+            client = connect(agent.address, MANY[n % len(MANY)])
+            if n % 2:
+                reset(client)
+            else:
+                client.close()
+            if time.monotonic() - began > 30:
+                break
+        return f"{n + 1} connections opened and closed in {time.monotonic() - began:.1f} s"
+    return attack(name, run)
+
+
+def keep_asking(address, requests, expected, source):
+    """Sends each request on a kept connection, or on a new one where it was closed; every answer must be `expected`."""
+    client, buffer = None, b""
+    for data in requests:
+        for _ in range(2):
+            if client is None:
+                client, buffer = connect(address, source), b""
+            try:
+                client.sendall(data)
+                status, buffer, closes = read_one(client, buffer)
+                break
+            except (ConnectionError, EOFError):
+                client.close()
+                client = None
+        else:
+            raise AssertionError(f"no answer to {data[:200]!r}")
+        assert status in expected, f"{data[:300]!r} was told {status}"
+        if closes:
+            client.close()
+            client = None
+    if client:
+        client.close()
+
+
+def read_one(client, buffer):
+    while True:
+        end = buffer.find(b"\r\n\r\n")
+        if end >= 0:
+            head = buffer[:end + 4]
+            length = re.search(rb"\r\nContent-Length: (\d+)\r\n", head)
+            total = end + 4 + (int(length[1]) if length else 0)
+            if len(buffer) >= total:
+                check_answers(buffer[:total])
+                return int(head.split(b" ")[1]), buffer[total:], b"\r\nConnection: close\r\n" in head
+        piece = client.recv(65536)
+        if not piece:
+            raise EOFError
+        buffer += piece
+
+
+def unauthorised(name, small):
+    rng = random.Random(11)
+    token = f"{rng.getrandbits(256):064x}"
+    paths = ["/api/jobs", "/api/events", "/api/ledger", "/api/node", "/api/ledger/head", "/api/graph"]
+    def one(n):
+        kind = n % 5
+        value = [f"Bearer {rng.getrandbits(256):064x}", f"Bearer {token[:-1]}", f"Basic {token}", f"Bearer {'x' * 8000}", "Bearer "][kind]
+        headers = [("Authorization", value)]
+        if n % 3 == 0:
+            return request("POST", "/api/submit_job", [*headers, ("Content-Type", "application/json")],
+                           json.dumps(manifest(f"u{n}")).encode())
+        return request("GET", rng.choice(paths), headers if n % 7 else [])
+    def run(agent):
+        count = 1000 if small else 10_000
+        keep_asking(agent.address, (one(n) for n in range(count)), {401}, "127.0.0.2")
+        status, _, body = get(agent.address, "/api/jobs", [("Authorization", f"Bearer {token}")])
+        assert status == 200 and json.loads(body)["jobs"] == [], (status, body[:200])
+        return f"{count} requests without a right token, each told 401; none got in"
+    path = pathlib.Path(f"/tmp/hackbrain-attack-token.{os.getpid()}")
+    path.touch(mode=0o600)
+    try:
+        path.write_text(token + "\n")
+        return attack(name, run, flags=("--token-file", str(path)))
+    finally:
+        path.unlink()
+
+
+def cross_site(name, small):
+    body = json.dumps(manifest("csrf")).encode()
+    shapes = [
+        (403, "GET", "/api/jobs", [("Origin", "http://evil.example")], "127.0.0.1", None),
+        (403, "POST", "/api/submit_job", [("Origin", "http://evil.example"), ("Content-Type", "application/json")], "127.0.0.1", body),
+        (403, "POST", "/api/submit_job", [("Origin", "null"), ("Content-Type", "application/json")], "127.0.0.1", body),
+        (403, "POST", "/api/submit_job", [("Content-Type", "application/json")], "evil.example", body),
+        (403, "GET", "/api/events", [], "rebound.example:4005", None),
+        (403, "OPTIONS", "/api/submit_job", [("Origin", "http://evil.example"), ("Access-Control-Request-Method", "POST")], "127.0.0.1", None),
+        (415, "POST", "/api/submit_job", [("Content-Type", "text/plain")], "127.0.0.1", body),
+        (415, "POST", "/api/submit_job", [("Content-Type", "application/x-www-form-urlencoded")], "127.0.0.1", body),
+        (415, "POST", "/api/submit_job", [("Content-Type", "multipart/form-data; boundary=a")], "127.0.0.1", body),
+        (415, "POST", "/api/submit_job", [], "127.0.0.1", body),
+    ]
+    def run(agent):
+        count = 0
+        for _ in range(20 if small else 1000):
+            for status, method, path, headers, host, payload in shapes:
+                keep_asking(agent.address, [request(method, path, headers, payload, host)], {status}, "127.0.0.2")
+                count += 1
+        assert json.loads(get(agent.address, "/api/jobs")[2])["jobs"] == [], "a foreign page submitted a job"
+        return f"{count} requests as foreign pages send them, each told 403 or 415; no job came about"
+    return attack(name, run)
+
+
+def slowhttptest(*options):
+    def row(name, _):
+        tool = shutil.which("slowhttptest")
+        assert tool, "slowhttptest is missing; install the Debian package of that name"
+        def run(agent):
+            url = f"http://{agent.address[0]}:{agent.address[1]}"
+            path = "/api/jobs?limit=1000" if "-X" in options else "/api/submit_job" if "-B" in options else "/style.css"
+            said = subprocess.run([tool, "-c", "800", "-r", "400", "-l", "30", "-p", "3", "-v", "1", *options, "-u", url + path],
+                                  stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", said.stdout + said.stderr)
+            ending = re.search(r"Exit status:\s*(.*)", text)
+            return f"slowhttptest {' '.join(options)}, 800 connections, 30 s: {ending[1].strip() if ending else text[-200:]}"
+        # It attacks from 127.0.0.1, and what one address may is not what is probed.
+        return attack(name, run, probe_source="127.0.0.9", prepare=with_jobs("slow", 1000))
+    return row
+
+
+ROWS = {
+    "idle": idle_one,
+    "idle-many": idle_many,
+    "kept-many": kept_many,
+    "slow-headers": slow_headers(ONE),
+    "slow-headers-4": slow_headers(FOUR),
+    "full-heads": full_heads,
+    "slow-bodies": slow_bodies(ONE),
+    "slow-bodies-4": slow_bodies(FOUR),
+    "large-bodies": large_bodies(ONE),
+    "large-bodies-4": large_bodies(FOUR),
+    "json-bombs": json_bombs,
+    "slow-reads": slow_reads(ONE),
+    "slow-reads-4": slow_reads(FOUR),
+    "header-300mb": huge_header,
+    "pipelining": pipelining,
+    "lengths": lengths,
+    "chunks": chunks,
+    "truncated": truncated,
+    "resets": resets,
+    "strangers": strangers,
+    "descriptors": descriptors,
+    "threads": threads,
+    "threads-busy": threads_busy,
+    "event-stream": event_stream,
+    "mutations": mutations,
+    "churn": churn,
+    "unauthorised": unauthorised,
+    "cross-site": cross_site,
+}
+# Run only where asked for by name, or all by `slowhttptest`.
+TOOL_ROWS = {
+    "slowhttptest-headers": slowhttptest("-H", "-i", "2", "-x", "24"),
+    "slowhttptest-body": slowhttptest("-B", "-i", "2", "-s", "8192", "-x", "10", "-f", "application/json"),
+    "slowhttptest-range": slowhttptest("-R", "-t", "GET", "-a", "1", "-b", "3000"),
+    "slowhttptest-read": slowhttptest("-X", "-w", "1", "-y", "512", "-n", "1", "-z", "32", "-k", "3"),
+}
+
+
+def run_row(name, small=False):
+    """A small one is not judged by the clock."""
+    harness.TIMED = not small
+    return {**ROWS, **TOOL_ROWS}[name](name, small)
