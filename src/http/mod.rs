@@ -4,6 +4,7 @@ pub mod access;
 mod artifacts;
 mod body;
 mod bundle;
+mod date;
 mod files;
 mod graph;
 mod query;

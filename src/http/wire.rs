@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const READ_PIECE: usize = 8 * 1024;
 /// Most bytes of one write, so that progress is noticed on a slow link.
 const WRITE_PIECE: usize = 64 * 1024;
+/// Most bytes of a buffer kept between two responses.
+const SCRATCH_KEPT: usize = 4 * 1024;
 /// The part of what is left of a deadline by which the socket's timeout may differ from it. A timeout that is too short
 /// costs another round, one that is too long makes the deadline late by that part at most.
 const TOLERANCE: u32 = 16;
@@ -30,6 +32,7 @@ pub(super) struct Wire {
     /// What of the buffer has been read and not yet taken.
     held: Range<usize>,
     stray: usize,
+    scratch: Vec<u8>,
     read_timeout: SocketTimeout,
     write_timeout: SocketTimeout,
 }
@@ -77,7 +80,7 @@ impl WriteDeadline {
 impl Wire {
     pub(super) fn new(stream: Arc<TcpStream>) -> Self {
         let (read_timeout, write_timeout) = Default::default();
-        Self { stream, buffer: Vec::new(), held: 0..0, stray: 0, read_timeout, write_timeout }
+        Self { stream, buffer: Vec::new(), held: 0..0, stray: 0, scratch: Vec::new(), read_timeout, write_timeout }
     }
 
     pub(super) fn buffered(&self) -> &[u8] {
@@ -116,6 +119,19 @@ impl Wire {
             }
         }
         Ok(())
+    }
+
+    /// An empty buffer to put a response together in.
+    pub(super) fn take_scratch(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.scratch)
+    }
+
+    /// Keeps it for the next response, unless it has become large: connections may be idle, and many.
+    pub(super) fn give_scratch(&mut self, mut scratch: Vec<u8>) {
+        if scratch.capacity() <= SCRATCH_KEPT {
+            scratch.clear();
+            self.scratch = scratch;
+        }
     }
 
     /// Looks, without waiting, whether the peer has closed or reset; throws away what it sends instead. A peer that
