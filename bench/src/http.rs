@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::floor::Bracket;
-use crate::http_load::{self, Rate};
+use crate::http_load::{self, Drive, Rate};
 use crate::http_servers::{ServerProcess, get};
 use crate::slice::Workplace;
 use crate::stats::{Random, Spread, grouped};
@@ -15,6 +15,8 @@ use crate::{Fault, INTERRUPTED, machine};
 
 /// Connections at once, few and many.
 const CONNECTIONS: [usize; 2] = [4, 64];
+/// Submissions per second where the latency of an agent that is not saturated is asked for: far more than an engine could run.
+const PACE: f64 = 2000.0;
 /// Time of each measurement of the device.
 const FLOOR: Duration = Duration::from_millis(500);
 /// How long a round waits at most for a throttled device.
@@ -33,6 +35,8 @@ enum Load {
     Agent,
     Axum,
     Submit,
+    /// The same at [`PACE`].
+    Paced,
 }
 
 /// A slice, and the CPU time that its server took for each request.
@@ -48,6 +52,7 @@ struct Round {
     agent: [Slice; 2],
     axum: [Slice; 2],
     submit: [(Slice, Bracket); 2],
+    paced: (Slice, Bracket),
 }
 
 /// Measures, and prints the tables.
@@ -97,20 +102,18 @@ fn round(
         into[index] = Some(measure(server, load, CONNECTIONS[index], plan, &mut 0)?);
     }
     // Last, since what they leave behind in the agent is not part of the others.
-    let (mut of_submit, mut submitted) = ([None; 2], 0);
-    for (index, connections) in CONNECTIONS.into_iter().enumerate() {
+    let mut submitted = 0;
+    let mut bracketed = |load, connections| -> Result<(Slice, Bracket), Fault> {
         let (before, _) = place.floor().measure_patiently(FLOOR, PATIENCE)?;
-        let slice = measure(&agent, Load::Submit, connections, plan, &mut submitted)?;
-        of_submit[index] = Some((slice, Bracket { before, after: place.floor().measure(FLOOR)? }));
-    }
+        let slice = measure(&agent, load, connections, plan, &mut submitted)?;
+        Ok((slice, Bracket { before, after: place.floor().measure(FLOOR)? }))
+    };
+    let paced = bracketed(Load::Paced, CONNECTIONS[1])?;
+    let submit = [bracketed(Load::Submit, CONNECTIONS[0])?, bracketed(Load::Submit, CONNECTIONS[1])?];
     check_all_received(agent.address, submitted)?;
     let missing = || Fault::from("a slice was left out");
     let both = |slices: [Option<Slice>; 2]| Some([slices[0]?, slices[1]?]);
-    Ok(Round {
-        agent: both(of_agent).ok_or_else(missing)?,
-        axum: both(of_axum).ok_or_else(missing)?,
-        submit: of_submit[0].zip(of_submit[1]).map(|(few, many)| [few, many]).ok_or_else(missing)?,
-    })
+    Ok(Round { agent: both(of_agent).ok_or_else(missing)?, axum: both(of_axum).ok_or_else(missing)?, submit, paced })
 }
 
 fn measure(
@@ -122,13 +125,15 @@ fn measure(
 ) -> Result<Slice, Fault> {
     let mut next = |into: &mut Vec<u8>| match load {
         Load::Agent | Load::Axum => into.extend_from_slice(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
-        Load::Submit => {
+        Load::Submit | Load::Paced => {
             *submitted += 1;
             submission(*submitted, into);
         }
     };
     let before = server.cpu()?;
-    let rate = http_load::run(server.address, connections, plan.warm_up, plan.measured, &mut next)
+    let per_second = (load == Load::Paced).then_some(PACE);
+    let drive = Drive { connections, per_second, warm_up: plan.warm_up, measured: plan.measured };
+    let rate = http_load::run(server.address, drive, &mut next)
         .map_err(|fault| format!("{load:?} at {connections} connections: {fault}"))?;
     let cpu = server.cpu()?.saturating_sub(before);
     Ok(Slice { rate, cpu_us: cpu.as_secs_f64() * 1e6 / rate.answered as f64 })
@@ -157,34 +162,33 @@ fn print(rounds: &[Round]) -> Result<(), Fault> {
     let spread = |each: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(each)).ok_or("no round was measured");
     println!("\n| requests | connections | requests/s | p50 µs | p99 µs | server's CPU µs each |");
     println!("|---|--:|--:|--:|--:|--:|");
-    for (index, connections) in CONNECTIONS.into_iter().enumerate() {
-        let loads: [(&str, &dyn Fn(&Round) -> Slice); 3] = [
-            ("GET /healthz, agent", &|round| round.agent[index]),
-            ("GET /healthz, axum", &|round| round.axum[index]),
-            ("POST /api/submit_job, durable", &|round| round.submit[index].0),
-        ];
-        for (name, slice) in loads {
-            println!(
-                "| {name} | {connections} | {} | {:.0} | {:.0} | {:.1} |",
-                range(spread(&|round| slice(round).rate.per_second)?),
-                spread(&|round| slice(round).rate.p50_us)?.median,
-                spread(&|round| slice(round).rate.p99_us)?.median,
-                spread(&|round| slice(round).cpu_us)?.median,
-            );
-        }
-    }
-    let device = |bracket: &Bracket| (bracket.before.p99_us + bracket.after.p99_us) / 2.0;
-    let floors = |each: &dyn Fn(&Bracket) -> f64| {
-        spread(&|round| round.submit.iter().map(|(_, bracket)| each(bracket)).sum::<f64>() / round.submit.len() as f64)
+    let row = |name: &str, connections: usize, slice: &dyn Fn(&Round) -> Slice| -> Result<(), Fault> {
+        println!(
+            "| {name} | {connections} | {} | {:.0} | {:.0} | {:.1} |",
+            range(spread(&|round| slice(round).rate.per_second)?),
+            spread(&|round| slice(round).rate.p50_us)?.median,
+            spread(&|round| slice(round).rate.p99_us)?.median,
+            spread(&|round| slice(round).cpu_us)?.median,
+        );
+        Ok(())
     };
+    for (index, connections) in CONNECTIONS.into_iter().enumerate() {
+        row("GET /healthz, agent", connections, &|round| round.agent[index])?;
+        row("GET /healthz, axum", connections, &|round| round.axum[index])?;
+        row("POST /api/submit_job, durable", connections, &|round| round.submit[index].0)?;
+    }
+    row(&format!("… at {PACE}/s"), CONNECTIONS[1], &|round| round.paced.0)?;
+    let device = |bracket: &Bracket| (bracket.before.p99_us + bracket.after.p99_us) / 2.0;
+    let brackets = |round: &Round| [round.submit[0].1, round.submit[1].1, round.paced.1];
+    let floors = |each: &dyn Fn(Bracket) -> f64| spread(&|round| brackets(round).map(each).iter().sum::<f64>() / 3.0);
     println!(
         "\nThe device, 4 KiB with O_DIRECT|O_DSYNC, before and after each slice of submissions: {} writes/s, p50 {:.0} µs, \
          p99 {:.0} µs; {} of {} slices between unlike or throttled floors.",
-        range(floors(&Bracket::per_second)?),
+        range(floors(&|bracket| bracket.per_second())?),
         floors(&|bracket| (bracket.before.p50_us + bracket.after.p50_us) / 2.0)?.median,
-        floors(&device)?.median,
-        rounds.iter().flat_map(|round| &round.submit).filter(|(_, bracket)| !bracket.is_stable()).count(),
-        2 * rounds.len()
+        floors(&|bracket| device(&bracket))?.median,
+        rounds.iter().flat_map(brackets).filter(|bracket| !bracket.is_stable()).count(),
+        3 * rounds.len()
     );
     println!("\n| ratio, of one round's slices | connections | median (least..most) |\n|---|--:|--:|");
     for (index, connections) in CONNECTIONS.into_iter().enumerate() {
@@ -201,11 +205,16 @@ fn print(rounds: &[Round]) -> Result<(), Fault> {
             }),
         ];
         for (name, ratio) in ratios {
-            let Spread { min, median, max } = spread(ratio)?;
-            println!("| {name} | {connections} | {median:.2} ({min:.2}..{max:.2}) |");
+            println!("| {name} | {connections} | {} |", ratios_of(spread(ratio)?));
         }
     }
+    let paced = spread(&|round| round.paced.0.rate.p99_us / device(&round.paced.1))?;
+    println!("| … at {PACE}/s | {} | {} |", CONNECTIONS[1], ratios_of(paced));
     Ok(())
+}
+
+fn ratios_of(Spread { min, median, max }: Spread) -> String {
+    format!("{median:.2} ({min:.2}..{max:.2})")
 }
 
 fn range(spread: Spread) -> String {

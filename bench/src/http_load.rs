@@ -1,5 +1,6 @@
 //! The load: one thread and epoll, so that it takes little of what it measures. Each connection has one request under way.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
@@ -32,7 +33,7 @@ struct Connection {
     stream: TcpStream,
     request: Vec<u8>,
     response: Vec<u8>,
-    sent: Instant,
+    due: Instant,
 }
 
 impl Connection {
@@ -40,13 +41,13 @@ impl Connection {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, request: Vec::new(), response: Vec::with_capacity(4096), sent: Instant::now() })
+        Ok(Self { stream, request: Vec::new(), response: Vec::with_capacity(4096), due: Instant::now() })
     }
 
-    fn send(&mut self, next: NextRequest<'_>) -> Result<(), Fault> {
+    fn send(&mut self, due: Instant, next: NextRequest<'_>) -> Result<(), Fault> {
         self.request.clear();
         next(&mut self.request);
-        self.sent = Instant::now();
+        self.due = due;
         // Nothing else is on its way: a request of a few hundred bytes always fits.
         match self.stream.write(&self.request)? {
             n if n == self.request.len() => Ok(()),
@@ -92,52 +93,75 @@ fn whole(bytes: &[u8]) -> Result<Option<usize>, Fault> {
     Ok((bytes.len() >= end).then_some(end))
 }
 
-/// A closed loop over `connections` kept connections. Ends with no request under way.
-pub fn run(
-    address: SocketAddr,
-    connections: usize,
-    warm_up: Duration,
-    measured: Duration,
-    next: NextRequest<'_>,
-) -> Result<Rate, Fault> {
+/// How a slice is driven.
+#[derive(Debug, Clone, Copy)]
+pub struct Drive {
+    pub connections: usize,
+    /// Requests per second, each timed from when it was due, whether a connection was free then or not. `None`: a closed
+    /// loop, each connection asks again once it is answered.
+    pub per_second: Option<f64>,
+    pub warm_up: Duration,
+    pub measured: Duration,
+}
+
+/// Runs one slice over kept connections. Ends with no request under way.
+pub fn run(address: SocketAddr, drive: Drive, next: NextRequest<'_>) -> Result<Rate, Fault> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut open = (0..connections).map(|_| Connection::open(address)).collect::<Result<Vec<_>, _>>()?;
+    let mut open = (0..drive.connections).map(|_| Connection::open(address)).collect::<Result<Vec<_>, _>>()?;
     for (index, connection) in open.iter().enumerate() {
         let data = epoll::EventData::new_u64(index as u64);
         epoll::add(&epoll, &connection.stream, data, epoll::EventFlags::IN)?;
     }
-    let from = Instant::now() + warm_up;
-    let until = from + measured;
-    let silence = Timespec::try_from(SILENCE)?;
+    let began = Instant::now();
+    let from = began + drive.warm_up;
+    let until = from + drive.measured;
     let mut latencies_ns: Vec<u32> = Vec::with_capacity(1 << 18);
-    let mut events: Vec<epoll::Event> = Vec::with_capacity(connections);
-    let (mut under_way, mut answered) = (0, 0);
-    for connection in &mut open {
-        connection.send(next)?;
-        under_way += 1;
-    }
-    while under_way > 0 {
+    let mut events: Vec<epoll::Event> = Vec::with_capacity(drive.connections);
+    // First in, first out, so that all connections take part.
+    let mut free: VecDeque<usize> = (0..drive.connections).collect();
+    let (mut sent, mut answered) = (0u64, 0u64);
+    loop {
+        let mut now = Instant::now();
+        let stopped = INTERRUPTED.load(Ordering::Relaxed);
+        let due = loop {
+            let due = drive.per_second.map_or(now, |rate| began + Duration::from_secs_f64(sent as f64 / rate));
+            if stopped || due >= until || due > now {
+                break due;
+            }
+            let Some(index) = free.pop_front() else { break due };
+            open[index].send(due, next)?;
+            sent += 1;
+            now = Instant::now();
+        };
+        if free.len() == drive.connections && (stopped || due >= until) {
+            break;
+        }
+        // With every connection busy, or nothing more to send, only answers are waited for.
+        let wait =
+            if free.is_empty() || due >= until || stopped { SILENCE } else { due.saturating_duration_since(now) };
         events.clear();
-        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&silence)) {
-            Ok(0) => return Err(format!("{under_way} requests were not answered within {SILENCE:?}").into()),
+        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::try_from(wait)?)) {
+            Ok(0) if wait == SILENCE => return Err(format!("a request was not answered within {SILENCE:?}").into()),
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         }
         for event in &events {
-            let connection = &mut open[event.data.u64() as usize];
-            if !connection.receive()? {
+            let index = event.data.u64() as usize;
+            if !open[index].receive()? {
                 continue;
             }
-            under_way -= 1;
             answered += 1;
             let now = Instant::now();
             if now > from && now <= until {
-                latencies_ns.push(u32::try_from((now - connection.sent).as_nanos()).unwrap_or(u32::MAX));
+                latencies_ns.push(u32::try_from((now - open[index].due).as_nanos()).unwrap_or(u32::MAX));
             }
-            if now < until && !INTERRUPTED.load(Ordering::Relaxed) {
-                connection.send(next)?;
-                under_way += 1;
+            free.push_back(index);
+            // At once, so that in a closed loop the server is never without work.
+            if drive.per_second.is_none() && now < until && !stopped {
+                free.pop_back();
+                open[index].send(now, next)?;
+                sent += 1;
             }
         }
     }
@@ -145,7 +169,7 @@ pub fn run(
     let micros = |share| percentile(&latencies_ns, share).map(|ns| f64::from(ns) / 1e3);
     let nothing = "not one request was answered in the measured time";
     Ok(Rate {
-        per_second: latencies_ns.len() as f64 / measured.as_secs_f64(),
+        per_second: latencies_ns.len() as f64 / drive.measured.as_secs_f64(),
         p50_us: micros(0.5).ok_or(nothing)?,
         p99_us: micros(0.99).ok_or(nothing)?,
         answered,
