@@ -3,12 +3,16 @@
 //! It may decide on state that is not durable yet, because a failed append or sync ends the process: nobody is ever told of
 //! what did not become durable.
 
+mod answers;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select_biased, unbounded};
 
+pub use self::answers::Asked;
+use self::answers::{Reply, Waking, answer};
 use crate::hash::Hash;
 use crate::ledger::event::Event;
 use crate::ledger::fact::Fact;
@@ -48,6 +52,7 @@ pub type OnFault = Box<dyn FnOnce(&Latched) + Send>;
 pub struct Engine {
     messages: Sender<Message>,
     view: Arc<View>,
+    waking: Arc<Waking>,
 }
 
 /// The ledger as it was found, before its thread starts.
@@ -67,7 +72,7 @@ pub struct EngineThread(JoinHandle<()>);
 pub type Answer = Result<Accepted, Rejection>;
 
 enum Message {
-    Command(Box<Command>, Sender<Answer>),
+    Command(Box<Command>, Reply),
     /// With a last command, whose answer nobody waits for: on a full disk it might never come.
     Close(Option<Box<Command>>),
 }
@@ -111,7 +116,8 @@ impl Recovered {
     /// Starts the ledger thread.
     pub fn start(self, limits: Limits, on_job: OnJob, on_fault: OnFault) -> std::io::Result<(Engine, EngineThread)> {
         let (messages, inbox) = bounded(COMMANDS_QUEUED_MAX);
-        let engine = Engine { messages, view: self.view.clone() };
+        let waking = Arc::new(Waking::default());
+        let engine = Engine { messages, view: self.view.clone(), waking: waking.clone() };
         let worker = Worker {
             wal: Some(self.wal),
             ledger: self.ledger,
@@ -119,6 +125,7 @@ impl Recovered {
             limits,
             staged: VecDeque::new(),
             replies: VecDeque::new(),
+            waking,
             durable_below: self.scan.position.next_seq,
             on_job,
             on_fault: Some(on_fault),
@@ -152,16 +159,15 @@ impl Engine {
     /// Carries out `command` and returns once its events are durable. An error of status 503 means that the ledger cannot
     /// be written; any other is the caller's.
     pub fn execute(&self, command: Command) -> Result<Accepted, Rejection> {
-        self.ask(command).recv().unwrap_or_else(|_| Err(stopped()))
+        self.ask(command).wait().unwrap_or_else(|| Err(stopped()))
     }
 
-    /// The same for those who cannot wait for ever, as a full disk may make them: the answer comes in the channel, which is
-    /// hung up if the ledger thread ends first.
-    pub fn ask(&self, command: Command) -> Receiver<Answer> {
-        let (reply, answer) = bounded(1);
-        // If nobody takes it, the channel is hung up.
+    /// The same for those who cannot wait for ever, as a full disk may make them.
+    pub fn ask(&self, command: Command) -> Asked {
+        let (reply, asked) = answer(&self.waking);
+        // If nobody takes it, it is dropped, and so hung up.
         let _ = self.messages.send(Message::Command(Box::new(command), reply));
-        answer
+        asked
     }
 
     /// The durable world.
@@ -197,7 +203,8 @@ struct Worker {
     /// Staged events that are not durable yet, in order.
     staged: VecDeque<Published>,
     /// Answers that wait for every event below a seq to be durable; the seqs never fall.
-    replies: VecDeque<(u64, Sender<Answer>, Answer)>,
+    replies: VecDeque<(u64, Reply, Answer)>,
+    waking: Arc<Waking>,
     durable_below: u64,
     on_job: OnJob,
     on_fault: Option<OnFault>,
@@ -233,10 +240,11 @@ impl Worker {
         }
     }
 
-    fn command(&mut self, command: Command, reply: Sender<Answer>) {
+    fn command(&mut self, command: Command, reply: Reply) {
         let answer = self.decide_and_append(command);
         if answer.as_ref().is_err_and(|rejection| rejection.status == 503) {
-            let _ = reply.send(answer);
+            reply.send(answer, &self.waking);
+            self.waking.begin();
             return;
         }
         // A refusal waits, too: it was decided on staged events, and tells of them.
@@ -300,8 +308,9 @@ impl Worker {
                 self.view.latch(&reason.0);
                 self.staged.clear();
                 for (_, reply, _) in self.replies.drain(..) {
-                    let _ = reply.send(Err(latched(reason)));
+                    reply.send(Err(latched(reason)), &self.waking);
                 }
+                self.waking.begin();
                 if let Some(on_fault) = self.on_fault.take() {
                     on_fault(reason);
                 }
@@ -312,9 +321,9 @@ impl Worker {
     /// Sends the answers whose events are durable.
     fn answer(&mut self) {
         while let Some((_, reply, answer)) = self.replies.pop_front_if(|(below, ..)| *below <= self.durable_below) {
-            // Whoever asked may have hung up.
-            let _ = reply.send(answer);
+            reply.send(answer, &self.waking);
         }
+        self.waking.begin();
     }
 }
 

@@ -373,7 +373,7 @@ fn record(engine: &Engine, ended: &Receiver<End>, command: Command) -> Result<()
     let answer = engine.ask(command);
     let mut told = false;
     loop {
-        match answer.recv_timeout(START_LOOK) {
+        match answer.wait_timeout(START_LOOK) {
             Ok(answer) => return answer.map(drop).map_err(|rejection| Fault::Io(rejection.message)),
             Err(RecvTimeoutError::Disconnected) => return Err(Fault::Io("the ledger thread is gone".into())),
             Err(RecvTimeoutError::Timeout) => {}

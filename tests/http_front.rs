@@ -1,5 +1,5 @@
 //! The HTTP front over real sockets: framing attacks, limits, deadlines, bursts, recovery.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)]
 
 mod http_support;
 
@@ -7,6 +7,7 @@ use hackbrain::http::server::Limits;
 use http_support::*;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -579,4 +580,225 @@ fn alone_out_of_descriptors() {
         drop((early, late));
         eventually("all descriptors return", || entries("/proc/self/fd") <= descriptors);
     }
+}
+
+#[test]
+fn pipelined_requests_of_every_shape_are_answered_in_order_and_nothing_follows_a_stream() {
+    let (server, address) = start(Limits::default());
+    let all = [
+        "GET /1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+        "HEAD /3 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST /4 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nde\r\n1;x\r\nf\r\n0\r\nT: u\r\n\r\n",
+        "GET /sized HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /unknown-length HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST /7 HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\ng",
+        "GET /empty HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /three HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /never HTTP/1.1\r\nHost: a\r\n\r\n",
+    ]
+    .concat();
+    let unknown = [b'u'; 100_000];
+    let expected: [&[u8]; 9] =
+        [b"GET /1 ", b"POST /2 abc", b"", b"POST /4 def", b"abcdefghi", &unknown, b"POST /7 g", b"", b"onetwothree"];
+    // Whole, and cut at places that lie in heads, bodies and size lines.
+    for piece in [all.len(), 1, 7, 50] {
+        let mut client = connect(address);
+        client.set_nodelay(true).unwrap();
+        let mut writer = client.try_clone().unwrap();
+        let bytes = all.clone();
+        let sending = thread::spawn(move || bytes.as_bytes().chunks(piece).try_for_each(|part| writer.write_all(part)));
+        for (index, body) in expected.iter().enumerate() {
+            let answer = read_answer(&mut client, index == 2).unwrap();
+            assert!(answer.body == *body, "{index} by {piece}: {answer:?}");
+        }
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "by {piece}");
+        // The connection may be gone before the last request is written.
+        let _ = sending.join().unwrap();
+    }
+    slots_come_back(server.counters());
+    assert_eq!(count(&server.counters().requests), 4 * 9);
+}
+
+#[test]
+fn an_http_1_0_client_gets_no_100_continue_and_keeps_its_connection_only_where_it_asks() {
+    let (_server, address) = start(Limits { body_deadline: Duration::from_millis(300), ..Limits::default() });
+    // The body never comes: whatever is said of the head alone is said before the 408.
+    for (version, statuses) in [(1, &[100, 408][..]), (0, &[408])] {
+        let mut client = connect(address);
+        let head = format!("POST / HTTP/1.{version}\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
+        client.write_all(head.as_bytes()).unwrap();
+        for status in statuses {
+            assert_eq!(read_answer(&mut client, false).unwrap().status, *status, "HTTP/1.{version}");
+        }
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+    let mut client = connect(address);
+    for path in ["/1", "/sized", "/empty", "/2"] {
+        client.write_all(format!("GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").as_bytes()).unwrap();
+        let answer = read_answer(&mut client, false).unwrap();
+        assert!(answer.has("Connection: keep-alive"), "{path}: {}", answer.head);
+    }
+    client.write_all(b"GET /last HTTP/1.0\r\n\r\n").unwrap();
+    let answer = read_answer(&mut client, false).unwrap();
+    assert!(answer.has("Connection: close") && answer.body == b"GET /last ", "{answer:?}");
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn head_gets_the_head_that_get_would_and_no_byte_more_from_every_kind_of_reply() {
+    let (_server, address) = start(Limits::default());
+    for (path, status, keeps) in [
+        ("/big", 200, true),
+        ("/sized", 200, true),
+        ("/sized-big", 200, true),
+        ("/sized-short", 200, true),
+        ("/unknown-length", 200, true),
+        ("/empty", 204, true),
+        ("/late-panic", 200, true),
+        ("/three", 200, false),
+        ("/flood", 200, false),
+        ("/panic", 500, false),
+        ("relative", 400, false),
+    ] {
+        let of = |method: &str| format!("{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut client = connect(address);
+        client.write_all(of("HEAD").as_bytes()).unwrap();
+        let answer = read_answer(&mut client, true).unwrap();
+        assert_eq!(answer.status, status, "{path}");
+        if keeps {
+            // Were a body byte left in between, this would not parse.
+            assert_eq!(ask(&mut client, "/y").body, b"GET /y ", "{path}");
+        } else {
+            assert_eq!(client.read(&mut [0]).unwrap(), 0, "{path}");
+        }
+        // The head that GET gets, whatever becomes of the body.
+        let mut client = connect(address);
+        client.write_all(of("GET").as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            match client.read(&mut byte) {
+                Ok(1) => head.push(byte[0]),
+                // A body that panics before its first piece takes the head with it.
+                _ => break,
+            }
+        }
+        let fields = |text: &str| -> Vec<String> {
+            text.split("\r\n").filter(|line| !line.starts_with("Date: ")).map(str::to_owned).collect()
+        };
+        if path != "/late-panic" {
+            assert_eq!(fields(&answer.head), fields(std::str::from_utf8(&head).unwrap()), "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_has_said_all_it_will_still_gets_its_answers() {
+    let (server, address) = start(Limits::default());
+    let post = "POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    for (bytes, bodies) in [
+        (get("/a"), vec![&b"GET /a "[..]]),
+        (post.to_owned(), vec![b"POST /p abc"]),
+        (format!("{}{post}{}", get("/a"), get("/sized")), vec![b"GET /a ", b"POST /p abc", b"abcdefghi"]),
+        (format!("{post}{}", get("/three")), vec![b"POST /p abc", b"onetwothree"]),
+        ("GET /three HTTP/1.0\r\n\r\n".to_owned(), vec![b"onetwothree"]),
+        // Half a request is none.
+        (format!("{post}GET /a HTTP/1.1\r\nHo"), vec![b"POST /p abc"]),
+        (format!("{post}{}", &post[..post.len() - 1]), vec![b"POST /p abc"]),
+    ] {
+        let mut client = connect(address);
+        client.write_all(bytes.as_bytes()).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        for body in bodies {
+            assert_eq!(read_answer(&mut client, false).unwrap().body, body, "{bytes:?}");
+        }
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "{bytes:?}");
+    }
+    for path in ["/big", "/sized-big"] {
+        let mut client = connect(address);
+        client.write_all(get(path).as_bytes()).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_answer(&mut client, false).unwrap().body.len(), BIG);
+    }
+    assert_eq!(count(&server.counters().responses_cut), 0);
+    slots_come_back(server.counters());
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_its_answer_is_counted_and_gone() {
+    let (server, address) = start(Limits::default());
+    let counters = server.counters();
+    for (n, (path, reset)) in (1..).zip([
+        ("/big", false),
+        ("/big", true),
+        ("/sized-big", false),
+        ("/sized-big", true),
+        ("/flood", false),
+        ("/flood", true),
+    ]) {
+        let mut client = connect(address);
+        client.write_all(get(path).as_bytes()).unwrap();
+        client.read_exact(&mut [0; 100_000]).unwrap();
+        if reset {
+            reset_on_close(&client);
+        }
+        drop(client);
+        eventually("the response is cut", || count(&counters.responses_cut) == n);
+    }
+    slots_come_back(counters);
+    assert_eq!(count(&counters.handler_panics), 0);
+    let mut client = connect(address);
+    client.write_all(get("/sized-short").as_bytes()).unwrap();
+    let cut = read_answer(&mut client, false).map_err(|e| e.kind());
+    assert!(matches!(cut, Err(io::ErrorKind::UnexpectedEof)), "a body cut short must not look whole: {cut:?}");
+}
+
+/// Makes closing this socket send a reset, whatever is on its way.
+fn reset_on_close(socket: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = size_of_val(&linger) as libc::socklen_t;
+    // SAFETY: the option's value is a `linger`, of the size given, that lives until the call returns.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
+    };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn a_reset_at_any_byte_leaves_no_thread_and_no_descriptor() {
+    isolated("alone_reset_at_any_byte", "");
+}
+
+#[test]
+#[ignore = "counts the descriptors of its process: the test above runs it alone"]
+fn alone_reset_at_any_byte() {
+    let (server, address) = start(Limits::default());
+    let counters = server.counters();
+    // One round to warm up what the process keeps.
+    assert_eq!(ask(&mut connect(address), "/").status, 200);
+    slots_come_back(counters);
+    let (descriptors, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
+    let request = "POST /x?a=b HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\nabc\r\n0\r\nT: u\r\n\r\nGET /big HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut connections = count(&counters.accepted);
+    for n in 0..=request.len() {
+        // At once, perhaps before the server has looked at it, and once it is being served.
+        for served in [false, true] {
+            let mut client = connect(address);
+            client.write_all(&request.as_bytes()[..n]).unwrap();
+            connections += 1;
+            if served {
+                eventually("it is accepted", || count(&counters.accepted) == connections);
+            }
+            reset_on_close(&client);
+            drop(client);
+        }
+    }
+    eventually("threads and descriptors return", || {
+        entries("/proc/self/fd") == descriptors && entries("/proc/self/task") == threads
+    });
+    slots_come_back(counters);
+    assert_eq!((count(&counters.accepted), count(&counters.handler_panics)), (connections, 0));
+    assert_eq!(ask(&mut connect(address), "/").status, 200);
 }

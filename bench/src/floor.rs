@@ -33,6 +33,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub struct Floor {
     pub per_second: f64,
     pub p50_us: f64,
+    pub p99_us: f64,
 }
 
 impl Floor {
@@ -120,8 +121,9 @@ impl FloorFile {
             now = end;
         }
         took_ns.sort_unstable();
-        let p50_ns = percentile(&took_ns, 0.5).ok_or("no floor was measured")?;
-        Ok(Floor { per_second: took_ns.len() as f64 / (now - began).as_secs_f64(), p50_us: p50_ns as f64 / 1e3 })
+        let micros = |share| percentile(&took_ns, share).map(|ns| ns as f64 / 1e3).ok_or("no floor was measured");
+        let per_second = took_ns.len() as f64 / (now - began).as_secs_f64();
+        Ok(Floor { per_second, p50_us: micros(0.5)?, p99_us: micros(0.99)? })
     }
 }
 
@@ -130,7 +132,8 @@ mod tests {
     use super::*;
 
     fn bracket(before: f64, after: f64, p50_us: f64) -> Bracket {
-        Bracket { before: Floor { per_second: before, p50_us: 100.0 }, after: Floor { per_second: after, p50_us } }
+        let floor = |per_second, p50_us| Floor { per_second, p50_us, p99_us: p50_us };
+        Bracket { before: floor(before, 100.0), after: floor(after, p50_us) }
     }
 
     #[test]

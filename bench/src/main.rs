@@ -1,11 +1,14 @@
 //! Measures the write-ahead log: beside other durable stores, the cost of its hash chain, the speed of its recovery. And the
-//! tree hash beside `sha256sum`.
+//! tree hash beside `sha256sum`, and the HTTP front beside axum's.
 
 mod backends;
 mod chain;
 mod compare;
 mod floor;
 mod group_commit;
+mod http;
+mod http_load;
+mod http_servers;
 mod machine;
 mod recovery;
 mod slice;
@@ -49,6 +52,11 @@ enum Command {
     Recovery(Recovery),
     /// How fast a tree is hashed, beside `find | xargs sha256sum` on the same files; takes 2 GiB
     Hash(Hash),
+    /// Requests per second of an agent beside a minimal axum server, and durable submissions beside both and the device
+    Http(Http),
+    /// The axum server that `http` starts
+    #[command(hide = true)]
+    Axum,
 }
 
 #[derive(Args)]
@@ -115,6 +123,27 @@ struct Recovery {
 }
 
 #[derive(Args)]
+struct Http {
+    #[command(flatten)]
+    place: Place,
+    /// The agent's binary, as scripts/build makes it
+    #[arg(long, value_name = "FILE")]
+    agent: PathBuf,
+    /// Measured time of each slice
+    #[arg(long, value_name = "N", default_value_t = 1.5, value_parser = seconds)]
+    seconds: f64,
+    /// Time before it in which the load runs and is not measured
+    #[arg(long, value_name = "N", default_value_t = 0.5, value_parser = seconds)]
+    warm_up: f64,
+    /// Rounds, in each of which all slices take turns
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    rounds: usize,
+    /// Repeats the order of an earlier run
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+#[derive(Args)]
 struct Hash {
     #[command(flatten)]
     place: Place,
@@ -159,6 +188,16 @@ fn run(command: Command) -> Result<(), Fault> {
         }
         Command::Chain(options) => chain::run(&options.place.dir, options.rounds),
         Command::Recovery(options) => recovery::run(&options.place.dir, options.mib, options.passes),
+        Command::Http(options) => {
+            let plan = http::Plan {
+                rounds: options.rounds,
+                warm_up: Duration::from_secs_f64(options.warm_up),
+                measured: Duration::from_secs_f64(options.seconds),
+                seed: options.seed.unwrap_or_else(seed_of_the_clock),
+            };
+            http::run(&options.place.dir, &options.agent, &plan)
+        }
+        Command::Axum => http_servers::serve_axum(),
         Command::Hash(options) => tree::run(&options.place.dir, options.rounds),
     }
 }

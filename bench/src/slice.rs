@@ -119,6 +119,11 @@ impl Workplace {
         })
     }
 
+    /// What the device is measured with.
+    pub fn floor(&mut self) -> &mut FloorFile {
+        &mut self.floor
+    }
+
     /// The directory of the last slice's store.
     pub fn store(&self) -> PathBuf {
         self.path.join("store")

@@ -5,6 +5,7 @@ pub mod api;
 mod artifacts;
 pub mod body;
 mod bundle;
+mod date;
 mod files;
 mod graph;
 mod jobs;

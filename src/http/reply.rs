@@ -1,20 +1,26 @@
-//! An answer back into bytes: heads by tiny_http's encoder, bodies and streams by hand.
+//! An answer, in tiny_http's types, back into bytes.
 //!
-//! `Response::raw_print` cannot say `Connection: close`, would read a body of unknown length into memory for HTTP/1.0,
-//! and holds back 8 KiB. So it prints heads only, and its framing header, always the last, is replaced by ours.
+//! tiny_http's own `Response::raw_print` cannot say `Connection: close`, would read a body of unknown length into memory
+//! for HTTP/1.0, holds back 8 KiB, and allocates a dozen times for each head. What it leaves out is left out here, too: the
+//! fields that concern the connection or the framing.
 
+use super::date::http_date;
 use super::request::Request;
 use super::wire::{Wire, WriteDeadline};
+use crate::ledger::time::Time;
 use crate::rejection::Rejection;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use tiny_http::{HTTPVersion, Header, Method, Response, ResponseBox, StatusCode};
+use tiny_http::{Header, Method, Response, ResponseBox, StatusCode};
 
 /// Body bytes held at once while a response is written.
 const BODY_PIECE: usize = 32 * 1024;
+
+/// Room for the usual head.
+const HEAD_BYTES: usize = 512;
 
 /// What writes a stream: called once, in the connection's thread. An error or a panic cuts the connection, so that the
 /// client sees a truncated stream and not an ended one.
@@ -203,35 +209,47 @@ impl<'a> Target<'a> {
             None => Framing::UntilClose,
         };
         self.keep &= framing != Framing::UntilClose;
-        let mut out = encode_head(status, response.headers(), framing, self.connection())?;
+        let mut out = self.wire.take_scratch();
+        encode_head(&mut out, status, response.headers(), framing, self.connection())?;
         let mut deadline = self.limits.deadline();
-        if self.head_only || framing == Framing::None {
-            self.wire.write_all(&out, &mut deadline)?;
-            return Ok(self.keep);
-        }
+        let has_body = !self.head_only && framing != Framing::None;
+        let mut left = if has_body { length.unwrap_or(usize::MAX) } else { 0 };
         let mut body = response.into_reader();
-        let mut left = length.unwrap_or(usize::MAX);
-        let mut piece = vec![0; BODY_PIECE.min(left)];
+        let mut piece = if framing == Framing::Chunked && has_body { vec![0; BODY_PIECE] } else { Vec::new() };
         while left > 0 {
-            let want = piece.len().min(left);
-            let n = match body.read(&mut piece[..want]) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            let (at, want) = (out.len(), BODY_PIECE.min(left));
+            let into = match framing {
+                Framing::Chunked => &mut piece[..want],
+                _ => {
+                    out.resize(at + want, 0);
+                    &mut out[at..]
+                }
+            };
+            let n = match body.read(into) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+                    out.truncate(at);
+                    continue;
+                }
                 n => n?,
             };
+            out.truncate(at + n);
             if n == 0 {
                 break;
             }
             left -= n;
-            append(&mut out, &piece[..n], framing == Framing::Chunked);
+            if framing == Framing::Chunked {
+                append(&mut out, &piece[..n], true);
+            }
             if out.len() >= BODY_PIECE {
                 self.wire.write_all(&out, &mut deadline)?;
                 out.clear();
             }
         }
-        if framing == Framing::Chunked {
+        if framing == Framing::Chunked && has_body {
             out.extend_from_slice(LAST_CHUNK);
         }
         self.wire.write_all(&out, &mut deadline)?;
+        self.wire.give_scratch(out);
         if length.is_some() && left > 0 {
             return Err(cut_short());
         }
@@ -242,7 +260,8 @@ impl<'a> Target<'a> {
         self.keep = false;
         let chunked = self.minor_version >= 1;
         let framing = if chunked { Framing::Chunked } else { Framing::UntilClose };
-        let head = encode_head(status, headers, framing, self.connection())?;
+        let mut head = Vec::with_capacity(HEAD_BYTES);
+        encode_head(&mut head, status, headers, framing, self.connection())?;
         self.wire.write_all(&head, &mut self.limits.deadline())?;
         if self.head_only {
             return Ok(());
@@ -254,7 +273,8 @@ impl<'a> Target<'a> {
 
     fn write_sized(self, status: u16, headers: &[Header], length: u64, run: StreamBody) -> io::Result<bool> {
         let framing = Framing::Length(usize::try_from(length).map_err(io::Error::other)?);
-        let head = encode_head(status, headers, framing, self.connection())?;
+        let mut head = Vec::with_capacity(HEAD_BYTES);
+        encode_head(&mut head, status, headers, framing, self.connection())?;
         let mut deadline = self.limits.deadline();
         if self.head_only {
             self.wire.write_all(&head, &mut deadline)?;
@@ -291,12 +311,13 @@ fn cut_short() -> io::Error {
 pub(super) fn encode_refusal(rejection: &Rejection) -> Vec<u8> {
     let Reply::Full(response) = Reply::rejection(rejection) else { return Vec::new() };
     let body = rejection.to_json();
-    let head = encode_head(rejection.status, response.headers(), Framing::Length(body.len()), "Connection: close\r\n");
-    head.map(|mut out| {
-        out.extend_from_slice(&body);
-        out
-    })
-    .unwrap_or_default()
+    let mut out = Vec::with_capacity(HEAD_BYTES + body.len());
+    let framing = Framing::Length(body.len());
+    match encode_head(&mut out, rejection.status, response.headers(), framing, "Connection: close\r\n") {
+        Ok(()) => out.extend_from_slice(&body),
+        Err(_) => out.clear(),
+    }
+    out
 }
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -326,12 +347,18 @@ fn append(out: &mut Vec<u8>, bytes: &[u8], chunked: bool) {
     }
 }
 
-/// Status line and header fields, ended by the empty line. `connection` is empty or a whole line.
+/// Appends status line and header fields, ended by the empty line. `connection` is empty or a whole line.
 ///
 /// # Errors
 /// A status below 200 or above 599, or a header that holds a control character: a handler that lets a client's bytes into
 /// a header would otherwise let it write headers and answers of its own.
-fn encode_head(status: u16, headers: &[Header], framing: Framing, connection: &str) -> io::Result<Vec<u8>> {
+fn encode_head(
+    out: &mut Vec<u8>,
+    status: u16,
+    headers: &[Header],
+    framing: Framing,
+    connection: &str,
+) -> io::Result<()> {
     let sound = |h: &Header| {
         let name = h.field.as_str().as_str();
         let value = h.value.as_str();
@@ -342,26 +369,42 @@ fn encode_head(status: u16, headers: &[Header], framing: Framing, connection: &s
     if !(200..600).contains(&status) || !headers.iter().all(sound) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a handler's status or header cannot be sent"));
     }
-    let mut response = Response::new(StatusCode(status), Vec::new(), io::empty(), Some(0), None);
+    let given = |name: &'static str| headers.iter().any(|h| h.field.equiv(name));
+    let reason = StatusCode(status).default_reason_phrase();
+    write!(out, "HTTP/1.1 {status} {reason}\r\n")?;
+    if !given("Date") {
+        field(out, "Date", &http_date(Time::now()));
+    }
     for (name, value) in [("Server", "hackbrain"), ("X-Content-Type-Options", "nosniff")] {
-        if !headers.iter().any(|h| h.field.equiv(name)) {
-            response.add_header(header(name, value));
+        if !given(name) {
+            field(out, name, value.as_bytes());
         }
     }
-    headers.iter().for_each(|h| response.add_header(h.clone()));
-    let mut out = Vec::with_capacity(512);
-    response.with_chunked_threshold(usize::MAX).raw_print(&mut out, HTTPVersion(1, 1), &[], true, None)?;
-    let end = out.len().saturating_sub(b"\r\n\r\n".len());
-    let last_line = out[..end].windows(2).rposition(|w| w == b"\r\n").map_or(end, |at| at + 2);
-    out.truncate(last_line);
+    for (index, header) in headers.iter().enumerate() {
+        let is = |name| header.field.equiv(name);
+        // A type that is given again replaces the one before.
+        let replaced = || is("Content-Type") && headers[index + 1..].iter().any(|h| h.field.equiv("Content-Type"));
+        if !(SERVERS_OWN.into_iter().any(is) || replaced()) {
+            field(out, header.field.as_str().as_str(), header.value.as_str().as_bytes());
+        }
+    }
     match framing {
-        Framing::Length(n) => out.extend_from_slice(format!("Content-Length: {n}\r\n").as_bytes()),
-        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Framing::Length(n) => write!(out, "Content-Length: {n}\r\n")?,
+        Framing::Chunked => field(out, "Transfer-Encoding", b"chunked"),
         Framing::None | Framing::UntilClose => {}
     }
     out.extend_from_slice(connection.as_bytes());
     out.extend_from_slice(b"\r\n");
-    Ok(out)
+    Ok(())
+}
+
+/// What a handler has no say in.
+const SERVERS_OWN: [&str; 5] = ["Connection", "Content-Length", "Trailer", "Transfer-Encoding", "Upgrade"];
+
+fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
 }
 
 #[cfg(test)]
@@ -370,13 +413,15 @@ mod tests {
     use super::*;
 
     fn lines(framing: Framing, headers: &[Header], connection: &str) -> Vec<String> {
-        let head = String::from_utf8(encode_head(200, headers, framing, connection).unwrap()).unwrap();
+        let mut head = Vec::new();
+        encode_head(&mut head, 200, headers, framing, connection).unwrap();
+        let head = String::from_utf8(head).unwrap();
         let head = head.strip_suffix("\r\n\r\n").unwrap();
         head.split("\r\n").filter(|line| !line.starts_with("Date: ")).map(str::to_owned).collect()
     }
 
     #[test]
-    fn our_framing_and_connection_replace_those_of_the_encoder() {
+    fn framing_and_connection_are_the_servers_and_not_the_handlers() {
         let start = ["HTTP/1.1 200 OK", "Server: hackbrain", "X-Content-Type-Options: nosniff"];
         for (framing, connection, rest) in [
             (Framing::None, "", vec![]),
@@ -386,17 +431,30 @@ mod tests {
         ] {
             assert_eq!(lines(framing, &[], connection), [&start[..], &rest[..]].concat());
         }
-        let claims = [header("Content-Length", "99"), header("Connection", "keep-alive"), header("ETag", "x")];
-        assert_eq!(lines(Framing::Length(7), &claims, ""), [&start[..], &["ETag: x", "Content-Length: 7"]].concat());
+        let claims = [
+            header("content-length", "99"),
+            header("Connection", "keep-alive"),
+            header("Content-Type", "a/b"),
+            header("ETag", "x"),
+            header("Transfer-Encoding", "gzip"),
+            header("Trailer", "X"),
+            header("Upgrade", "h2c"),
+            header("content-type", "c/d"),
+        ];
+        let rest = ["ETag: x", "content-type: c/d", "Content-Length: 7"];
+        assert_eq!(lines(Framing::Length(7), &claims, ""), [&start[..], &rest].concat());
+        let own = [header("server", "other"), header("Date", "never")];
+        let head = lines(Framing::None, &own, "");
+        assert_eq!(head, ["HTTP/1.1 200 OK", "X-Content-Type-Options: nosniff", "server: other"]);
     }
 
     #[test]
     fn a_header_cannot_carry_another_one() {
         for (name, value) in [("X", "a\r\nSet-Cookie: b"), ("X", "a\n"), ("X\r\nY", "a"), ("X:", "a"), ("", "a")] {
             let header = Header::from_bytes(name, value).unwrap();
-            assert!(encode_head(200, &[header], Framing::None, "").is_err(), "{name:?} {value:?}");
+            assert!(encode_head(&mut Vec::new(), 200, &[header], Framing::None, "").is_err(), "{name:?} {value:?}");
         }
-        assert!(encode_head(101, &[], Framing::None, "").is_err());
+        assert!(encode_head(&mut Vec::new(), 101, &[], Framing::None, "").is_err());
     }
 
     #[test]

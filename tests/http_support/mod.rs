@@ -30,6 +30,14 @@ impl Handler for Site {
                 let header = Header::from_bytes("X-Echo", value).unwrap();
                 Reply::Full(Response::from_string("x").with_header(header).boxed())
             }
+            "/sized" => sized(b"abcdefghi", 9),
+            "/sized-short" => sized(b"abc", 9),
+            "/sized-big" => Reply::Sized {
+                status: 200,
+                headers: Vec::new(),
+                length: BIG as u64,
+                run: Box::new(|w| (0..BIG >> 16).try_for_each(|_| w.send(&[b'b'; 1 << 16]))),
+            },
             "/three" => stream(|w| ["one", "", "two", "three"].iter().try_for_each(|s| w.send(s.as_bytes()))),
             "/flood" => stream(|w| {
                 let bytes = vec![b'f'; 64 * 1024];
@@ -71,6 +79,10 @@ impl Read for PanicReader {
 
 fn full(body: impl Read + Send + 'static, length: Option<usize>) -> Reply {
     Reply::Full(Response::new(StatusCode(200), vec![], body, length, None).boxed())
+}
+
+fn sized(body: &'static [u8], length: u64) -> Reply {
+    Reply::Sized { status: 200, headers: Vec::new(), length, run: Box::new(move |w| w.send(body)) }
 }
 
 fn stream(run: impl FnOnce(&mut StreamWriter<'_>) -> io::Result<()> + Send + 'static) -> Reply {
