@@ -30,11 +30,15 @@ use crate::runner::mounts::MountPolicy;
 use crate::runner::sealed::Verified;
 use crate::runner::{Queues, Runner, Setup};
 use crate::sys::block::{Caching, raise_descriptor_limit, random_bytes, sync_dir};
+use crate::sys::listen::deepen_backlog;
 use crate::sys::lock::try_lock_exclusive;
 use crate::verify::wal_dir;
 use crate::wal::recovery::{Ending, ScanError};
 use crate::wal::storage::Directory;
 use crate::wal::writer::Options;
+
+/// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const LISTEN_BACKLOG: u16 = 4096;
 
 /// Why the agent ended without being asked to; each has its exit code (sysexits).
 #[derive(Debug)]
@@ -296,10 +300,14 @@ fn take_data_dir(data: &Path) -> Result<File, Fault> {
 
 fn listen(config: &Serve) -> Result<Vec<TcpListener>, Fault> {
     let bind = |address| {
-        TcpListener::bind(address).map_err(|error| {
+        let listener = TcpListener::bind(address).map_err(|error| {
             let advice = "another program may have it; choose another --listen";
             Fault::Usage(format!("--listen {address}: {error}; {advice}"))
-        })
+        })?;
+        if let Err(error) = deepen_backlog(&listener, LISTEN_BACKLOG) {
+            log::warn!("--listen {address}: connections beyond 128 cannot wait to be accepted: {error}");
+        }
+        Ok(listener)
     };
     config.listen.iter().map(bind).collect()
 }
