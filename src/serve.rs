@@ -30,12 +30,16 @@ use crate::runner::mounts::MountPolicy;
 use crate::runner::sealed::Verified;
 use crate::runner::{Queues, Runner, Setup};
 use crate::sys::block::{Caching, raise_descriptor_limit, random_bytes, sync_dir};
+use crate::sys::listen::deepen_backlog;
 use crate::sys::lock::try_lock_exclusive;
 use crate::sys::service_manager::{inherited_listeners, notify};
 use crate::verify::wal_dir;
 use crate::wal::recovery::{Ending, ScanError};
 use crate::wal::storage::Directory;
 use crate::wal::writer::Options;
+
+/// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const LISTEN_BACKLOG: u16 = 4096;
 
 /// Why the agent ended without being asked to; each has its exit code (sysexits).
 #[derive(Debug)]
@@ -312,12 +316,17 @@ fn listen(config: &Serve, mut listeners: Vec<TcpListener>) -> Result<Vec<TcpList
     }
     for address in &config.listen {
         let is_there = |l: &TcpListener| l.local_addr().is_ok_and(|known| known == *address);
-        if !listeners.iter().any(is_there) {
-            listeners.push(TcpListener::bind(address).map_err(|error| {
-                let advice = "another program may have it; choose another --listen";
-                Fault::Usage(format!("--listen {address}: {error}; {advice}"))
-            })?);
+        if listeners.iter().any(is_there) {
+            continue;
         }
+        let listener = TcpListener::bind(address).map_err(|error| {
+            let advice = "another program may have it; choose another --listen";
+            Fault::Usage(format!("--listen {address}: {error}; {advice}"))
+        })?;
+        if let Err(error) = deepen_backlog(&listener, LISTEN_BACKLOG) {
+            log::warn!("--listen {address}: connections beyond 128 cannot wait to be accepted: {error}");
+        }
+        listeners.push(listener);
     }
     Ok(listeners)
 }

@@ -6,6 +6,7 @@ pub mod copy;
 pub mod dir;
 pub mod kill_point;
 pub mod kmsg;
+pub mod listen;
 pub mod lock;
 pub mod memory;
 pub mod peer;

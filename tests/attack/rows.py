@@ -51,21 +51,21 @@ def crowd(name, sources, count, opening, seconds=SECONDS, prepare=None, probe_so
 
 
 def idle_one(name, small):
-    return crowd(name, ONE, 300 if small else 2000, b"", 3 if small else SECONDS)
+    return crowd(name, ONE, 300 if small else 2000, b"", 1.5 if small else SECONDS)
 
 
 def idle_many(name, small):
-    return crowd(name, MANY, 300 if small else 2000, b"", 3 if small else SECONDS)
+    return crowd(name, MANY, 300 if small else 2000, b"", 1.5 if small else SECONDS)
 
 
 def kept_many(name, small):
     """Idle after an answer, which is another state than never having asked."""
-    return crowd(name, MANY, 300 if small else 2000, HEAD + b"\r\n", 3 if small else SECONDS)
+    return crowd(name, MANY, 300 if small else 2000, HEAD + b"\r\n", 1.5 if small else SECONDS)
 
 
 def slow_headers(sources):
     def row(name, small):
-        return crowd(name, sources, 300 if small else 800, HEAD, 3 if small else SECONDS, drip=b"X: y\r\n", every_s=0.5)
+        return crowd(name, sources, 300 if small else 800, HEAD, 1.5 if small else SECONDS, drip=b"X: y\r\n", every_s=0.5)
     return row
 
 
@@ -78,7 +78,7 @@ def full_heads(name, small):
 def slow_bodies(sources):
     def row(name, small):
         opening = POST + b"Content-Length: 100000\r\n\r\n"
-        return crowd(name, sources, 300 if small else 800, opening, 3 if small else SECONDS, drip=b" ", every_s=0.5)
+        return crowd(name, sources, 300 if small else 800, opening, 1.5 if small else SECONDS, drip=b" ", every_s=0.5)
     return row
 
 
@@ -87,7 +87,7 @@ def large_bodies(sources):
     def row(name, small):
         opening = POST + b"Content-Length: 1048576\r\n\r\n" + b" " * 1048575
         def run(agent):
-            count, seconds = (100, 4) if small else (800, SECONDS)
+            count, seconds = (300, 2) if small else (800, SECONDS)
             attackers = Crowd(agent.address, sources, count, opening, receive_buffer=4096)
             attackers._send = lambda number, data: _send_patiently(attackers, number, data)
             attackers.run(seconds)
@@ -171,7 +171,7 @@ def huge_header(name, small):
 def pipelining(name, small):
     def row_opening(_):
         return request("GET", "/api/jobs") * 200
-    return crowd(name, ONE, 20 if small else 60, row_opening, 3 if small else SECONDS, drip=request("GET", "/api/jobs") * 200,
+    return crowd(name, ONE, 20 if small else 60, row_opening, 1.5 if small else SECONDS, drip=request("GET", "/api/jobs") * 200,
                  every_s=0.2, flood=True, prepare=with_jobs("pipe", 200))
 
 
@@ -237,7 +237,7 @@ def chunks(name, small):
         # Endless ones, all at once.
         endless = [b"3;" + b"x" * 8, b"0\r\n" + b"T: u\r\n", b"0" * 8, b"1\r\n \r\n"]
         attackers = Crowd(agent.address, FOUR, 40 if small else 200, lambda n: CHUNKED + endless[n % 4], drip=b"1\r\n \r\n" * 20,
-                          every_s=0.1).run(2 if small else 8)
+                          every_s=0.1).run(1 if small else 8)
         return f"{count} malformed, each refused alone; 1 MiB in 1-byte chunks; endless: {attackers.leave()}"
     return attack(name, run)
 
@@ -299,14 +299,14 @@ def strangers(name, small):
 def descriptors(name, small):
     wrapper = ["prlimit", "--nofile=256:256"]
     def run(agent):
-        idle = Crowd(agent.address, FOUR, 400, b"").run(2 if small else 8)
+        idle = Crowd(agent.address, FOUR, 400, b"").run(1 if small else 8)
         # In the midst of it, something that needs files of its own is still done.
         submit_many(agent.address, "fd", 10)
         note = idle.leave()
-        busy = Crowd(agent.address, ["127.0.0.7"], 300, POST + b"Content-Length: 10\r\n\r\n").run(2 if small else 8)
+        busy = Crowd(agent.address, ["127.0.0.7"], 300, POST + b"Content-Length: 10\r\n\r\n").run(1 if small else 8)
         submit_many(agent.address, "fd2", 10)
         return f"limit of 256; 400 idle: {note}; 300 with half a body: {busy.leave()}"
-    return attack(name, run, wrapper=wrapper)
+    return attack(name, run, wrapper=wrapper, prepare=with_jobs("before", 10))
 
 
 class PidsGroup:
@@ -331,8 +331,8 @@ class PidsGroup:
 
 def threads(name, small):
     def run(agent):
-        idle = Crowd(agent.address, FOUR, 200, b"").run(2 if small else 8)
-        slow = Crowd(agent.address, FOUR, 200, HEAD, drip=b"X: y\r\n").run(2 if small else 8)
+        idle = Crowd(agent.address, FOUR, 200, b"").run(1 if small else 8)
+        slow = Crowd(agent.address, FOUR, 200, HEAD, drip=b"X: y\r\n").run(1 if small else 8)
         return f"30 threads more than it has, no other; 200 idle: {idle.leave()}; 200 slow heads: {slow.leave()}"
     with PidsGroup() as group:
         return attack(name, run, prepare=lambda agent: group.cap(agent, 30))
@@ -341,7 +341,7 @@ def threads(name, small):
 def threads_busy(name, small):
     """Where every thread there may be is answering, the rest is told 503, and nothing ends."""
     def run(agent):
-        busy = Crowd(agent.address, FOUR, 200, POST + b"Content-Length: 10\r\n\r\n", opens=2000).run(2 if small else 8)
+        busy = Crowd(agent.address, FOUR, 200, POST + b"Content-Length: 10\r\n\r\n", opens=2000).run(1 if small else 8)
         told = exchange(agent.address, request("GET", "/healthz", [("Connection", "close")]))
         statuses = [status for status, _, _ in answers(told, False)]
         assert statuses == [503], f"all threads are taken, and a newcomer is told {statuses}"
@@ -354,13 +354,14 @@ def threads_busy(name, small):
 
 def event_stream(name, small):
     readers, silent, rate, seconds = (40, 10, 200, 4) if small else (400, 100, 1000, 12)
-    return attack(name, lambda agent: subscribers.run(agent, readers, silent, rate, seconds))
+    return attack(name, lambda agent: subscribers.run(agent, readers, silent, rate, seconds),
+                  prepare=with_jobs("before", 10))
 
 
 def mutations(name, small):
     count = 5_000 if small else 100_000
     seed = int(os.environ.get("HACKBRAIN_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    return attack(name, lambda agent: mutate.run(agent.address, count, seed))
+    return attack(name, lambda agent: mutate.run(agent.address, count, seed), prepare=with_jobs("before", 10))
 
 
 def churn(name, small):
