@@ -9,10 +9,11 @@ use super::files;
 use super::query::Query;
 use super::request::{Request, decode_bytes, not_utf8};
 use super::routes::{Answer, App};
+use crate::hash::Hash;
 use crate::ledger::event::State;
 use crate::ledger::lifecycle::Phase;
+use crate::manifest;
 use crate::rejection::Rejection;
-use crate::{hash::Hash, manifest};
 
 /// The document that `/openapi.json` answers.
 pub const DOCUMENT: &[u8] = include_bytes!("openapi.json");
