@@ -18,6 +18,7 @@ use crate::manifest::Parsed;
 use crate::rejection::Rejection;
 use crate::view::{Published, Seqs, View};
 use crate::wal::AbortOnPanic;
+use crate::wal::meters::Meters;
 use crate::wal::recovery::{Reading, Record, Scan, ScanError};
 use crate::wal::storage::Storage;
 use crate::wal::writer::{Latched, Options, Outcome, RECORD_BYTES_MAX, Wal};
@@ -48,6 +49,7 @@ pub type OnFault = Box<dyn FnOnce(&Latched) + Send>;
 pub struct Engine {
     messages: Sender<Message>,
     view: Arc<View>,
+    meters: Arc<Meters>,
 }
 
 /// The ledger as it was found, before its thread starts.
@@ -111,7 +113,7 @@ impl Recovered {
     /// Starts the ledger thread.
     pub fn start(self, limits: Limits, on_job: OnJob, on_fault: OnFault) -> std::io::Result<(Engine, EngineThread)> {
         let (messages, inbox) = bounded(COMMANDS_QUEUED_MAX);
-        let engine = Engine { messages, view: self.view.clone() };
+        let engine = Engine { messages, view: self.view.clone(), meters: self.wal.meters() };
         let worker = Worker {
             wal: Some(self.wal),
             ledger: self.ledger,
@@ -167,6 +169,16 @@ impl Engine {
     /// The durable world.
     pub fn view(&self) -> &Arc<View> {
         &self.view
+    }
+
+    /// What the log has done since the agent's start.
+    pub fn log_meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Commands that wait to be decided, and how many may.
+    pub fn commands_waiting(&self) -> (usize, usize) {
+        (self.messages.len(), COMMANDS_QUEUED_MAX)
     }
 
     /// Carries out `last`, if any, and ends the ledger thread once everything is durable, or is known not to become so:

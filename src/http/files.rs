@@ -39,6 +39,11 @@ embedded!(
     "style.css",
 );
 
+/// Whether there is a file of the viewer at a path.
+pub fn is_viewer(path: &str) -> bool {
+    path == "/" || path.strip_prefix('/').is_some_and(|name| VIEWER.iter().any(|(known, _)| *known == name))
+}
+
 /// A file of the viewer: `/` is `index.html`.
 pub fn viewer(path: &str) -> Option<Reply> {
     let name = if path == "/" { "index.html" } else { path.strip_prefix('/')? };

@@ -10,10 +10,13 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tiny_http::{Header, Method, Response};
 
-use super::access::Access;
+use super::access::{Access, TokenId};
 use super::artifacts;
 use super::files;
+use super::metrics::Observed;
+use super::protect::protect;
 use super::query::Query;
+use super::refusals::Refused;
 use super::reply::{Reply, header};
 use super::request::{Request, not_utf8};
 use super::server::Handler;
@@ -50,13 +53,15 @@ pub struct App {
     /// Which manifests are let in.
     pub admission: Admission,
     /// Who may call.
-    pub access: Access,
+    pub access: Arc<Access>,
     /// Which artifacts were found to be what was sealed.
     pub verified: Verified,
     /// `--data`.
     pub data: PathBuf,
     /// What `/api/node` tells that does not change.
     pub node: Value,
+    /// What `/metrics` tells besides.
+    pub observed: Observed,
     /// When the agent started.
     pub started: Instant,
     /// Set once NODE_UP is durable and work is taken.
@@ -71,19 +76,22 @@ pub(super) type Answer = Result<Reply, Rejection>;
 impl Handler for App {
     fn handle(&self, request: &Request) -> Reply {
         let reply = match self.answer(request) {
-            Ok(reply) => reply,
+            Ok(reply) => {
+                match &reply {
+                    Reply::Full(response) if response.status_code() == 405 => {
+                        self.note_refused(request, 405, "method_not_allowed");
+                    }
+                    Reply::Full(response) if response.status_code() == 416 => self.note_refused(request, 416, "range"),
+                    _ => {}
+                }
+                reply
+            }
             Err(rejection) => {
-                log::info!(
-                    "http: {} {} from {}: {} {}",
-                    request.method,
-                    request.raw_path.escape_debug(),
-                    request.remote.ip(),
-                    rejection.status,
-                    rejection.code
-                );
-                Reply::rejection(&rejection)
+                self.note_refused(request, rejection.status, rejection.code);
+                Reply::rejection(&self.access.mask_rejection(rejection))
             }
         };
+        let reply = protect(reply, files::is_viewer(&request.path));
         match self.access.allowed_origin(request) {
             Some(origin) => with_headers(reply, cors(origin)),
             None => reply,
@@ -92,6 +100,13 @@ impl Handler for App {
 }
 
 impl App {
+    /// The path is told as the client meant it, not as it was encoded: a token in it is found there.
+    fn note_refused(&self, request: &Request, status: u16, code: &'static str) {
+        let (method, path) = (request.method.to_string(), self.access.mask(&request.path));
+        let refused = Refused { status, code, method: &method, path: &path, remote: request.remote };
+        self.observed.counters.refusals.note(&refused);
+    }
+
     fn answer(&self, request: &Request) -> Answer {
         self.access.check_origin(request)?;
         let path = request.path.as_str();
@@ -120,7 +135,10 @@ impl App {
         if let Some(reply) = files::viewer(path) {
             return Ok(reply);
         }
-        self.access.check_token(request)?;
+        let token = self.access.check_token(request)?;
+        if path == "/metrics" {
+            return self.metrics(request);
+        }
         if allowed == WRITE {
             require_json(request)?;
             // A run's first event is its NODE_UP.
@@ -142,7 +160,7 @@ impl App {
             ["jobs", id, "cancel"] => self.cancel(request, id),
             ["jobs", id, "retrigger"] => self.retrigger(request, id),
             ["jobs", id, "reproduce"] => self.reproduce(request, id),
-            ["events"] => self.events(request),
+            ["events"] => self.events(request, token),
             ["ledger"] => self.ledger(request),
             ["ledger", "head"] => self.head(request),
             ["node"] => self.node(request),
@@ -256,12 +274,11 @@ impl App {
         let path = if stream == "stdout" { &paths.stdout } else { &paths.stderr };
         // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
         let may_lack = job.phase() != Phase::Ended;
-        of_attempt(
-            files::serve(path, "application/octet-stream", request),
-            "application/octet-stream",
-            attempt,
-            may_lack,
-        )
+        let content_type = "application/octet-stream";
+        let reply = of_attempt(files::serve(path, content_type, request), content_type, attempt, may_lack)?;
+        // Whatever a payload prints, it is no page.
+        let disposition = format!("attachment; filename=\"{id}.{attempt}.{stream}\"");
+        Ok(with_headers(reply, vec![header("Content-Disposition", &disposition)]))
     }
 
     fn telemetry(&self, request: &Request, id: &str) -> Answer {
@@ -341,7 +358,7 @@ impl App {
         Ok(Reply::json(200, body.to_string().into_bytes()))
     }
 
-    fn events(&self, request: &Request) -> Answer {
+    fn events(&self, request: &Request, token: TokenId) -> Answer {
         let query = Query::new(request, &["after", "job"])?;
         let from_header = request.header("last-event-id").map(|text| {
             text.parse::<u64>().map_err(|_| {
@@ -364,6 +381,7 @@ impl App {
         }
         let job = query.text("job").map(str::to_owned);
         let (view, telemetry) = (self.engine.view().clone(), self.runner.telemetry().clone());
+        let is_allowed = self.access.watch(token);
         Ok(Reply::Stream {
             status: 200,
             headers: vec![
@@ -372,7 +390,7 @@ impl App {
                 // nginx would hold events back.
                 header("X-Accel-Buffering", "no"),
             ],
-            run: Box::new(move |to| sse::stream(&view, &telemetry, after, job.as_deref(), to)),
+            run: Box::new(move |to| sse::stream(&view, &telemetry, after, job.as_deref(), &is_allowed, to)),
         })
     }
 
@@ -387,6 +405,7 @@ impl App {
         let mut node = self.node.clone();
         node["uptime_s"] = self.started.elapsed().as_secs().into();
         node["engine"] = self.runner.engine_status();
+        node["limits"]["allow_image"] = json!(*self.admission.images.get());
         let view = self.engine.view();
         let counts: serde_json::Map<String, Value> = State::ALL
             .into_iter()
@@ -412,7 +431,7 @@ const WRITE: &str = "POST, OPTIONS";
 fn methods(path: &str) -> Option<&'static str> {
     let segments: Vec<&str> = path.strip_prefix('/')?.split('/').collect();
     match segments[..] {
-        ["healthz" | "readyz"] => Some(READ),
+        ["healthz" | "readyz" | "metrics"] => Some(READ),
         ["api", "submit_job" | "submit_jobs"] | ["api", "jobs", _, "cancel" | "retrigger" | "reproduce"] => Some(WRITE),
         ["api", "jobs" | "events" | "graph" | "ledger" | "node"]
         | ["api", "ledger", "head"]
@@ -491,7 +510,8 @@ fn cors(origin: &str) -> Vec<Header> {
     ]
 }
 
-fn with_headers(reply: Reply, more: Vec<Header>) -> Reply {
+/// The reply with further header fields.
+pub(super) fn with_headers(reply: Reply, more: Vec<Header>) -> Reply {
     match reply {
         Reply::Full(mut response) => {
             more.into_iter().for_each(|header| response.add_header(header));

@@ -4,6 +4,7 @@
 //! cannot be started and a connection over a cap are answered 503, a panicking handler is answered 500.
 
 use super::body::ChunkDecoder;
+use super::refusals::{Refusals, Refused};
 use super::reply::{Target, WriteLimits, encode_refusal};
 use super::request::{Framing, Head, HeadParser};
 use super::slots::{Connection, Full, Phase, Slots};
@@ -148,6 +149,8 @@ pub struct Counters {
     pub handler_panics: AtomicU64,
     /// Responses cut off: the peer left or was too slow, or the body failed.
     pub responses_cut: AtomicU64,
+    /// What was refused, by code.
+    pub refusals: Refusals,
 }
 
 /// A running front. Dropping it stops accepting.
@@ -162,13 +165,28 @@ impl Server {
     /// # Errors
     /// A listener has no address, or a thread cannot be started.
     pub fn start(listeners: Vec<TcpListener>, handler: Arc<dyn Handler>, limits: Limits) -> io::Result<Server> {
+        Self::start_counting(listeners, handler, limits, Arc::default())
+    }
+
+    /// The same, with counters that others read, or add to, as well.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_counting(
+        listeners: Vec<TcpListener>,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+        counters: Arc<Counters>,
+    ) -> io::Result<Server> {
+        let telling = counters.clone();
+        thread::Builder::new().name("http-log".into()).stack_size(256 << 10).spawn(move || telling.refusals.keep())?;
         let (refused, held) = sync_channel(MAX_REFUSED_HELD);
         let linger = limits.linger;
         thread::Builder::new().name("http-refuse".into()).spawn(move || hold_refused(&held, linger))?;
         let shared = Arc::new(Shared {
             handler,
             limits,
-            counters: Counters::default(),
+            counters,
             accepting: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             slots: Mutex::default(),
@@ -235,13 +253,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop_accepting();
+        self.shared.counters.refusals.close();
     }
 }
 
 struct Shared {
     handler: Arc<dyn Handler>,
     limits: Limits,
-    counters: Counters,
+    counters: Arc<Counters>,
     accepting: AtomicBool,
     draining: AtomicBool,
     slots: Mutex<Slots>,
@@ -353,12 +372,18 @@ fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, remote: SocketAddr, refus
         }
     };
     cause.fetch_add(1, Ordering::Relaxed);
+    note_unread(counters, 503, "too_many_connections", remote);
     // Fresh sockets have room for this; one that has not is not worth waiting for.
     let answer = encode_refusal(&Rejection::new(503, "too_many_connections", message));
     if socket.set_nonblocking(true).is_ok() && (&*socket).write(&answer).is_ok() {
         let _ = socket.shutdown(Shutdown::Write);
         let _ = refused.try_send(socket);
     }
+}
+
+/// A connection or a request was refused of which nothing is known.
+fn note_unread(counters: &Counters, status: u16, code: &'static str, remote: SocketAddr) {
+    counters.refusals.note(&Refused { status, code, method: "-", path: "-", remote });
 }
 
 /// Lingering close for refused connections, all of them in one thread: their 503 must survive what the client sends.
@@ -411,6 +436,7 @@ fn serve(shared: &Shared, connection: &Connection) {
             Err(Unread::Gone) => return,
             Err(Unread::Rejected { rejection, head_only }) => {
                 shared.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                note_unread(&shared.counters, rejection.status, rejection.code, connection.remote);
                 Target { head_only, ..target(shared, connection, &mut wire) }.write(Reply::rejection(&rejection))
             }
         };
@@ -511,6 +537,7 @@ fn respond(shared: &Shared, connection: &Connection, wire: &mut Wire, request: &
     let keep = answer.is_ok() && shared.accepting.load(Ordering::SeqCst);
     let reply = answer.unwrap_or_else(|_| {
         counters.handler_panics.fetch_add(1, Ordering::Relaxed);
+        note_unread(counters, 500, "internal_error", request.remote);
         let message = "the node failed on this request; its log says why";
         Reply::rejection(&Rejection::new(500, "internal_error", message))
     });

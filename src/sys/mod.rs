@@ -10,6 +10,7 @@ pub mod lock;
 pub mod memory;
 pub mod peer;
 pub mod place;
+pub mod private;
 pub mod process;
 
 /// A panic in a thread that owns the ledger, or looks after attempts, is a broken invariant: the process must not go on.
