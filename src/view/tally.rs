@@ -66,10 +66,15 @@ impl Tally {
         };
         let ran = matches!(before, Some(State::Running | State::Recovery | State::D1Stable | State::Stopping));
         let ends_attempt = matches!(state, State::Completed | State::Crash | State::Failed | State::Cancelled);
-        if let Some(end) = end().filter(|_| ran && ends_attempt) {
+        if ran
+            && ends_attempt
+            && let Some(end) = end()
+        {
             self.attempts_ended[end] += 1;
         }
-        if let Some(end) = end().filter(|_| state.is_end()) {
+        if state.is_end()
+            && let Some(end) = end()
+        {
             self.jobs_ended[end] += 1;
         }
     }
