@@ -192,6 +192,9 @@ impl Access {
         let origin = request.header("origin")?;
         let lower = origin.to_ascii_lowercase();
         let host = request.header("host").unwrap_or_default();
+        if !host.is_empty() && !self.host_is_ours(&host.to_ascii_lowercase()) {
+            return None;
+        }
         let is_own = lower
             .strip_prefix("http://")
             .or_else(|| lower.strip_prefix("https://"))

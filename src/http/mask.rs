@@ -26,12 +26,14 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Finds each of `tokens`, also in lower case and escaped as messages show texts.
+    /// Finds each of `tokens`, also in lower case as a host, escaped as messages show texts, and with blanks for the `+` of
+    /// a query.
     pub fn new(tokens: &[String]) -> Self {
         let base = RandomState::new().hash_one(0) % (PRIME - 2) + 2;
         let mut mask = Self { base, by_length: BTreeMap::new() };
         for token in tokens {
-            for form in [token.clone(), token.to_ascii_lowercase(), token.escape_debug().to_string()] {
+            let decoded = token.replace('+', " ");
+            for form in [token.clone(), token.to_ascii_lowercase(), token.escape_debug().to_string(), decoded] {
                 let print = form.bytes().fold(0, |print, byte| mask.roll(print, byte));
                 mask.by_length.entry(form.len()).or_default().insert(print, Hash::of(form.as_bytes()));
             }
@@ -106,6 +108,7 @@ mod tests {
             ("S3cret/Token+=", "[token]"),
             ("after=\"xS3cret/Token+=y\" must be", "after=\"x[token]y\" must be"),
             ("s3cret/token+=", "[token]"),
+            ("S3cret/Token =", "[token]"),
             ("S3cret/Token+", "S3cret/Token+"),
             ("abcabcabc", "[token]"),
             ("abcabc abcabc", "[token] [token]"),
