@@ -65,11 +65,8 @@ impl Tally {
             place(reason).or_else(|| place("other"))
         };
         let ran = matches!(before, Some(State::Running | State::Recovery | State::D1Stable | State::Stopping));
-        let ends_attempt = matches!(state, State::Completed | State::Crash | State::Failed | State::Cancelled);
-        if ran
-            && ends_attempt
-            && let Some(end) = end()
-        {
+        let ends_attempt = ran && matches!(state, State::Completed | State::Crash | State::Failed | State::Cancelled);
+        if ends_attempt && let Some(end) = end() {
             self.attempts_ended[end] += 1;
         }
         if state.is_end()
