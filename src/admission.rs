@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::lists::Shared;
 use crate::manifest::{Manifest, MountSource, Network};
 use crate::rejection::Rejection;
 use crate::resources::{EngineCapacity, ResourceLimits};
@@ -10,7 +11,7 @@ use crate::runner::mounts::{CheckedMount, MountPolicy};
 /// What this agent allows.
 pub struct Admission {
     /// `--allow-image`.
-    pub images: Vec<String>,
+    pub images: Arc<Shared<Vec<String>>>,
     /// `--allow-network`.
     pub network: bool,
     /// `--mount-root`.
@@ -25,9 +26,10 @@ impl Admission {
     /// # Errors
     /// 400 where the host cannot do it, 403 where the agent does not allow it.
     pub fn check(&self, manifest: &Manifest, engine: Option<&EngineCapacity>) -> Result<(), Rejection> {
-        if !self.images.iter().any(|glob| glob_matches(glob, &manifest.image_hash)) {
+        let images = self.images.get();
+        if !images.iter().any(|glob| glob_matches(glob, &manifest.image_hash)) {
             let message =
-                format!("image {:?} is not allowed here; allowed are: {}", manifest.image_hash, self.images.join(", "));
+                format!("image {:?} is not allowed here; allowed are: {}", manifest.image_hash, images.join(", "));
             return Err(Rejection::new(403, "image_not_allowed", message).field("image_hash"));
         }
         if manifest.network == Network::Bridge && !self.network {

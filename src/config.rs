@@ -54,7 +54,7 @@ pub enum Command {
 }
 
 /// Flags of `serve`. Each is also an environment variable: `--mount-root` is `HACKBRAIN_MOUNT_ROOT`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Serve {
     /// Ledger, logs, seals, scratch workspaces.
     #[arg(long, value_name = "DIR", env = "HACKBRAIN_DATA", default_value = "./hackbrain-data")]
@@ -65,7 +65,7 @@ pub struct Serve {
     /// Nobody named an address.
     #[arg(skip)]
     pub listen_is_default: bool,
-    /// Bearer tokens, one a line; a group- or world-readable file is refused.
+    /// Bearer tokens, one a line; read again on SIGHUP. A group- or world-readable file is refused.
     #[arg(long, value_name = "FILE", env = "HACKBRAIN_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// Listens on non-loopback addresses without tokens: everyone who can reach them may submit jobs.
@@ -74,16 +74,17 @@ pub struct Serve {
     /// Only directories below one of these may be mounted; repeatable.
     #[arg(long, value_name = "DIR")]
     pub mount_root: Vec<PathBuf>,
-    /// Images that manifests may name, `*` matching any characters; repeatable.
+    /// Images that manifests may name, `*` matching any characters; repeatable. @FILE holds one a line and is read again
+    /// on SIGHUP, as are those of --allow-origin and --allow-host and the tokens.
     #[arg(long, value_name = "GLOB")]
     pub allow_image: Vec<String>,
     /// Lets a manifest ask for "network":"bridge".
     #[arg(long, env = "HACKBRAIN_ALLOW_NETWORK")]
     pub allow_network: bool,
-    /// Origins whose pages may call the API; repeatable.
+    /// Origins whose pages may call the API, or @FILE; repeatable.
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,
-    /// Further names under which the agent may be addressed; repeatable.
+    /// Further names under which the agent may be addressed, or @FILE; repeatable.
     #[arg(long, value_name = "HOST")]
     pub allow_host: Vec<String>,
     /// Whether an absent image is pulled before SCHEDULED.

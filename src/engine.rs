@@ -22,6 +22,7 @@ use crate::manifest::Parsed;
 use crate::rejection::Rejection;
 use crate::view::{Published, Seqs, View};
 use crate::wal::AbortOnPanic;
+use crate::wal::meters::Meters;
 use crate::wal::recovery::{Reading, Record, Scan, ScanError};
 use crate::wal::storage::Storage;
 use crate::wal::writer::{Latched, Options, Outcome, RECORD_BYTES_MAX, Wal};
@@ -53,6 +54,7 @@ pub struct Engine {
     messages: Sender<Message>,
     view: Arc<View>,
     waking: Arc<Waking>,
+    meters: Arc<Meters>,
 }
 
 /// The ledger as it was found, before its thread starts.
@@ -117,7 +119,8 @@ impl Recovered {
     pub fn start(self, limits: Limits, on_job: OnJob, on_fault: OnFault) -> std::io::Result<(Engine, EngineThread)> {
         let (messages, inbox) = bounded(COMMANDS_QUEUED_MAX);
         let waking = Arc::new(Waking::default());
-        let engine = Engine { messages, view: self.view.clone(), waking: waking.clone() };
+        let (view, meters) = (self.view.clone(), self.wal.meters());
+        let engine = Engine { messages, view, waking: waking.clone(), meters };
         let worker = Worker {
             wal: Some(self.wal),
             ledger: self.ledger,
@@ -173,6 +176,16 @@ impl Engine {
     /// The durable world.
     pub fn view(&self) -> &Arc<View> {
         &self.view
+    }
+
+    /// What the log has done since the agent's start.
+    pub fn log_meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Commands that wait to be decided, and how many may.
+    pub fn commands_waiting(&self) -> (usize, usize) {
+        (self.messages.len(), COMMANDS_QUEUED_MAX)
     }
 
     /// Carries out `last`, if any, and ends the ledger thread once everything is durable, or is known not to become so:

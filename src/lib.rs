@@ -18,6 +18,9 @@
 //! | [`resources`] | what an attempt gets of CPUs, memory, processes and GPUs: pure |
 //! | [`host`] | the host's fingerprint |
 //! | [`rejection`] | the caller's mistakes |
+//! | [`lists`] | lists and tokens that files hold, and what is exchanged when they are read again |
+//! | [`log_lines`] | what the log tells of jobs, and how a line holds a value |
+//! | [`metrics`] | figures in Prometheus's text form |
 //!
 //! **Architecture Invariants**, each kept by tests/architecture.rs:
 //! `ledger` knows neither disk nor HTTP nor Docker; `wal` carries opaque bytes and knows no jobs; `runner` and `http` never
@@ -32,7 +35,10 @@ pub mod hash;
 pub mod host;
 pub mod http;
 pub mod ledger;
+pub mod lists;
+pub mod log_lines;
 pub mod manifest;
+pub mod metrics;
 pub mod rejection;
 pub mod resources;
 pub mod runner;

@@ -2,17 +2,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::admission::Admission;
@@ -20,10 +20,13 @@ use crate::config::{DRAIN, FAULT_GRACE, QUEUED_MANIFEST_BYTES_MAX, Serve};
 use crate::engine::{Engine, Recovered};
 use crate::host::Host;
 use crate::http::access::Access;
+use crate::http::metrics::Observed;
 use crate::http::routes::App;
-use crate::http::server::{Limits as HttpLimits, Server};
+use crate::http::server::{Counters, Limits as HttpLimits, Server};
 use crate::ledger::event::{EVENT_FORMAT, Genesis, NodeDown, NodeUp};
-use crate::ledger::lifecycle::{Command, Ledger, Limits};
+use crate::ledger::lifecycle::{Command, Job, Ledger, Limits};
+use crate::lists::{self, Shared};
+use crate::log_lines::JobLog;
 use crate::resources::ResourceLimits;
 use crate::runner::docker::Docker;
 use crate::runner::mounts::MountPolicy;
@@ -101,6 +104,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     let started = Instant::now();
     // Before anything else is opened.
     let inherited = inherited_listeners().map_err(|error| Fault::Usage(error.to_string()))?;
+    let started_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     crate::sys::memory::return_large_allocations();
     let http_limits = match raise_descriptor_limit() {
         Ok(descriptors) => HttpLimits::within(descriptors),
@@ -111,7 +115,11 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     };
     let access = Access::new(config.token_file.as_deref(), &config.allow_host, &config.allow_origin)
         .map_err(|error| Fault::Usage(error.to_string()))?;
-    check_exposure(config, &inherited, &access)?;
+    let access = Arc::new(access);
+    let usage = |error: io::Error| Fault::Usage(error.to_string());
+    let images = Arc::new(Shared::new(lists::expand("--allow-image", &config.allow_image).map_err(usage)?));
+    let handed: Vec<SocketAddr> = inherited.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+    check_exposure(config, &handed, access.has_tokens())?;
     let host = Host::read();
     let workers = config.workers.map_or(host.cpus as usize, usize::from);
     let resources = Arc::new(ResourceLimits::new(&config.resources, &host, workers).map_err(Fault::Usage)?);
@@ -120,7 +128,13 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     // Bound before the ledger is read: a client that comes early waits instead of being refused.
     let listeners = listen(config, inherited)?;
     let (ends, ended) = bounded(4);
-    let signals = watch_signals(ends.clone())?;
+    let reload = {
+        let (config, access, images) = (config.clone(), access.clone(), images.clone());
+        move || reload(&config, &handed, &access, &images)
+    };
+    let signals = watch_signals(ends.clone(), reload)?;
+    // Ends after whoever writes to it.
+    let job_log = JobLog::start().map_err(|error| Fault::Io(format!("starting the log's thread: {error}")))?;
     let mounts =
         MountPolicy::new(&config.mount_root, &data).map_err(|error| Fault::Usage(format!("--mount-root: {error}")))?;
     let mounts = Arc::new(mounts);
@@ -130,13 +144,15 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         io::ErrorKind::Unsupported => Fault::Usage(format!("{error}, or use --wal-buffered")),
         _ => io_fault("the ledger's directory", &wal_dir(&data), &error),
     })?;
+    let reading = Instant::now();
     let recovered = Recovered::open(Arc::new(storage), Options::new(config.segment_size))?;
+    let (recovery, recovered_events) = (reading.elapsed(), recovered.scan.position.next_seq - 1);
     let last_run = last_run(recovered.ledger(), &recovered.scan.ending);
     let unfinished = recovered.ledger().unfinished();
     let known_log_id = recovered.ledger().log_id().map(str::to_owned);
     log::info!(
         "ledger: {} events, {} jobs, {} not ended; the last run: {last_run}",
-        recovered.scan.position.next_seq - 1,
+        recovered_events,
         recovered.ledger().len(),
         unfinished.len()
     );
@@ -147,8 +163,13 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         let _ = ends.try_send(End::Fault(latched.to_string()));
     });
     let ledger_limits = Limits { jobs_open_max: config.max_queue, manifest_bytes_max: QUEUED_MANIFEST_BYTES_MAX };
+    let (mut act, mut tell) = (queues.on_job(), job_log.on_job());
+    let on_job = Box::new(move |job: &Arc<Job>| {
+        act(job);
+        tell(job);
+    });
     let (engine, engine_thread) =
-        recovered.start(ledger_limits, queues.on_job(), on_fault).map_err(|error| Fault::Io(error.to_string()))?;
+        recovered.start(ledger_limits, on_job, on_fault).map_err(|error| Fault::Io(error.to_string()))?;
     let log_id = match known_log_id {
         Some(log_id) => log_id,
         None => begin_ledger(&engine, &ended)?,
@@ -177,17 +198,17 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         "max_queue": config.max_queue,
         "cpus": host.cpus,
         "memory_mib": host.memory_mib,
-        "allow_image": config.allow_image,
         "allow_network": config.allow_network,
     });
     if let (Some(limits), serde_json::Value::Object(others)) = (limits.as_object_mut(), others) {
         limits.extend(others);
     }
+    let counters: Arc<Counters> = Arc::default();
     let app = App {
         engine: engine.clone(),
         runner: runner.clone(),
         admission: Admission {
-            images: config.allow_image.clone(),
+            images,
             network: config.allow_network,
             mounts: mounts.clone(),
             resources: resources.clone(),
@@ -204,11 +225,18 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
             "mount_roots": config.mount_root,
             "mount_protection": mounts.protection().to_string(),
         }),
+        observed: Observed {
+            counters: counters.clone(),
+            started: started_at,
+            recovery,
+            recovered_events,
+            max_queue: config.max_queue,
+        },
         started,
         ready: ready.clone(),
         stopping: stopping.clone(),
     };
-    let server = Server::start(listeners, Arc::new(app), http_limits)
+    let server = Server::start_counting(listeners, Arc::new(app), http_limits, counters)
         .map_err(|error| Fault::Io(format!("starting the HTTP front: {error}")))?;
     // An engine that is slow to tell of itself holds up submissions, which wait for NODE_UP, and nothing else.
     log::info!("listening on {} after {} ms", addresses.join(", "), started.elapsed().as_millis());
@@ -257,13 +285,12 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
 }
 
 /// Everyone who can reach a port may use it, unless there are tokens; so that must be asked for.
-fn check_exposure(config: &Serve, inherited: &[TcpListener], access: &Access) -> Result<(), Fault> {
-    if access.has_tokens() || config.trust_network {
+fn check_exposure(config: &Serve, handed: &[SocketAddr], has_tokens: bool) -> Result<(), Fault> {
+    if has_tokens || config.trust_network {
         return Ok(());
     }
     let given = config.listen.iter().map(|address| (format!("--listen {address}"), *address));
-    let handed = inherited.iter().filter_map(|listener| listener.local_addr().ok());
-    let handed = handed.map(|address| (format!("the service manager's socket {address}"), address));
+    let handed = handed.iter().map(|address| (format!("the service manager's socket {address}"), *address));
     match given.chain(handed).find(|(_, address)| !address.ip().to_canonical().is_loopback()) {
         Some((what, _)) => Err(Fault::Usage(format!(
             "{what} is not a loopback address: give --token-file, or --trust-network if everyone who can reach it may \
@@ -331,15 +358,43 @@ fn listen(config: &Serve, mut listeners: Vec<TcpListener>) -> Result<Vec<TcpList
     Ok(listeners)
 }
 
-fn watch_signals(ends: Sender<End>) -> Result<signal_hook::iterator::Handle, Fault> {
+/// Reads the files of tokens, hosts, origins and images again. All of it is sound and comes into force, or nothing changes.
+fn reload(config: &Serve, handed: &[SocketAddr], access: &Access, images: &Shared<Vec<String>>) {
+    let read = || -> io::Result<_> { Ok((access.read_again()?, lists::expand("--allow-image", &config.allow_image)?)) };
+    let outcome = read().map_err(|error| Fault::Usage(error.to_string())).and_then(|(rules, list)| {
+        check_exposure(config, handed, rules.has_tokens())?;
+        Ok((rules, list))
+    });
+    match outcome {
+        Ok((rules, list)) => {
+            let [tokens, hosts, origins] = rules.counts();
+            let count = list.len();
+            access.install(rules);
+            images.set(list);
+            log::info!(
+                "SIGHUP: read again: {tokens} tokens, {hosts} hosts, {origins} origins and {count} images are allowed"
+            );
+        }
+        Err(fault) => log::error!("SIGHUP: {}; what applied before still does", fault.code_and_message().1),
+    }
+}
+
+fn watch_signals(
+    ends: Sender<End>,
+    reload: impl Fn() + Send + 'static,
+) -> Result<signal_hook::iterator::Handle, Fault> {
     let fault = |error: io::Error| Fault::Io(format!("watching for signals: {error}"));
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(fault)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(fault)?;
     let handle = signals.handle();
     thread::Builder::new()
         .name("signals".into())
-        .stack_size(64 << 10)
+        .stack_size(256 << 10)
         .spawn(move || {
             for signal in signals.forever() {
+                if signal == SIGHUP {
+                    reload();
+                    continue;
+                }
                 let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
                 let _ = ends.try_send(End::Asked(name));
             }

@@ -3,6 +3,7 @@
 //! **Architecture Invariant**: nothing gets in here before it is durable; only the engine publishes.
 
 mod links;
+mod tally;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -17,6 +18,7 @@ use crate::wal::reader::Reader;
 
 pub use self::links::Graph;
 use self::links::Links;
+pub use self::tally::{ENDS, Tally};
 
 /// Events kept in memory for subscribers that are nearly up to date; older ones come from the segments.
 const RECENT_EVENTS_MAX: usize = 4096;
@@ -70,6 +72,18 @@ struct Inner {
     recent: VecDeque<Published>,
     recent_bytes: usize,
     by_state: [u64; State::ALL.len()],
+    tally: Tally,
+}
+
+/// How many of what, all of one moment.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    /// Seq of the last durable event.
+    pub head: u64,
+    /// Number of jobs by the state of their last event, indexed by its discriminant.
+    pub jobs: [u64; State::ALL.len()],
+    /// What was published since the agent's start.
+    pub tally: Tally,
 }
 
 struct Entry {
@@ -147,7 +161,8 @@ impl View {
         let with_parents: Vec<Arc<Job>> =
             jobs.iter().filter(|entry| entry.job.lineage.is_some()).map(|entry| entry.job.clone()).collect();
         let links = Links::default();
-        let mut inner = Inner { jobs, numbers, links, head, recent: VecDeque::new(), recent_bytes: 0, by_state };
+        let (recent, tally) = (VecDeque::new(), Tally::default());
+        let mut inner = Inner { jobs, numbers, links, head, recent, recent_bytes: 0, by_state, tally };
         with_parents.iter().for_each(|job| inner.link(job));
         Self { inner: RwLock::new(inner), reader, waiting: Mutex::default(), latched: OnceLock::new() }
     }
@@ -181,6 +196,12 @@ impl View {
     /// Seq and hash of the last durable event; 0 and zeros where there is none.
     pub fn head(&self) -> (u64, Hash) {
         self.read().head
+    }
+
+    /// How many of what. Takes as long however many jobs there are.
+    pub fn figures(&self) -> Figures {
+        let inner = self.read();
+        Figures { head: inner.head.0, jobs: inner.by_state, tally: inner.tally.clone() }
     }
 
     /// Number of jobs by the state of their last event.
@@ -350,6 +371,8 @@ impl Inner {
     }
 
     fn admit(&mut self, event: Published) {
+        let before = event.job.as_ref().and_then(|job| self.jobs.get(job.number as usize)).map(|entry| entry.job.state);
+        self.tally.count(before, &event);
         self.note(event.seq, event.hash, event.job.as_ref());
         self.recent_bytes += event.bytes.len();
         self.recent.push_back(event);

@@ -6,15 +6,35 @@ use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name. A room may always name itself.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("admission", &["manifest", "rejection", "resources", "runner"]),
+    ("admission", &["lists", "manifest", "rejection", "resources", "runner"]),
     ("canonical", &[]),
     ("config", &["hash", "wal"]),
     ("engine", &["hash", "ledger", "manifest", "rejection", "view", "wal"]),
     ("hash", &[]),
     ("host", &["hash"]),
-    ("http", &["admission", "engine", "hash", "ledger", "manifest", "rejection", "resources", "runner", "sys", "view"]),
+    (
+        "http",
+        &[
+            "admission",
+            "engine",
+            "hash",
+            "ledger",
+            "lists",
+            "log_lines",
+            "manifest",
+            "metrics",
+            "rejection",
+            "resources",
+            "runner",
+            "sys",
+            "view",
+        ],
+    ),
     ("ledger", &["hash", "manifest", "rejection"]),
+    ("lists", &["sys"]),
+    ("log_lines", &["engine", "ledger"]),
     ("manifest", &["canonical", "hash", "rejection"]),
+    ("metrics", &[]),
     ("rejection", &[]),
     ("resources", &["config", "host", "manifest", "rejection"]),
     ("runner", &["config", "engine", "hash", "host", "ledger", "manifest", "rejection", "resources", "seal", "sys"]),
@@ -22,7 +42,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("verify", &["canonical", "config", "engine", "hash", "ledger", "manifest", "seal", "sys", "wal"]),
     ("view", &["hash", "ledger", "wal"]),
-    ("wal", &["sys"]),
+    ("wal", &["metrics", "sys"]),
 ];
 /// Files that join the rooms.
 const JOINERS: &[&str] = &["lib.rs", "main.rs", "serve.rs"];

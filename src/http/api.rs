@@ -5,6 +5,7 @@ use std::fmt;
 
 use tiny_http::Method;
 
+use super::access::TokenId;
 use super::files;
 use super::query::Query;
 use super::request::{Request, decode_bytes, not_utf8};
@@ -100,6 +101,8 @@ pub(super) struct Call<'r> {
     pub(super) id: &'r str,
     /// What stands for `{path}`, decoded; empty where there is nothing.
     pub(super) path: &'r [u8],
+    /// The token it came with, where the route asks for one.
+    pub(super) token: TokenId,
 }
 
 type Run = fn(&App, &Call<'_>) -> Answer;
@@ -190,6 +193,7 @@ pub const ROUTES: &[Route] = &[
     Route::get("/healthz", &[], |app, _| app.alive()).open(),
     Route::get("/readyz", &[], |app, _| app.ready()).open(),
     Route::get("/openapi.json", &[], |_, _| Ok(files::embedded(DOCUMENT, "application/json"))).open(),
+    Route::get("/metrics", &[], App::metrics),
     Route::post("/api/submit_job", App::submit),
     Route::post("/api/submit_jobs", App::submit_all),
     Route::get("/api/jobs", LIST, App::jobs),

@@ -120,12 +120,11 @@ impl App {
         let path = if stream == "stdout" { &paths.stdout } else { &paths.stderr };
         // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
         let may_lack = job.phase() != Phase::Ended;
-        of_attempt(
-            files::serve(path, "application/octet-stream", call.request),
-            "application/octet-stream",
-            attempt,
-            may_lack,
-        )
+        let content_type = "application/octet-stream";
+        let reply = of_attempt(files::serve(path, content_type, call.request), content_type, attempt, may_lack)?;
+        // Whatever a payload prints, it is no page.
+        let disposition = format!("attachment; filename=\"{}.{attempt}.{stream}\"", call.id);
+        Ok(with_headers(reply, vec![header("Content-Disposition", &disposition)]))
     }
 
     /// `GET /api/jobs/{id}/telemetry`.

@@ -8,10 +8,14 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use tiny_http::{Header, Method, Response};
 
-use super::access::Access;
+use super::access::{Access, TokenId};
 use super::api::{self, Call, Kind};
+use super::files;
+use super::metrics::Observed;
 use super::pieces::lines;
+use super::protect::protect;
 use super::query::Query;
+use super::refusals::Refused;
 use super::reply::{Reply, header};
 use super::request::Request;
 use super::server::Handler;
@@ -37,13 +41,15 @@ pub struct App {
     /// Which manifests are let in.
     pub admission: Admission,
     /// Who may call.
-    pub access: Access,
+    pub access: Arc<Access>,
     /// Which artifacts were found to be what was sealed.
     pub verified: Verified,
     /// `--data`.
     pub data: PathBuf,
     /// What `/api/node` tells that does not change.
     pub node: Value,
+    /// What `/metrics` tells besides.
+    pub observed: Observed,
     /// When the agent started.
     pub started: Instant,
     /// Set once NODE_UP is durable and work is taken.
@@ -58,21 +64,25 @@ pub(super) type Answer = Result<Reply, Rejection>;
 impl Handler for App {
     fn handle(&self, request: &Request) -> Reply {
         let reply = match self.answer(request) {
-            Ok(reply) => reply,
+            Ok(reply) => {
+                match &reply {
+                    Reply::Full(response) if response.status_code() == 405 => {
+                        self.note_refused(request, 405, "method_not_allowed");
+                    }
+                    Reply::Full(response) if response.status_code() == 416 => self.note_refused(request, 416, "range"),
+                    _ => {}
+                }
+                reply
+            }
             Err(rejection) => {
-                log::info!(
-                    "http: {} {} from {}: {} {}",
-                    request.method,
-                    request.raw_path.escape_debug(),
-                    request.remote.ip(),
-                    rejection.status,
-                    rejection.code
-                );
+                self.note_refused(request, rejection.status, rejection.code);
                 // RFC 9110 §15.5.2: a 401 says how to do better.
                 let challenge = (rejection.status == 401).then(|| header("WWW-Authenticate", "Bearer"));
-                with_headers(Reply::rejection(&rejection), challenge.into_iter().collect())
+                let reply = Reply::rejection(&self.access.mask_rejection(rejection));
+                with_headers(reply, challenge.into_iter().collect())
             }
         };
+        let reply = protect(reply, files::is_viewer(&request.path));
         match self.access.allowed_origin(request) {
             Some(origin) => with_headers(reply, cors(origin)),
             None => reply,
@@ -81,6 +91,13 @@ impl Handler for App {
 }
 
 impl App {
+    /// The path is told as the client meant it, not as it was encoded: a token in it is found there.
+    fn note_refused(&self, request: &Request, status: u16, code: &'static str) {
+        let (method, path) = (request.method.to_string(), self.access.mask(&request.path));
+        let refused = Refused { status, code, method: &method, path: &path, remote: request.remote };
+        self.observed.counters.refusals.note(&refused);
+    }
+
     fn answer(&self, request: &Request) -> Answer {
         self.access.check_origin(request)?;
         if request.path == "*" {
@@ -96,16 +113,14 @@ impl App {
             let reply = Reply::rejection(&Rejection::new(405, "method_not_allowed", message));
             return Ok(with_headers(reply, vec![header("Allow", allowed)]));
         };
-        if route.token {
-            self.access.check_token(request)?;
-        }
+        let token = if route.token { self.access.check_token(request)? } else { TokenId::none() };
         let query = Query::new(request, route.parameters)?;
         if route.method == Method::Post {
             require_json(request)?;
             // A run's first event is its NODE_UP.
             self.ready.wait();
         }
-        (route.run)(self, &Call { request, query, id: &found.id, path: &found.path })
+        (route.run)(self, &Call { request, query, id: &found.id, path: &found.path, token })
     }
 
     pub(super) fn alive(&self) -> Answer {
@@ -157,6 +172,7 @@ impl App {
         }
         let job = query.text("job").map(str::to_owned);
         let (view, telemetry) = (self.engine.view().clone(), self.runner.telemetry().clone());
+        let is_allowed = self.access.watch(call.token);
         Ok(Reply::Stream {
             status: 200,
             headers: vec![
@@ -165,7 +181,7 @@ impl App {
                 // nginx would hold events back.
                 header("X-Accel-Buffering", "no"),
             ],
-            run: Box::new(move |to| sse::stream(&view, &telemetry, after, job.as_deref(), to)),
+            run: Box::new(move |to| sse::stream(&view, &telemetry, after, job.as_deref(), &is_allowed, to)),
         })
     }
 
@@ -178,6 +194,7 @@ impl App {
         let mut node = self.node.clone();
         node["uptime_s"] = self.started.elapsed().as_secs().into();
         node["engine"] = self.runner.engine_status();
+        node["limits"]["allow_image"] = json!(*self.admission.images.get());
         let view = self.engine.view();
         let counts: serde_json::Map<String, Value> = State::ALL
             .into_iter()
@@ -221,7 +238,7 @@ fn cors(origin: &str) -> Vec<Header> {
     ]
 }
 
-/// The reply with more header fields.
+/// The reply with further header fields.
 pub(super) fn with_headers(reply: Reply, more: Vec<Header>) -> Reply {
     match reply {
         Reply::Full(mut response) => {

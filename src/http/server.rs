@@ -5,6 +5,7 @@
 
 use super::body::ChunkDecoder;
 use super::memory::{self, Budget, Lease, PARSED, SMALL_BODY, TURN_WAIT, too_many_bodies};
+use super::refusals::Refused;
 use super::refused::{MAX_REFUSED_HELD, hold_refused};
 use super::reply::{Target, encode_refusal};
 use super::request::{Framing, Head, HeadParser};
@@ -15,13 +16,14 @@ use crate::sys::wait;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tiny_http::Method;
 
+pub use super::counters::Counters;
 pub use super::limits::Limits;
 pub use super::reply::{Reply, StreamBody, StreamCloser, StreamWriter};
 pub use super::request::Request;
@@ -44,35 +46,6 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: &Request) -> Reply;
 }
 
-/// What the front has done so far. All but `active` and `streams` only grow.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Connections accepted, the refused ones included.
-    pub accepted: AtomicU64,
-    /// Connections open now, the refused ones not included.
-    pub active: AtomicU64,
-    /// Streams open now.
-    pub streams: AtomicU64,
-    /// Connections closed, while they asked for nothing, to make room for another.
-    pub evicted: AtomicU64,
-    /// Connections answered 503 because all slots were taken.
-    pub refused_full: AtomicU64,
-    /// Connections answered 503 because their address had its share.
-    pub refused_address: AtomicU64,
-    /// Connections answered 503 because no thread could be started.
-    pub refused_no_thread: AtomicU64,
-    /// Failed accepts.
-    pub accept_errors: AtomicU64,
-    /// Requests handed to the handler.
-    pub requests: AtomicU64,
-    /// Requests refused before the handler: malformed, too large or too slow.
-    pub rejected: AtomicU64,
-    /// Panics of the handler, or of the body it gave.
-    pub handler_panics: AtomicU64,
-    /// Responses cut off: the peer left or was too slow, or the body failed.
-    pub responses_cut: AtomicU64,
-}
-
 /// A running front. Dropping it stops accepting.
 pub struct Server {
     shared: Arc<Shared>,
@@ -88,13 +61,28 @@ impl Server {
     /// # Errors
     /// A listener has no address, or a thread cannot be started.
     pub fn start(listeners: Vec<TcpListener>, handler: Arc<dyn Handler>, limits: Limits) -> io::Result<Server> {
+        Self::start_counting(listeners, handler, limits, Arc::default())
+    }
+
+    /// The same, with counters that others read, or add to, as well.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_counting(
+        listeners: Vec<TcpListener>,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+        counters: Arc<Counters>,
+    ) -> io::Result<Server> {
+        let telling = counters.clone();
+        thread::Builder::new().name("http-log".into()).stack_size(256 << 10).spawn(move || telling.refusals.keep())?;
         let (refused, held) = sync_channel(MAX_REFUSED_HELD);
         let (linger, body_max) = (limits.linger, limits.max_body);
         thread::Builder::new().name("http-refuse".into()).spawn(move || hold_refused(&held, linger))?;
         let shared = Arc::new(Shared {
             handler,
             limits,
-            counters: Counters::default(),
+            counters,
             accepting: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             slots: Mutex::default(),
@@ -156,13 +144,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop_accepting();
+        self.shared.counters.refusals.close();
     }
 }
 
 struct Shared {
     handler: Arc<dyn Handler>,
     limits: Limits,
-    counters: Counters,
+    counters: Arc<Counters>,
     accepting: AtomicBool,
     draining: AtomicBool,
     slots: Mutex<Slots>,
@@ -311,6 +300,7 @@ fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, remote: SocketAddr, refus
         }
     };
     cause.fetch_add(1, Ordering::Relaxed);
+    note_unread(counters, 503, "too_many_connections", remote);
     // Fresh sockets have room for this; one that has not is not worth waiting for.
     let answer = encode_refusal(&Rejection::new(503, "too_many_connections", message));
     if socket.set_nonblocking(true).is_ok() && (&*socket).write(&answer).is_ok() {
@@ -343,6 +333,11 @@ fn start_thread(shared: &Arc<Shared>, connection: Arc<Connection>) -> io::Result
     outcome
 }
 
+/// A connection or a request was refused of which nothing is known.
+fn note_unread(counters: &Counters, status: u16, code: &'static str, remote: SocketAddr) {
+    counters.refusals.note(&Refused { status, code, method: "-", path: "-", remote });
+}
+
 /// How reading a request ended without one.
 enum Unread {
     /// Answer this, then close.
@@ -365,6 +360,7 @@ fn serve(shared: &Shared, connection: &Connection) {
             Err(Unread::Gone) => return,
             Err(Unread::Rejected { rejection, head_only }) => {
                 shared.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                note_unread(&shared.counters, rejection.status, rejection.code, connection.remote);
                 Target { head_only, ..target(shared, connection, &mut wire) }.write(Reply::rejection(&rejection))
             }
         };
@@ -506,6 +502,7 @@ fn respond(
     let keep = answer.is_ok() && shared.accepting.load(Ordering::SeqCst);
     let reply = answer.unwrap_or_else(|_| {
         counters.handler_panics.fetch_add(1, Ordering::Relaxed);
+        note_unread(counters, 500, "internal_error", request.remote);
         let message = "the node failed on this request; its log says why";
         Reply::rejection(&Rejection::new(500, "internal_error", message))
     });

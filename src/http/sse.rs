@@ -22,6 +22,7 @@ const RETRY_MS: u32 = 2000;
 
 /// Writes every durable event after `after` (with `job`, only that job's), then those to come. In between come the newest
 /// telemetry samples, without an id: they are no part of the ledger, and who is too slow for some of them misses them.
+/// Ends once it is not `is_allowed` any more.
 ///
 /// # Errors
 /// The peer is gone or too slow, or the ledger cannot be read back.
@@ -30,6 +31,7 @@ pub fn stream(
     telemetry: &Telemetry,
     mut after: u64,
     job: Option<&str>,
+    is_allowed: &dyn Fn() -> bool,
     to: &mut StreamWriter<'_>,
 ) -> io::Result<()> {
     let mut text = format!("retry: {RETRY_MS}\n: after {after}\n\n").into_bytes();
@@ -40,6 +42,9 @@ pub fn stream(
     loop {
         if to.stopping() || view.latched().is_some() {
             return to.send(b": the agent stops; resume with the last id\n\n");
+        }
+        if !is_allowed() {
+            return to.send(b": the token is not valid any more\n\n");
         }
         let (events, reached) = view.events_after(after, job, BATCH)?;
         let idle = reached == after;

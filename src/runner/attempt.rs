@@ -100,7 +100,9 @@ fn begin(runner: &Arc<Runner>, job: &Arc<Job>, sender: Sender<Signal>, signals: 
         seen_started: AtomicBool::new(false),
     };
     kill_point::reached("group-made");
-    log::info!("job {}: attempt {}: {}", job.job_id, job.attempt, if is_new { "starts" } else { "is taken up again" });
+    if !is_new {
+        log::info!("job {}: attempt {} is taken up again", job.job_id, job.attempt);
+    }
     if attempt.metered.meter().group().is_none() {
         locate::start(runner, &attempt.container, attempt.metered.meter(), &attempt.ended);
     }
@@ -214,7 +216,6 @@ impl Attempt<'_> {
                 return None;
             }
         };
-        log::info!("job {}: attempt {}: {}", after.job_id, after.attempt, after.state);
         kill_point::reached("end-durable");
         if after.state != State::Completed {
             // A completed job's workspace is needed once more, for the seal.

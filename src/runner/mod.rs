@@ -7,6 +7,7 @@ pub mod cgroup;
 mod claims;
 mod cleanup;
 mod copying;
+mod depths;
 pub mod docker;
 mod fault;
 mod gate;

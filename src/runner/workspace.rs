@@ -162,9 +162,7 @@ pub(super) fn seal(runner: &Arc<Runner>, job: &Arc<Job>) -> Option<Arc<Job>> {
         Ok(accepted) => {
             kill_point::reached("seal-durable");
             runner.clean_up(container);
-            let after = accepted.job?;
-            log::info!("job {}: {}", after.job_id, after.state);
-            Some(after)
+            accepted.job
         }
         Err(error) => {
             log::warn!("job {}: its seal is not recorded: {error}", job.job_id);

@@ -11,6 +11,7 @@ pub mod lock;
 pub mod memory;
 pub mod peer;
 pub mod place;
+pub mod private;
 pub mod process;
 pub mod service_manager;
 pub mod wait;

@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::frame::{
     BLOCK, Digest, FRAME_BLOCKS_MAX, FrameHeader, SEGMENT_DATA_START, body_capacity, encode_frame, frame_blocks,
     segment_name,
 };
+use super::meters::Meters;
 use super::prepare::Preparation;
 use super::reader::Reader;
 use super::segments::{self, Position, Witness};
@@ -28,6 +30,8 @@ pub(super) struct StagedFrame {
     pub prev_hash: Digest,
     pub head_hash: Digest,
     pub records: u32,
+    /// When its first record was staged.
+    pub staged: Instant,
     pub body: Vec<u8>,
 }
 
@@ -41,6 +45,7 @@ pub(super) fn frame_body_max(options: &Options) -> usize {
 pub(super) struct Committer {
     pub storage: Arc<dyn Storage>,
     pub reader: Arc<Reader>,
+    pub meters: Arc<Meters>,
     /// Bytes of a full-grown segment.
     pub segment_size: u64,
     /// Whether marks are written at all.
@@ -96,8 +101,9 @@ impl Committer {
             return Ok(());
         }
         let Position { next_seq, head_hash, .. } = self.position;
+        let staged = Instant::now();
         let nothing =
-            StagedFrame { first_seq: next_seq, prev_hash: head_hash, head_hash, records: 0, body: Vec::new() };
+            StagedFrame { first_seq: next_seq, prev_hash: head_hash, head_hash, records: 0, staged, body: Vec::new() };
         self.write(&nothing)?;
         self.unmarked = false;
         Ok(())
@@ -123,8 +129,11 @@ impl Committer {
         let at = self.position.offset;
         let fault =
             |what: &str, error: io::Error| format!("{what} {} at {at}: {error}", segment_name(self.position.segno));
+        let began = Instant::now();
         self.file.write_at(&self.buf[..len], at).map_err(|e| fault("writing", e))?;
         self.file.sync().map_err(|e| fault("syncing", e))?;
+        self.meters.sync.observe(began.elapsed());
+        self.meters.written(frame.records, len);
         self.reader.committed(self.position.segno, at, frame.first_seq);
         self.position.offset += len as u64;
         self.position.next_commit += 1;
@@ -148,6 +157,7 @@ impl Committer {
         };
         self.position = activate().map_err(|e| format!("opening segment {}: {e}", self.position.segno + 1))?;
         self.file = file;
+        self.meters.segments.store(self.position.segno, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 mod ahead;
 mod commit;
 pub mod frame;
+pub mod meters;
 mod prepare;
 pub mod reader;
 pub mod recovery;

@@ -1,6 +1,7 @@
 //! The next segment, zeroed ahead of time by a thread of its own, so that only this meets a full disk.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -88,8 +89,8 @@ impl Preparation {
         self.changed.notify_all();
     }
 
-    /// The preparing thread.
-    pub fn run(&self, storage: &dyn Storage) {
+    /// The preparing thread. `out_of_space` tells those who only look whether the disk is full.
+    pub fn run(&self, storage: &dyn Storage, out_of_space: &AtomicBool) {
         let _guard = AbortOnPanic;
         let mut next = self.next();
         loop {
@@ -106,6 +107,7 @@ impl Preparation {
                     }
                     *next = prepared(outcome, segno, size, was_full);
                     let full = matches!(*next, NextSegment::Full { .. });
+                    out_of_space.store(full, Ordering::Relaxed);
                     self.changed.notify_all();
                     if full { self.wait_for(next, FULL_RETRY) } else { next }
                 }

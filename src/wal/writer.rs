@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::AbortOnPanic;
 use super::commit::{Committer, StagedFrame, frame_body_max};
 use super::frame::{BLOCK, Digest, RECORD_HEADER, push_record, segment_name};
+use super::meters::Meters;
 use super::prepare::Preparation;
 use super::reader::Reader;
 use super::recovery::{Reading, Scan, ScanError, Visit, io_error, recover_parsed};
@@ -92,6 +93,7 @@ pub struct Wal {
 struct Shared {
     options: Options,
     reader: Arc<Reader>,
+    meters: Arc<Meters>,
     staging: Mutex<Staging>,
     /// Where the commit thread sleeps.
     work: Condvar,
@@ -166,6 +168,8 @@ impl Wal {
         let file = open(&segment_name(position.segno))?;
         let witness = open(WITNESS)?;
         let reader = Arc::new(Reader::new(storage.clone(), scan.index.clone()));
+        let meters = Arc::new(Meters::default());
+        meters.segments.store(position.segno, Ordering::Relaxed);
         let staging = Staging {
             frames: VecDeque::new(),
             next_seq: position.next_seq,
@@ -180,6 +184,7 @@ impl Wal {
         let committer = Committer {
             storage: storage.clone(),
             reader: reader.clone(),
+            meters: meters.clone(),
             segment_size: options.segment_size,
             marks: options.mark_after.is_some(),
             position,
@@ -192,6 +197,7 @@ impl Wal {
         let shared = Arc::new(Shared {
             options,
             reader,
+            meters,
             staging: Mutex::new(staging),
             work: Condvar::new(),
             tail: Mutex::new(Tail { committer, on_outcome, last }),
@@ -214,7 +220,10 @@ impl Wal {
                 .map_err(io_error("starting the log's threads"))
         };
         wal.commit_thread = Some(start("wal-commit", Box::new(Shared::run_commit_thread))?);
-        wal.prepare_thread = Some(start("wal-prepare", Box::new(move |shared| shared.preparation.run(&*storage)))?);
+        wal.prepare_thread = Some(start(
+            "wal-prepare",
+            Box::new(move |shared| shared.preparation.run(&*storage, &shared.meters.out_of_space)),
+        )?);
         Ok((wal, scan))
     }
 
@@ -257,7 +266,9 @@ impl Wal {
         let (first_seq, prev_hash) = (staging.next_seq, staging.head_hash);
         if staging.frames.is_empty() {
             let body = staging.spare.pop().unwrap_or_default();
-            staging.frames.push_back(StagedFrame { first_seq, prev_hash, head_hash: prev_hash, records: 0, body });
+            let staged = Instant::now();
+            let frame = StagedFrame { first_seq, prev_hash, head_hash: prev_hash, records: 0, staged, body };
+            staging.frames.push_back(frame);
         }
         let frame = staging.frames.back_mut().expect("one was pushed");
         let before = (frame.body.len(), frame.records, frame.head_hash);
@@ -279,7 +290,8 @@ impl Wal {
             let records = frame.records - before.1;
             let head_hash = frame.head_hash;
             (frame.records, frame.head_hash) = (before.1, before.2);
-            staging.frames.push_back(StagedFrame { first_seq, prev_hash, head_hash, records, body });
+            let staged = Instant::now();
+            staging.frames.push_back(StagedFrame { first_seq, prev_hash, head_hash, records, staged, body });
         }
         self.shared.staged_records.fetch_add(count as u64, Ordering::Release);
         Ok(())
@@ -338,6 +350,11 @@ impl Wal {
     /// Whether nothing at all becomes durable until the disk has space again.
     pub fn is_stuck(&self) -> bool {
         self.shared.stuck.load(Ordering::Relaxed) && self.out_of_space().is_some()
+    }
+
+    /// What it has done since it was opened.
+    pub fn meters(&self) -> Arc<Meters> {
+        self.shared.meters.clone()
     }
 
     /// For look-ups.
@@ -445,6 +462,7 @@ impl Shared {
             }
             self.unmarked.store(true, Ordering::Relaxed);
             let at = Instant::now();
+            self.meters.commit.observe(at - frame.staged);
             let expected = u64::from(frame.records) + self.staged_records.load(Ordering::Acquire);
             tail.last = Last { expected, io_time: at - began, at };
             self.announce(tail);
