@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::http::access::Access;
 use crate::http::routes::App;
 use crate::http::server::{Limits as HttpLimits, Server};
+use crate::http::sse::Hub;
 use crate::ledger::event::{EVENT_FORMAT, Genesis, NodeDown, NodeUp};
 use crate::ledger::lifecycle::{Command, Ledger, Limits};
 use crate::resources::ResourceLimits;
@@ -172,9 +173,12 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
     if let (Some(limits), serde_json::Value::Object(others)) = (limits.as_object_mut(), others) {
         limits.extend(others);
     }
+    let events = Hub::start(engine.view(), runner.telemetry(), runner.growth(), Hub::MAX_SUBSCRIBERS)
+        .map_err(|error| Fault::Io(format!("starting the event stream: {error}")))?;
     let app = App {
         engine: engine.clone(),
         runner: runner.clone(),
+        events: events.clone(),
         admission: Admission {
             images: config.allow_image.clone(),
             network: config.allow_network,
@@ -222,6 +226,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         End::Asked(reason) => {
             log::info!("stopping on {reason}; containers go on");
             let deadline = Instant::now() + DRAIN;
+            events.drain();
             server.drain(DRAIN);
             runner.finish_cleaning(deadline);
             let last = Command::NodeDown(NodeDown { reason: reason.into() });

@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["hash", "ledger", "manifest", "rejection", "view", "wal"]),
     ("hash", &[]),
     ("host", &["hash"]),
-    ("http", &["admission", "engine", "hash", "ledger", "manifest", "rejection", "resources", "runner", "view"]),
+    ("http", &["admission", "engine", "hash", "ledger", "manifest", "rejection", "resources", "runner", "sys", "view"]),
     ("ledger", &["hash", "manifest", "rejection"]),
     ("manifest", &["canonical", "hash", "rejection"]),
     ("rejection", &[]),

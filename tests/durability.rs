@@ -5,7 +5,7 @@ mod sim;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -221,13 +221,17 @@ fn a_subscriber_gets_every_event_once_and_in_order_from_disk_and_from_memory() {
     let (engine, thread, ..) = start(Arc::new(SimDisk::default()));
     genesis(&engine);
     let view = engine.view().clone();
+    let (news, rung) = sync_channel(1);
+    view.on_news(Box::new(move || {
+        let _ = news.try_send(());
+    }));
     let reader = thread::spawn(move || {
         let (mut after, mut got) = (0, Vec::new());
         while after < 6001 {
             let (events, reached) = view.events_after(after, None, 97).unwrap();
             got.extend(events.iter().map(|(seq, _)| *seq));
             if reached == after {
-                view.wait_past(after, Duration::from_secs(10));
+                rung.recv_timeout(Duration::from_secs(60)).unwrap();
             }
             after = reached;
         }

@@ -14,10 +14,10 @@ use super::access::Access;
 use super::artifacts;
 use super::files;
 use super::query::Query;
-use super::reply::{Reply, header};
+use super::reply::{Reply, StreamBody, header};
 use super::request::{Request, not_utf8};
 use super::server::Handler;
-use super::sse;
+use super::sse::Hub;
 use crate::admission::Admission;
 use crate::engine::Engine;
 use crate::ledger::event::{Detail, Event, Received, State, Stopping, Stored};
@@ -47,6 +47,8 @@ pub struct App {
     pub engine: Engine,
     /// The attempts.
     pub runner: Arc<Runner>,
+    /// The event stream.
+    pub events: Arc<Hub>,
     /// Which manifests are let in.
     pub admission: Admission,
     /// Who may call.
@@ -213,12 +215,8 @@ impl App {
                 if left.is_zero() {
                     break;
                 }
-                let (head, _) = self.engine.view().head();
+                self.engine.view().wait_for_job(&job.job_id, job.seq, left.min(LOOK));
                 job = self.find(id)?;
-                if !done(&job) {
-                    self.engine.view().wait_past(head, left.min(LOOK));
-                    job = self.find(id)?;
-                }
             }
         }
         let mut summary = serde_json::to_value(job.summary())
@@ -362,8 +360,14 @@ impl App {
             );
             return Err(Rejection::new(409, "ahead_of_ledger", message).field("after"));
         }
-        let job = query.text("job").map(str::to_owned);
-        let (view, telemetry) = (self.engine.view().clone(), self.runner.telemetry().clone());
+        // One that is not there yet may be submitted later.
+        let job = query.read("job", "a job id", |text| manifest::is_job_id(text).then_some(text.to_owned()))?;
+        let run: StreamBody = if request.method == Method::Head {
+            Box::new(|_| Ok(()))
+        } else {
+            let subscription = self.events.subscribe(after, job.as_deref())?;
+            Box::new(move |to| subscription.stream(to))
+        };
         Ok(Reply::Stream {
             status: 200,
             headers: vec![
@@ -372,7 +376,7 @@ impl App {
                 // nginx would hold events back.
                 header("X-Accel-Buffering", "no"),
             ],
-            run: Box::new(move |to| sse::stream(&view, &telemetry, after, job.as_deref(), to)),
+            run,
         })
     }
 

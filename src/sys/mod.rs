@@ -11,6 +11,7 @@ pub mod memory;
 pub mod peer;
 pub mod place;
 pub mod process;
+pub mod socket;
 
 /// A panic in a thread that owns the ledger, or looks after attempts, is a broken invariant: the process must not go on.
 pub(crate) struct AbortOnPanic;
