@@ -379,8 +379,8 @@ fn a_drain_reaches_all_who_read_however_many_do_not() {
     let silent: Vec<Stream> = (0..40).map(|_| world.open("after=0")).collect();
     let behind = || world.count(|counters| &counters.subscribed) == 40;
     world.eventually("they are there", behind);
-    for n in 0..4 {
-        world.job(&format!("big-{n}"), 900_000);
+    for n in 0..6 {
+        world.job(&format!("big-{n}"), 520_000);
     }
     let readers: Vec<Stream> = (0..100).map(|_| world.open(&format!("after={}", world.head()))).collect();
     world.job("last", 0);
