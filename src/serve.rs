@@ -23,6 +23,7 @@ use crate::http::access::Access;
 use crate::http::metrics::Observed;
 use crate::http::routes::App;
 use crate::http::server::{Counters, Limits as HttpLimits, Server};
+use crate::http::sse::Hub;
 use crate::ledger::event::{EVENT_FORMAT, Genesis, NodeDown, NodeUp};
 use crate::ledger::lifecycle::{Command, Job, Ledger, Limits};
 use crate::lists::{self, Shared};
@@ -204,9 +205,18 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         limits.extend(others);
     }
     let counters: Arc<Counters> = Arc::default();
+    let events = Hub::start(engine.view(), runner.telemetry(), runner.growth(), Hub::MAX_SUBSCRIBERS)
+        .map_err(|error| Fault::Io(format!("starting the event stream: {error}")))?;
+    let hub = Arc::downgrade(&events);
+    access.on_install(Box::new(move || {
+        if let Some(hub) = hub.upgrade() {
+            hub.ask_again();
+        }
+    }));
     let app = App {
         engine: engine.clone(),
         runner: runner.clone(),
+        events: events.clone(),
         admission: Admission {
             images,
             network: config.allow_network,
@@ -263,6 +273,7 @@ pub fn serve(config: &Serve) -> Result<(), Fault> {
         End::Asked(reason) => {
             log::info!("stopping on {reason}; containers go on");
             let deadline = Instant::now() + DRAIN;
+            events.drain();
             server.drain(DRAIN);
             runner.finish_cleaning(deadline);
             let last = Command::NodeDown(NodeDown { reason: reason.into() });

@@ -59,9 +59,15 @@ pub struct Filter {
 pub struct View {
     inner: RwLock<Inner>,
     reader: Arc<Reader>,
-    waiting: Mutex<Vec<Thread>>,
+    /// Who waits for an event of a job.
+    waiting: Mutex<HashMap<Arc<str>, Vec<Thread>>>,
+    /// Rung when there is something new.
+    bell: OnceLock<Bell>,
     latched: OnceLock<String>,
 }
+
+/// Called by whoever publishes: it must not block.
+pub type Bell = Box<dyn Fn() + Send + Sync>;
 
 struct Inner {
     /// In the order they were received: a job's number is its index.
@@ -164,17 +170,29 @@ impl View {
         let (recent, tally) = (VecDeque::new(), Tally::default());
         let mut inner = Inner { jobs, numbers, links, head, recent, recent_bytes: 0, by_state, tally };
         with_parents.iter().for_each(|job| inner.link(job));
-        Self { inner: RwLock::new(inner), reader, waiting: Mutex::default(), latched: OnceLock::new() }
+        Self {
+            inner: RwLock::new(inner),
+            reader,
+            waiting: Mutex::default(),
+            bell: OnceLock::new(),
+            latched: OnceLock::new(),
+        }
     }
 
     /// Takes in events that are durable, in order, and wakes who waits for them.
     pub fn publish(&self, events: impl IntoIterator<Item = Published>) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = Vec::new();
         for event in events {
+            jobs.extend(event.job.as_ref().map(|job| job.job_id.clone()));
             inner.admit(event);
         }
         drop(inner);
-        self.wake_all();
+        self.ring();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.is_empty() {
+            jobs.iter().filter_map(|job| waiting.remove(job)).flatten().for_each(|thread| thread.unpark());
+        }
     }
 
     /// A job by its id.
@@ -262,10 +280,10 @@ impl View {
         }
     }
 
-    /// Durable events after `after`, at most `limit` of them or a few hundred KiB, with where to go on. From memory where
+    /// Durable events after `after`, at most `limit` of them or about 64 KiB, with where to go on. From memory where
     /// it reaches back so far, else from the segments. With `job`, only that job's.
     pub fn events_after(&self, after: u64, job: Option<&str>, limit: usize) -> io::Result<(Vec<EventBytes>, u64)> {
-        const BATCH_BYTES: usize = 256 << 10;
+        const BATCH_BYTES: usize = 64 << 10;
         let (mut events, mut bytes_left) = (Vec::new(), BATCH_BYTES);
         let inner = self.read();
         let head = inner.head.0;
@@ -327,22 +345,59 @@ impl View {
         self.reader.read(from.max(1), upto.min(self.head().0), each)
     }
 
-    /// Blocks until there is an event after `seq`, or `timeout` is over, or the view was nudged.
-    pub fn wait_past(&self, seq: u64, timeout: Duration) {
+    /// Durable events after `after` up to `upto`, from memory alone: about `bytes_max` of them, but at least one, and whether
+    /// these are all. `None` where memory does not reach back so far.
+    pub fn recent(&self, after: u64, upto: u64, bytes_max: usize) -> Option<(Vec<Published>, bool)> {
+        let inner = self.read();
+        let oldest = inner.recent.front().filter(|oldest| oldest.seq <= after + 1)?.seq;
+        let mut bytes_left = bytes_max;
+        let mut events = Vec::new();
+        for event in inner.recent.range((after + 1 - oldest) as usize..).take_while(|event| event.seq <= upto) {
+            if bytes_left == 0 {
+                return Some((events, false));
+            }
+            bytes_left = bytes_left.saturating_sub(event.bytes.len());
+            events.push(event.clone());
+        }
+        Some((events, true))
+    }
+
+    /// Blocks until there is an event of the job after its event `seq`, or `timeout` is over, or everyone was woken.
+    pub fn wait_for_job(&self, job_id: &Arc<str>, seq: u64, timeout: Duration) {
         let deadline = Instant::now() + timeout;
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(thread::current());
+        let waiting = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting().entry(job_id.clone()).or_default().push(thread::current());
         // Looked at after registering: an event published in between has either been seen here or unparks this thread.
-        if self.head().0 <= seq {
+        if self.job(job_id).is_some_and(|job| job.seq <= seq) {
             thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
         }
         let me = thread::current().id();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).retain(|thread| thread.id() != me);
+        let mut waiting = waiting();
+        if let Some(threads) = waiting.get_mut(job_id) {
+            threads.retain(|thread| thread.id() != me);
+            if threads.is_empty() {
+                waiting.remove(job_id);
+            }
+        }
     }
 
     /// Wakes everyone who waits, without an event: something else they look at has changed.
     pub fn wake_all(&self) {
-        for thread in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            thread.unpark();
+        self.ring();
+        for (_, threads) in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            threads.iter().for_each(Thread::unpark);
+        }
+    }
+
+    /// Sets what is rung when there is something new; the first one stays.
+    pub fn on_news(&self, bell: Bell) {
+        let _ = self.bell.set(bell);
+    }
+
+    /// Rings, without an event: there is something new beside the ledger.
+    pub fn ring(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell();
         }
     }
 

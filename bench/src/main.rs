@@ -12,6 +12,7 @@ mod http_servers;
 mod machine;
 mod recovery;
 mod slice;
+mod sse;
 mod stats;
 mod tree;
 
@@ -57,6 +58,8 @@ enum Command {
     /// The axum server that `http` starts
     #[command(hide = true)]
     Axum,
+    /// How long after it is durable an event is with each subscriber of the event stream, beside a bare broadcaster
+    Sse(Sse),
 }
 
 #[derive(Args)]
@@ -152,6 +155,30 @@ struct Hash {
     rounds: usize,
 }
 
+#[derive(Args)]
+struct Sse {
+    #[command(flatten)]
+    place: Place,
+    /// The agent's binary
+    #[arg(long, value_name = "FILE")]
+    agent: PathBuf,
+    /// Subscribers that read
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    subscribers: usize,
+    /// Subscribers that never read
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    silent: usize,
+    /// Submissions a second
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    per_second: u64,
+    /// Measured time of each round
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Rounds of each
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
@@ -199,6 +226,10 @@ fn run(command: Command) -> Result<(), Fault> {
         }
         Command::Axum => http_servers::serve_axum(),
         Command::Hash(options) => tree::run(&options.place.dir, options.rounds),
+        Command::Sse(options) => {
+            let Sse { place, agent, subscribers, silent, per_second, seconds, rounds } = options;
+            sse::run(&place.dir, &sse::Plan { agent, subscribers, silent, per_second, seconds, rounds })
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 //! What files say of that can be read again while requests go on.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::mask::Mask;
 use super::request::Request;
@@ -19,11 +19,18 @@ use crate::rejection::Rejection;
 const TOKEN_CHARACTERS_MIN: usize = 16;
 
 /// Who may call.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Access {
     sources: Sources,
     rules: Shared<Rules>,
     generation: AtomicU64,
+    tell: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").field("rules", &self.rules).finish_non_exhaustive()
+    }
 }
 
 /// What was given when the agent started: entries, and files.
@@ -107,7 +114,7 @@ impl Access {
             origins: origins.to_owned(),
         };
         let rules = Shared::new(Rules::read(&sources)?);
-        Ok(Self { sources, rules, generation: AtomicU64::new(0) })
+        Ok(Self { sources, rules, generation: AtomicU64::new(0), tell: OnceLock::new() })
     }
 
     /// Reads the files again, without changing anything.
@@ -122,6 +129,9 @@ impl Access {
     pub fn install(&self, rules: Rules) {
         self.rules.set(rules);
         self.generation.fetch_add(1, Ordering::Release);
+        if let Some(tell) = self.tell.get() {
+            tell();
+        }
     }
 
     /// Grows with each [`Access::install`]: as long as it is the same, everyone who was let in still is.
@@ -140,15 +150,21 @@ impl Access {
 
     /// Tells, as often as it is asked, whether a request that was let in with this would still be. Costs next to nothing
     /// while nothing is read again.
-    pub fn watch(self: &Arc<Self>, token: TokenId) -> impl Fn() -> bool + Send + use<> {
-        let (access, seen) = (self.clone(), Cell::new(None));
+    pub fn watch(self: &Arc<Self>, token: TokenId) -> impl Fn() -> bool + Send + Sync + use<> {
+        // Behind every generation.
+        let (access, seen) = (self.clone(), AtomicU64::new(u64::MAX));
         move || {
             // Before the rules: those of a later generation only make it look once more.
             let generation = access.generation();
-            let allowed = seen.get() == Some(generation) || access.is_still_allowed(&token);
-            seen.set(allowed.then_some(generation));
+            let allowed = seen.load(Ordering::Relaxed) == generation || access.is_still_allowed(&token);
+            seen.store(if allowed { generation } else { u64::MAX }, Ordering::Relaxed);
             allowed
         }
+    }
+
+    /// Is called after every [`Access::install`]; only the first one is kept.
+    pub fn on_install(&self, tell: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.tell.set(tell);
     }
 
     /// The text without any token that it holds.

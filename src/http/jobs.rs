@@ -85,12 +85,8 @@ impl App {
                 if left.is_zero() {
                     break;
                 }
-                let (head, _) = self.engine.view().head();
+                self.engine.view().wait_for_job(&job.job_id, job.seq, left.min(LOOK));
                 job = self.find(id)?;
-                if !done(&job) {
-                    self.engine.view().wait_past(head, left.min(LOOK));
-                    job = self.find(id)?;
-                }
             }
         }
         let mut summary = serde_json::to_value(job.summary())

@@ -10,6 +10,7 @@ use super::api::Call;
 use super::reply::{Reply, header};
 use super::routes::{Answer, App};
 use super::server::Counters;
+use super::sse;
 use crate::ledger::event::State;
 use crate::metrics::{CONTENT_TYPE, Family, Kind, Process, encode, seconds};
 use crate::view::{ENDS, Figures};
@@ -45,6 +46,7 @@ impl App {
         families.extend(self.ledger_families());
         families.extend(self.runner_families());
         families.extend(front(&self.observed.counters));
+        families.extend(subscribers(self.events.counters()));
         families.extend(self.process_families());
         families
     }
@@ -205,7 +207,7 @@ fn jobs(figures: &Figures) -> [Family; 7] {
 }
 
 /// What the front has done.
-fn front(counters: &Counters) -> [Family; 10] {
+fn front(counters: &Counters) -> [Family; 11] {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let refused = Family::new(
         Kind::Counter,
@@ -224,6 +226,11 @@ fn front(counters: &Counters) -> [Family; 10] {
             .with(&[("cause", "full")], load(&counters.refused_full))
             .with(&[("cause", "address")], load(&counters.refused_address))
             .with(&[("cause", "no_thread")], load(&counters.refused_no_thread)),
+        Family::counter(
+            "hackbrain_http_connections_evicted_total",
+            "Connections that asked for nothing and gave way to another.",
+            load(&counters.evicted),
+        ),
         Family::counter("hackbrain_http_accept_errors_total", "Failed accepts.", load(&counters.accept_errors)),
         Family::counter("hackbrain_http_requests_total", "Requests that arrived whole.", load(&counters.requests)),
         Family::counter(
@@ -243,6 +250,38 @@ fn front(counters: &Counters) -> [Family; 10] {
             load(&counters.responses_cut),
         ),
         Family::gauge("hackbrain_http_streams", "Streams open now.", load(&counters.streams)),
+    ]
+}
+
+fn subscribers(counters: &sse::Counters) -> [Family; 7] {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let ended = Family::new(
+        Kind::Counter,
+        "hackbrain_sse_subscribers_ended_total",
+        "Subscribers of the event stream whose stream has ended, by why.",
+    );
+    [
+        Family::gauge("hackbrain_sse_subscribers", "Subscribers of the event stream now.", load(&counters.subscribers)),
+        Family::counter("hackbrain_sse_subscriptions_total", "Subscriptions taken.", load(&counters.subscribed)),
+        ended
+            .with(&[("cause", "slow")], load(&counters.slow))
+            .with(&[("cause", "stalled")], load(&counters.stalled))
+            .with(&[("cause", "left")], load(&counters.left))
+            .with(&[("cause", "stopping")], load(&counters.draining))
+            .with(&[("cause", "revoked")], load(&counters.revoked))
+            .with(&[("cause", "unreadable")], load(&counters.unreadable)),
+        Family::counter(
+            "hackbrain_sse_behind_total",
+            "How often a subscriber was too slow for live events and went back to reading by itself.",
+            load(&counters.behind),
+        ),
+        Family::counter("hackbrain_sse_events_total", "Events sent, once for each subscriber.", load(&counters.events)),
+        Family::counter("hackbrain_sse_sent_bytes_total", "Bytes of streams sent.", load(&counters.bytes)),
+        Family::counter(
+            "hackbrain_sse_rounds_total",
+            "Rounds in which live events were sent.",
+            load(&counters.batches),
+        ),
     ]
 }
 

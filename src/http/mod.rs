@@ -25,6 +25,6 @@ pub mod request;
 pub mod routes;
 pub mod server;
 mod slots;
-mod sse;
+pub mod sse;
 mod tar;
 mod wire;

@@ -82,6 +82,7 @@ pub struct StreamWriter<'a> {
     chunked: bool,
     sized: Option<Sized>,
     scratch: Vec<u8>,
+    taken_over: bool,
 }
 
 /// What is left of a body whose length was told.
@@ -125,6 +126,12 @@ impl StreamWriter<'_> {
             self.scratch.clear();
         }
         Ok(())
+    }
+
+    /// Gives the socket to who writes the rest of the body by himself, with the end of it; and whether that is chunked.
+    pub fn take_over(&mut self) -> (Arc<TcpStream>, bool) {
+        self.taken_over = true;
+        (self.socket.clone(), self.chunked)
     }
 
     /// Looks, without waiting, whether the peer has closed or reset the connection. Ask before each heartbeat: writing
@@ -267,8 +274,10 @@ impl<'a> Target<'a> {
             return Ok(());
         }
         let Target { wire, socket, draining, limits, .. } = self;
-        run(&mut StreamWriter { wire, socket, draining, limits, chunked, sized: None, scratch: Vec::new() })?;
-        if chunked { wire.write_all(LAST_CHUNK, &mut limits.deadline()) } else { Ok(()) }
+        let (sized, scratch, taken_over) = (None, Vec::new(), false);
+        let mut to = StreamWriter { wire, socket, draining, limits, chunked, sized, scratch, taken_over };
+        run(&mut to)?;
+        if chunked && !to.taken_over { wire.write_all(LAST_CHUNK, &mut limits.deadline()) } else { Ok(()) }
     }
 
     fn write_sized(self, status: u16, headers: &[Header], length: u64, run: StreamBody) -> io::Result<bool> {
@@ -282,7 +291,8 @@ impl<'a> Target<'a> {
         }
         let Target { wire, socket, draining, limits, keep, .. } = self;
         let sized = Some(Sized { left: length, deadline, idle: Instant::now() });
-        let mut to = StreamWriter { wire, socket, draining, limits, chunked: false, sized, scratch: head };
+        let mut to =
+            StreamWriter { wire, socket, draining, limits, chunked: false, sized, scratch: head, taken_over: false };
         let written = run(&mut to);
         // What was sound goes out, so that who is cut off has all that can be had.
         to.flush()?;

@@ -16,10 +16,10 @@ use super::pieces::lines;
 use super::protect::protect;
 use super::query::Query;
 use super::refusals::Refused;
-use super::reply::{Reply, header};
+use super::reply::{Reply, StreamBody, header};
 use super::request::Request;
 use super::server::Handler;
-use super::sse;
+use super::sse::Hub;
 use crate::admission::Admission;
 use crate::engine::Engine;
 use crate::ledger::event::State;
@@ -38,6 +38,8 @@ pub struct App {
     pub engine: Engine,
     /// The attempts.
     pub runner: Arc<Runner>,
+    /// The event stream.
+    pub events: Arc<Hub>,
     /// Which manifests are let in.
     pub admission: Admission,
     /// Who may call.
@@ -170,9 +172,14 @@ impl App {
             );
             return Err(Rejection::new(409, "ahead_of_ledger", message).field("after"));
         }
-        let job = query.text("job").map(str::to_owned);
-        let (view, telemetry) = (self.engine.view().clone(), self.runner.telemetry().clone());
-        let is_allowed = self.access.watch(call.token);
+        // One that is not there yet may be submitted later.
+        let job = query.text("job");
+        let run: StreamBody = if request.method == Method::Head {
+            Box::new(|_| Ok(()))
+        } else {
+            let subscription = self.events.subscribe(after, job, self.access.watch(call.token))?;
+            Box::new(move |to| subscription.stream(to))
+        };
         Ok(Reply::Stream {
             status: 200,
             headers: vec![
@@ -181,7 +188,7 @@ impl App {
                 // nginx would hold events back.
                 header("X-Accel-Buffering", "no"),
             ],
-            run: Box::new(move |to| sse::stream(&view, &telemetry, after, job.as_deref(), &is_allowed, to)),
+            run,
         })
     }
 

@@ -170,7 +170,8 @@ impl Attempt<'_> {
         }
         let (outcome, ending) = loop {
             let output = watch.get_or_insert_with(|| {
-                OutputWatch::start(self.runner.setup.engine.clone(), &self.job, self.paths.clone(), self.marks)
+                let (engine, growth) = (self.runner.setup.engine.clone(), self.runner.growth.clone());
+                OutputWatch::start(engine, growth, &self.job, self.paths.clone(), self.marks)
             });
             match next {
                 Next::LetGo => {

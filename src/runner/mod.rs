@@ -11,6 +11,7 @@ mod depths;
 pub mod docker;
 mod fault;
 mod gate;
+pub mod growth;
 mod kernel_log;
 pub mod mounts;
 mod namespace;
@@ -45,6 +46,7 @@ use self::claims::{Table, Turn};
 use self::docker::{Docker, EngineError, EngineInfo};
 use self::fault::Fault;
 use self::gate::Look;
+use self::growth::Growth;
 use self::mounts::MountPolicy;
 use self::outage::Outages;
 use self::pins::Pins;
@@ -128,6 +130,7 @@ pub struct Runner {
     waiting: Mutex<HashMap<Arc<str>, String>>,
     progresses: Progresses,
     telemetry: Arc<Telemetry>,
+    growth: Arc<Growth>,
     /// Who may use which directories.
     claims: Mutex<Table>,
     /// Jobs that hold copies, or are being given some.
@@ -157,6 +160,7 @@ impl Runner {
             waiting: Mutex::default(),
             progresses: Progresses::default(),
             telemetry: Arc::default(),
+            growth: Arc::default(),
             claims: Mutex::default(),
             copies: Mutex::default(),
             comparing: Mutex::default(),
@@ -230,7 +234,7 @@ impl Runner {
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
         self.spawn("telemetry", |runner| {
-            runner.telemetry.run(&|| runner.is_stopping(), &|| runner.setup.engine.view().wake_all());
+            runner.telemetry.run(&|| runner.is_stopping(), &|| runner.setup.engine.view().ring());
         })?;
         for _ in 0..SCHEDULERS {
             self.spawn("schedule", |runner| {
@@ -271,6 +275,11 @@ impl Runner {
     /// The samples of attempts under way.
     pub fn telemetry(&self) -> &Arc<Telemetry> {
         &self.telemetry
+    }
+
+    /// How much attempts under way have printed.
+    pub fn growth(&self) -> &Arc<Growth> {
+        &self.growth
     }
 
     /// For `/api/node`.

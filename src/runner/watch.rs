@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::growth::{Grows, Growth};
 use super::output::{CountedMarker, Cuts, Marker, MarkerLimiter, MarkerScanner, OutputPaths, Stream, Tail};
 use crate::engine::Engine;
 use crate::ledger::event::D1Stable;
@@ -30,7 +31,13 @@ pub(super) struct OutputWatch {
 
 impl OutputWatch {
     /// Starts behind the markers that are recorded already: `marks` are their last offsets on stdout and stderr.
-    pub(super) fn start(engine: Engine, job: &Job, paths: OutputPaths, marks: [Option<u64>; 2]) -> Self {
+    pub(super) fn start(
+        engine: Engine,
+        growth: Arc<Growth>,
+        job: &Job,
+        paths: OutputPaths,
+        marks: [Option<u64>; 2],
+    ) -> Self {
         let order = Arc::new(AtomicU8::new(GO_ON));
         let (their_order, job_id, attempt) = (order.clone(), job.job_id.clone(), job.attempt);
         let spawned = thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || {
@@ -46,6 +53,8 @@ impl OutputWatch {
                 recorded
             };
             let mut pace = Pace::new(marks, &record);
+            let mut grows = Grows::new(growth, job_id.clone(), attempt, &paths);
+            let view = engine.view();
             let mut streams = [
                 Watched::new(Stream::Stdout, &paths.stdout, marks[0], paths.cuts.clone()),
                 Watched::new(Stream::Stderr, &paths.stderr, marks[1], paths.cuts.clone()),
@@ -59,12 +68,18 @@ impl OutputWatch {
                     pause = pause.min(stream.pause());
                 }
                 pace.send_what_is_due();
+                if grows.look() {
+                    view.ring();
+                }
                 match order {
                     _ if pace.refused => return,
                     ABANDON => return,
                     _ if is_behind => {}
                     FINISH => {
                         streams.into_iter().for_each(|stream| stream.finish(&mut pace));
+                        if grows.finish() {
+                            view.ring();
+                        }
                         return pace.flush();
                     }
                     _ => thread::park_timeout(pause.min(pace.time_to_next().unwrap_or(pause))),

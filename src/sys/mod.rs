@@ -14,6 +14,7 @@ pub mod place;
 pub mod private;
 pub mod process;
 pub mod service_manager;
+pub mod socket;
 pub mod wait;
 
 /// A panic in a thread that owns the ledger, or looks after attempts, is a broken invariant: the process must not go on.
