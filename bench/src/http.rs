@@ -92,20 +92,30 @@ fn round(
 ) -> Result<Round, Fault> {
     let dir = place.empty()?;
     // A new one each round: the ledger is then as long as the last time.
-    let agent = ServerProcess::agent(binary, &dir)?;
+    let mut agent = ServerProcess::agent(binary, &dir)?;
+    slices(place, axum, &agent, plan, random).map_err(|fault| format!("{fault}\nThe agent: {}", agent.state()).into())
+}
+
+fn slices(
+    place: &mut Workplace,
+    axum: &ServerProcess,
+    agent: &ServerProcess,
+    plan: &Plan,
+    random: &mut Random,
+) -> Result<Round, Fault> {
     let (mut of_agent, mut of_axum) = ([None; 2], [None; 2]);
     let mut turns: Vec<(usize, Load)> =
         (0..CONNECTIONS.len()).flat_map(|index| [(index, Load::Agent), (index, Load::Axum)]).collect();
     random.shuffle(&mut turns);
     for (index, load) in turns {
-        let (server, into) = if load == Load::Agent { (&agent, &mut of_agent) } else { (axum, &mut of_axum) };
+        let (server, into) = if load == Load::Agent { (agent, &mut of_agent) } else { (axum, &mut of_axum) };
         into[index] = Some(measure(server, load, CONNECTIONS[index], plan, &mut 0)?);
     }
     // Last, since what they leave behind in the agent is not part of the others.
     let mut submitted = 0;
     let mut bracketed = |load, connections| -> Result<(Slice, Bracket), Fault> {
         let (before, _) = place.floor().measure_patiently(FLOOR, PATIENCE)?;
-        let slice = measure(&agent, load, connections, plan, &mut submitted)?;
+        let slice = measure(agent, load, connections, plan, &mut submitted)?;
         Ok((slice, Bracket { before, after: place.floor().measure(FLOOR)? }))
     };
     let paced = bracketed(Load::Paced, CONNECTIONS[1])?;

@@ -17,6 +17,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// A server that ends with this value.
 pub struct ServerProcess {
     child: Child,
+    log: Option<PathBuf>,
     pub address: SocketAddr,
 }
 
@@ -37,7 +38,7 @@ impl ServerProcess {
             .stderr(File::create(&log)?)
             .spawn()
             .map_err(|error| format!("starting {}: {error}", binary.display()))?;
-        let mut server = Self { child, address: ([127, 0, 0, 1], 0).into() };
+        let mut server = Self { child, log: Some(log.clone()), address: ([127, 0, 0, 1], 0).into() };
         server.until("the agent listens", |server| {
             let text = fs::read_to_string(&log)?;
             let port = text.split("listening on http://127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
@@ -59,7 +60,7 @@ impl ServerProcess {
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
-        let mut server = Self { child, address: ([127, 0, 0, 1], 0).into() };
+        let mut server = Self { child, log: None, address: ([127, 0, 0, 1], 0).into() };
         server.address = line.trim().parse().map_err(|_| format!("the axum server said {line:?}, not its address"))?;
         server.until("the axum server answers", |server| {
             Ok(get(server.address, "/healthz")?.contains("{\"ok\":true}"))
@@ -79,6 +80,18 @@ impl ServerProcess {
             thread::sleep(LOOK);
         }
         Ok(())
+    }
+
+    /// What is to be known of it where something went wrong: whether it still runs, and the end of its log.
+    pub fn state(&mut self) -> String {
+        let log = self.log.as_ref().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let status = match self.child.try_wait() {
+            Ok(None) => "it runs".to_owned(),
+            Ok(Some(status)) => format!("it ended with {status}"),
+            Err(error) => error.to_string(),
+        };
+        format!("{status}; its log ends with\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
     }
 
     /// CPU time used so far, in clock ticks of 10 ms.
