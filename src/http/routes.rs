@@ -437,8 +437,10 @@ fn page(jobs: Vec<Arc<Job>>, next: Option<u64>) -> Answer {
     let produce = move |each: &mut dyn FnMut(&[u8]) -> io::Result<()>| {
         each(b"{\"jobs\":[")?;
         for (index, job) in jobs.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            each(format!("{comma}{}", serde_json::to_value(job.summary())?).as_bytes())?;
+            if index > 0 {
+                each(b",")?;
+            }
+            each(&serde_json::to_vec(&job.summary())?)?;
         }
         each(format!("],\"next\":{}}}", json!(next)).as_bytes())
     };
