@@ -215,7 +215,7 @@ fn large_bodies_wait_for_memory_and_small_ones_do_not() {
     let body = vec![b'x'; Limits::MAX_BODY];
     let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
     let chunked = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
-    // Three times what one client may have in memory, none of it whole; what is not taken stays in the sockets.
+    // Many times what one client may have in memory, none of it whole; what is not taken stays in the sockets.
     let mut clients: Vec<_> = (0..12)
         .map(|n| {
             let mut client = connect(address);
@@ -258,8 +258,8 @@ fn who_finds_no_memory_for_a_large_body_is_told_to_come_back() {
     let answers: Vec<_> = clients.iter_mut().map(|client| read_answer(client, false).unwrap()).collect();
     let told = |status| answers.iter().filter(|answer| answer.status == status).count();
     assert!(answers.iter().all(|answer| is_json(&answer.body)));
-    // Four found room and did not send the rest; of the others, some may have found theirs at the last moment.
-    assert!(told(408) >= 4 && told(503) >= 1 && told(408) + told(503) == 20, "{answers:?}");
+    // Two found room and did not send the rest; of the others, some may have found theirs at the last moment.
+    assert!(told(408) >= 2 && told(503) >= 1 && told(408) + told(503) == 20, "{answers:?}");
     assert!(answers.iter().all(|answer| answer.status == 408 || answer.has("Retry-After: 1")));
     slots_come_back(server.counters());
 }

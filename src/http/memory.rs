@@ -10,11 +10,11 @@ use crate::rejection::Rejection;
 /// Largest body that every connection may send without asking for memory.
 pub(super) const SMALL_BODY: usize = 8 * 1024;
 /// Bytes of larger bodies in memory at once, in all and of one client.
-const BODIES: (usize, usize) = (8 * 1024 * 1024, 4 * 1024 * 1024);
-/// How many times its size a body takes at most once parsed: `[0,0,…]` takes 32 bytes for each 2, and lists double.
-pub(super) const PARSED: usize = 32;
-/// Bytes that parsed bodies may take at once, unless one alone takes more.
-const PARSED_BYTES: usize = 32 * 1024 * 1024;
+const BODIES: (usize, usize) = (4 * 1024 * 1024, 2 * 1024 * 1024);
+/// How many times its size a body may take once parsed: lists of many small things.
+pub(super) const PARSED: usize = 8;
+/// Bytes that parsed bodies may take at once.
+const PARSED_BYTES: usize = 16 * 1024 * 1024;
 /// How long a large body waits for its turn to be handled.
 pub(super) const TURN_WAIT: Duration = Duration::from_secs(15);
 /// Bytes that may be held at once, in all and by one client. Who finds none left waits for others to give theirs back.

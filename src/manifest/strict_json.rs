@@ -4,18 +4,22 @@ use super::{quoted, reject};
 use crate::rejection::Rejection;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
+
+/// Most JSON values in a body. A manifest at all its limits has about 3000; lists of zeros would take 32 times their size.
+const MAX_VALUES: usize = 65_536;
 
 /// The one JSON value in `body`.
 ///
 /// # Errors
 /// 400 `not_json` with line and column (also for nesting beyond serde_json's 128 levels and text after the value);
-/// 400 `duplicate_field` naming the path of a key that is given twice in one object.
+/// 400 `duplicate_field` naming the path of a key that is given twice in one object; 400 `too_many_values`.
 pub fn parse(body: &[u8]) -> Result<Value, Rejection> {
     let duplicate = RefCell::new(None);
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let parsed = Strict { duplicate: &duplicate }.deserialize(&mut deserializer);
+    let values = Cell::new(0);
+    let parsed = Strict { duplicate: &duplicate, values: &values }.deserialize(&mut deserializer);
     parsed.and_then(|value| deserializer.end().map(|()| value)).map_err(|error| match duplicate.take() {
         Some(path) => reject(
             "duplicate_field",
@@ -27,6 +31,9 @@ pub fn parse(body: &[u8]) -> Result<Value, Rejection> {
             ),
         )
         .field(path),
+        None if values.get() > MAX_VALUES => {
+            reject("too_many_values", format!("the body has over {MAX_VALUES} JSON values; no manifest needs as many"))
+        }
         None => reject("not_json", format!("the body is not JSON: {error}; send one JSON object")),
     })
 }
@@ -36,6 +43,8 @@ pub fn parse(body: &[u8]) -> Result<Value, Rejection> {
 #[derive(Clone, Copy)]
 struct Strict<'a> {
     duplicate: &'a RefCell<Option<String>>,
+    /// How many values have begun.
+    values: &'a Cell<usize>,
 }
 
 impl Strict<'_> {
@@ -51,6 +60,10 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.values.set(self.values.get() + 1);
+        if self.values.get() > MAX_VALUES {
+            return Err(de::Error::custom("too many values"));
+        }
         deserializer.deserialize_any(self)
     }
 }
@@ -152,6 +165,16 @@ mod tests {
             parse(br#"{"a":{"k":1},"b":{"k":1},"k":1}"#).is_ok(),
             "the same key in different objects is no duplicate"
         );
+    }
+
+    #[test]
+    fn values_are_counted_at_every_level() {
+        let list = |n: usize| format!("[{}0]", "0,".repeat(n - 1));
+        assert!(parse(list(MAX_VALUES - 1).as_bytes()).is_ok());
+        let nested = format!(r#"{{"a":{0},"b":{{"c":{0}}}}}"#, list(MAX_VALUES / 2));
+        for text in [list(MAX_VALUES), nested] {
+            assert_eq!(parse(text.as_bytes()).unwrap_err().code, "too_many_values");
+        }
     }
 
     #[test]
