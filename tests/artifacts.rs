@@ -73,8 +73,7 @@ fn every_name_is_served_and_nothing_else() {
         assert!(message.contains("/seal"), "{message}");
     }
     assert_eq!(refused(&agent, "/api/jobs/none/artifacts/x").1, "no_such_job");
-    assert_eq!(refused(&agent, "/api/jobs/n%ffne/artifacts/x").1, "no_such_job");
-    for not_text in ["/api/jobs/%ff", "/%ff", "/api/jobs/x/artifacts/x?%ff"] {
+    for not_text in ["/api/jobs/%ff", "/api/jobs/n%ffne/artifacts/x", "/%ff", "/api/jobs/x/artifacts/x?%ff"] {
         is_refused(&agent, not_text, 400, "bad_target");
     }
     assert_eq!(refused(&agent, &format!("{plain}?x=1")).1, "unknown_parameter");
