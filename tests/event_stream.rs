@@ -1,5 +1,5 @@
 //! The event stream of a real agent: log growth of real payloads, who never reads, kills and broken connections.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod agent;
 mod sse_support;
