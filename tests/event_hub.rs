@@ -136,11 +136,14 @@ fn is_last_word(message: &Message) -> bool {
 /// Reads to the proper end, `piece` bytes at once with a pause before each read; gives the events.
 fn read_all(mut stream: Stream, piece: usize, pause: Duration) -> Vec<(u64, String)> {
     let (mut events, mut is_over) = (Vec::new(), false);
+    let deadline = Instant::now() + 2 * PATIENCE;
     while let Some(message) = {
         thread::sleep(pause);
         stream.next_by(piece).unwrap_or_else(|error| panic!("after {} events: {error}", events.len()))
     } {
         assert!(!is_over, "{message:?} behind the last word");
+        // Comments come for ever.
+        assert!(Instant::now() < deadline, "no end came after {} events", events.len());
         is_over = is_last_word(&message);
         if let (Some(id), Some(data)) = (message.id, message.data) {
             events.push((id, data));
@@ -292,14 +295,18 @@ fn who_never_reads_is_cut_and_who_reads_is_not_kept_waiting() {
                 thread::sleep(Duration::from_millis(5));
             }
         });
-        scope.spawn(move || {
+        let reading = scope.spawn(move || {
             let mut expected = 1;
+            let deadline = Instant::now() + PATIENCE;
             while world.count(|counters| &counters.stalled) < 20 {
+                assert!(Instant::now() < deadline, "nobody is cut: {:?}", world.hub.counters());
                 assert_eq!(reader.event().0, expected, "{:?}", world.hub.counters());
                 expected += 1;
             }
-            stop.store(true, Ordering::Relaxed);
         });
+        let ended = reading.join();
+        stop.store(true, Ordering::Relaxed);
+        ended.unwrap();
     });
     for mut socket in silent {
         let mut bytes = Vec::new();
@@ -338,7 +345,9 @@ fn stray_input_is_thrown_away_and_a_flood_of_it_is_an_end() {
     world.job("a", 0);
     assert_eq!(stream.event().0, 2);
     let flood = vec![b'x'; 16 << 10];
-    while io::Write::write_all(&mut stream.socket, &flood).is_ok() {}
+    // Far more than all buffers on the way hold.
+    let refused = (0..4096).any(|_| io::Write::write_all(&mut stream.socket, &flood).is_err());
+    assert!(refused, "all of it was taken");
     world.eventually("it is let go", || world.count(|counters| &counters.subscribers) == 0);
 }
 

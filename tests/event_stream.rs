@@ -1,5 +1,5 @@
 //! The event stream of a real agent: log growth of real payloads, who never reads, kills and broken connections.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod agent;
 mod sse_support;
@@ -26,7 +26,10 @@ fn open(agent: &Agent, path: &str) -> Stream {
 fn until(stream: &mut Stream, state: &str) -> Vec<(Instant, Message)> {
     let mut messages = Vec::new();
     let sign = format!("\"state\":\"{state}\"");
+    let deadline = Instant::now() + PATIENCE;
     loop {
+        // Comments come for ever.
+        assert!(Instant::now() < deadline, "{state} never came: {messages:?}");
         let message = stream.next().unwrap().expect("the stream goes on");
         let is_last = message.id.is_some() && message.data.as_ref().unwrap().contains(&sign);
         messages.push((Instant::now(), message));

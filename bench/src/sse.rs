@@ -17,9 +17,9 @@ use crate::stats::{Spread, grouped, percentile};
 use crate::{Fault, INTERRUPTED};
 
 /// Connections that submit.
-const SUBMITTERS: usize = 12;
+const SUBMITTERS: usize = 8;
 /// Of subscribers, so many use IPv4, the others IPv6: no address has more connections than it may.
-const SUBSCRIBERS_V4: usize = 240;
+const SUBSCRIBERS_V4: usize = 246;
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The same pause between writes as the agent's.
@@ -189,7 +189,7 @@ impl Drop for Agent {
 impl Agent {
     fn start(binary: &Path, data: &Path) -> Result<Self, Fault> {
         let mut command = Command::new(binary);
-        command.arg("serve").arg("--data").arg(data).args(["--listen", "127.0.0.1:0,[::1]:0"]);
+        command.arg("serve").arg("--data").arg(data).args(["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]);
         // No container engine: the jobs stay RECEIVED, and one submission is one event.
         command.env("DOCKER_HOST", "unix:///nonexistent").env("RUST_LOG", "info");
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest wait for anything that must happen; far above what it takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -145,7 +145,10 @@ impl Stream {
 
     /// The next event: seq and data.
     pub fn event(&mut self) -> (u64, String) {
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            // Comments come for ever.
+            assert!(Instant::now() < deadline, "no event came");
             let message = self.next().unwrap().expect("the stream goes on");
             if let (Some(id), None, Some(data)) = (message.id, &message.event, &message.data) {
                 return (id, data.clone());
