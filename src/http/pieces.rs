@@ -1,6 +1,9 @@
 //! Answers that may be long, written piece by piece: what is held of them does not grow with them.
 
 use std::io;
+use std::num::NonZero;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::thread;
 
 use tiny_http::Response;
 
@@ -22,28 +25,59 @@ pub(super) fn pieces(
     produce: impl Fn(EachPiece<'_>) -> io::Result<()> + Send + 'static,
 ) -> Answer {
     let mut whole = Vec::new();
+    let turn = Turn::take();
     produce(&mut |piece| {
         whole.extend_from_slice(piece);
         whole.len() <= WHOLE_BYTES
     })
     .map_err(|error| unreadable(&error))?;
+    drop(turn);
     let content_type = header("Content-Type", content_type);
     if whole.len() <= WHOLE_BYTES {
         return Ok(Reply::Full(Response::from_data(whole).with_header(content_type).boxed()));
     }
     let run = move |to: &mut StreamWriter<'_>| {
         let (mut buffer, mut sent) = (Vec::with_capacity(WHOLE_BYTES), Ok(()));
+        let mut turn = Some(Turn::take());
         produce(&mut |piece| {
             buffer.extend_from_slice(piece);
             if buffer.len() >= WHOLE_BYTES {
+                // Nobody's turn is spent on waiting for a client.
+                turn = None;
                 sent = to.send(&buffer);
                 buffer.clear();
+                turn = sent.is_ok().then(Turn::take);
             }
             sent.is_ok()
         })?;
+        drop(turn);
         sent.and_then(|()| to.send(&buffer))
     };
     Ok(Reply::Stream { status: 200, headers: vec![content_type], run: Box::new(run) })
+}
+
+/// The right to compute an answer. As many have it as there are processors: hundreds of clients that ask for much would
+/// otherwise all compute at once, and a request that needs next to nothing would wait behind every one of them.
+struct Turn;
+
+static TAKEN: Mutex<usize> = Mutex::new(0);
+static GIVEN_BACK: Condvar = Condvar::new();
+
+impl Turn {
+    fn take() -> Self {
+        static MOST: OnceLock<usize> = OnceLock::new();
+        let most = *MOST.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get));
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        *GIVEN_BACK.wait_while(taken, |taken| *taken >= most).unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        GIVEN_BACK.notify_one();
+    }
 }
 
 /// Events as JSON lines.
