@@ -75,7 +75,7 @@ pub struct Limits {
 
 impl Limits {
     /// Default of [`Limits::max_connections`].
-    pub const MAX_CONNECTIONS: usize = 1024;
+    pub const MAX_CONNECTIONS: usize = 512;
     /// Default of [`Limits::max_per_address`].
     pub const MAX_PER_ADDRESS: usize = 256;
     /// Default of [`Limits::reserved_for_loopback`].
