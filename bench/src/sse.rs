@@ -406,7 +406,8 @@ fn floor_round(plan: &Plan) -> Result<Latency, Fault> {
     let events = (plan.per_second * plan.seconds) as usize;
     let epoch = Instant::now();
     let all_there = AtomicBool::new(false);
-    let due: Vec<i64> = (0..events as u64).map(|n| (300_000_000 + n * 1_000_000_000 / plan.per_second) as i64).collect();
+    let due: Vec<i64> =
+        (0..events as u64).map(|n| (300_000_000 + n * 1_000_000_000 / plan.per_second) as i64).collect();
     // About as long as the agent's event of such a job.
     let data = "x".repeat(480);
     let arrivals = thread::scope(|scope| {

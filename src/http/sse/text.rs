@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&raw.bytes), "event: log\ndata: {}\n\nid: 7\ndata: {\"seq\":7}\n\n");
         let mut chunked = text(true, &[], &[7]);
         chunked.end();
-        assert_eq!(String::from_utf8_lossy(&chunked.bytes), "18\r\nid: 7\ndata: {\"seq\":7}\n\n\r\n0\r\n\r\n");
+        assert_eq!(String::from_utf8_lossy(&chunked.bytes), "17\r\nid: 7\ndata: {\"seq\":7}\n\n\r\n0\r\n\r\n");
         let longest = text(false, &[], &[u64::MAX]);
         assert!(longest.bytes.starts_with(b"id: 18446744073709551615\ndata: "));
     }
