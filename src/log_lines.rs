@@ -113,15 +113,19 @@ fn write(waiting: &Receiver<Message>, left_out: &AtomicU64) {
     loop {
         match waiting.recv() {
             Ok(Message::Job(job)) => log::log!(target: TARGET, level(job.state), "{}", line(&job)),
-            Ok(Message::End) | Err(_) => return,
+            Ok(Message::End) | Err(_) => return tell_left_out(left_out),
         }
         if waiting.is_empty() {
-            let missing = left_out.swap(0, Ordering::Relaxed);
-            if missing > 0 {
-                log::warn!(target: TARGET, "job lines_left_out={missing}");
-            }
+            tell_left_out(left_out);
             thread::sleep(GATHER);
         }
+    }
+}
+
+fn tell_left_out(left_out: &AtomicU64) {
+    let missing = left_out.swap(0, Ordering::Relaxed);
+    if missing > 0 {
+        log::warn!(target: TARGET, "job lines_left_out={missing}");
     }
 }
 

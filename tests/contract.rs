@@ -16,9 +16,6 @@ use agent::{Agent, Answer, PATIENCE, Site, eventually, job_id, manifest};
 use hackbrain::http::api::{DOCUMENT, Kind, ROUTES};
 use serde_json::{Value, json};
 
-/// In the document and not yet in the table.
-const TO_COME: &[&str] = &["/metrics"];
-
 fn document() -> Value {
     serde_json::from_slice(DOCUMENT).unwrap()
 }
@@ -46,7 +43,6 @@ fn the_document_has_the_routes_of_the_table_and_no_others() {
             operations.insert((path.as_str(), method.to_uppercase()), (operation, common));
         }
     }
-    operations.retain(|(path, _), _| !TO_COME.contains(path));
     let table: BTreeSet<_> = ROUTES.iter().map(|route| (route.template, route.method.to_string())).collect();
     assert_eq!(operations.keys().cloned().collect::<BTreeSet<_>>(), table);
     assert_eq!(table.len(), ROUTES.len(), "a route stands once");
@@ -357,8 +353,15 @@ fn what_a_job_left_is_read_whole_in_parts_and_not_again() {
         let path = path_of(route.template, &id);
         let [get, head] = ["GET", "HEAD"].map(|method| agent.request(method, &path, &[("Accept", "image/png")], b""));
         assert_eq!((get.status, head.status, head.body.len()), (200, 200, 0), "{path}");
-        assert_eq!(told(&head), told(&get), "{path}: HEAD tells what GET tells");
-        assert_eq!(get.header("content-length"), Some(get.body.len().to_string().as_str()), "{path}");
+        let [mut of_head, mut of_get] = [told(&head), told(&get)];
+        if matches!(route.template, "/metrics" | "/api/node") {
+            // Their figures gain digits from one moment to the next.
+            [&mut of_head, &mut of_get].map(|fields| fields.retain(|(name, _)| name != "content-length"));
+        }
+        assert_eq!(of_head, of_get, "{path}: HEAD tells what GET tells");
+        // A longer one comes in chunks.
+        let told_length = get.header("content-length");
+        assert!(told_length.is_none_or(|length| length == get.body.len().to_string()), "{path}");
     }
     // To an old client, whose answer has no coding that would have to end.
     let head = agent.raw(format!("HEAD /api/events HTTP/1.0\r\nHost: {}\r\n\r\n", agent.address).as_bytes());

@@ -29,9 +29,12 @@ impl Handler for Route {
         let text = |name| request.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
         let after = text("after").map_or(0, |after| after.parse().unwrap());
         match self.0.subscribe(after, text("job"), || true) {
-            Ok(subscription) => {
-                Reply::Stream { status: 200, headers: Vec::new(), run: Box::new(move |to| subscription.stream(to)) }
-            }
+            Ok(subscription) => Reply::Stream {
+                status: 200,
+                headers: Vec::new(),
+                ends: false,
+                run: Box::new(move |to| subscription.stream(to)),
+            },
             Err(rejection) => Reply::rejection(&rejection),
         }
     }

@@ -91,12 +91,14 @@ fn a_payload_that_floods_is_told_of_a_few_times_a_second() {
     let script =
         "end=$(($(date +%s)+4)); while [ $(date +%s) -lt $end ]; do head -c 4000000 /dev/zero | tr '\\0' x; done";
     agent.accepted(&manifest(&id, &["sh", "-c", script]));
+    let began = Instant::now();
     let messages = until(&mut stream, "COMPLETED");
     let told = sizes(&messages, &id);
     let length = fs::metadata(site.data().join("logs").join(&id).join("1.stdout")).unwrap().len();
     assert_eq!(told.last().unwrap().1, length, "the last size is the file's");
     assert!(length > 4_000_000 && told.len() >= 4, "{told:?}");
-    let took = told.last().unwrap().0 - told[0].0;
+    // Longer than it printed: when a size was received tells little on a busy machine.
+    let took = began.elapsed();
     // Received late, they may lie closer together, but on the whole there are no more.
     let most = 2.0 + took.as_secs_f64() / 0.334;
     assert!(told.len() as f64 <= most, "{} in {took:?}", told.len());

@@ -97,7 +97,9 @@ class Host:
 
     def end(self):
         log_id = self.dump()[0]["detail"]["log_id"] if self.data.exists() else None
-        os.kill(self.first, signal.SIGKILL)
+        if self.outer.poll() is None:
+            # unshare ends its child with it.
+            os.kill(self.first or self.outer.pid, signal.SIGKILL)
         self.outer.wait(PATIENCE_S)
         if log_id:
             listed = subprocess.run(["docker", "ps", "--all", "--quiet", "--filter", f"label=hackbrain.log={log_id}"],
@@ -143,8 +145,12 @@ class Machine(Host):
         self.outer = self.spawn(
             "unshare", "--mount", "--propagation", "unchanged", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL",
             "bash", "-c", BOOT, "boot", self.dir, os.path.realpath("/run/docker.sock"))
-        self.first = until("the namespaces have a first process", self._first)
-        until("systemd is up", lambda: self.run("systemctl", "is-active", "test.target").stdout == b"active\n")
+        try:
+            self.first = until("the namespaces have a first process", self._first)
+            until("systemd is up", lambda: self.run("systemctl", "is-active", "test.target").stdout == b"active\n")
+        except BaseException:
+            self.end()
+            raise
 
     def _first(self):
         assert self.outer.poll() is None, (self.dir / "boot.log").read_text()
@@ -178,7 +184,11 @@ class Alone(Host):
             "unshare", "--mount", "--propagation", "private", self.dir / "hackbrain", "serve", "--data", self.data, "--listen",
             f"127.0.0.1:{self.port}", "--mount-root", self.dir / "shared/mounts")
         self.first = self.outer.pid
-        until("the agent listens", lambda: b"listening" in (self.dir / "boot.log").read_bytes())
+        try:
+            until("the agent listens", lambda: b"listening" in (self.dir / "boot.log").read_bytes())
+        except BaseException:
+            self.end()
+            raise
 
 
 class Unit(unittest.TestCase):

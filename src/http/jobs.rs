@@ -80,7 +80,8 @@ impl App {
         let mut job = self.find(id)?;
         if let Some(state) = wait {
             let done = |job: &Job| job.has_seen(state) || job.phase() == Phase::Ended;
-            while !done(&job) && !self.stopping.load(Ordering::Relaxed) {
+            // Who has left keeps no connection.
+            while !done(&job) && !self.stopping.load(Ordering::Relaxed) && !call.request.peer_gone() {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;

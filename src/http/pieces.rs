@@ -53,7 +53,7 @@ pub(super) fn pieces(
         drop(turn);
         sent.and_then(|()| to.send(&buffer))
     };
-    Ok(Reply::Stream { status: 200, headers: vec![content_type], run: Box::new(run) })
+    Ok(Reply::Stream { status: 200, headers: vec![content_type], ends: true, run: Box::new(run) })
 }
 
 /// The right to compute an answer. As many have it as there are processors: hundreds of clients that ask for much would

@@ -5,14 +5,6 @@ use tiny_http::Header;
 use super::reply::{Reply, header};
 use super::routes::with_headers;
 
-/// Of every answer. What a payload printed or wrote comes from our own origin, and would have the viewer's rights if a
-/// browser ran it as a page.
-const ALWAYS: [(&str, &str); 4] = [
-    ("Cross-Origin-Resource-Policy", "same-origin"),
-    ("X-Frame-Options", "DENY"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
-];
 /// Of every answer that is no file of the viewer.
 const DATA: [(&str, &str); 2] = [
     ("Cache-Control", "no-store"),
@@ -33,6 +25,6 @@ pub(super) fn protect(reply: Reply, of_viewer: bool) -> Reply {
         }
     };
     let data: &[_] = if of_viewer { &[] } else { &DATA };
-    let missing: Vec<Header> = ALWAYS.iter().chain(data).filter(|(n, _)| !has(n)).map(|(n, v)| header(n, v)).collect();
+    let missing: Vec<Header> = data.iter().filter(|(n, _)| !has(n)).map(|(n, v)| header(n, v)).collect();
     with_headers(reply, missing)
 }

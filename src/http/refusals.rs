@@ -1,6 +1,6 @@
 //! Refused requests: all of them counted by code, and told in the log at a pace that no flood can raise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ const TARGET: &str = "hackbrain::http";
 const LINES_MAX: u32 = 20;
 /// See [`LINES_MAX`].
 const WINDOW: Duration = Duration::from_secs(1);
+/// Lines that wait to be written, at most; more wait only where the log's reader hangs.
+const WAITING_MAX: usize = 64;
 /// Characters of a path in a line, and of a method.
 const PATH_MAX: usize = 200;
 const METHOD_MAX: usize = 20;
@@ -47,6 +49,8 @@ struct State {
     /// Codes are literals, so there are few.
     by_code: BTreeMap<&'static str, u64>,
     pace: Pace,
+    /// To be written by the thread of [`Refusals::keep`]: whoever refuses must not wait for who reads the log.
+    lines: VecDeque<(Level, String)>,
     closed: bool,
 }
 
@@ -94,21 +98,19 @@ impl Refusals {
             return;
         }
         let (may, before) = state.pace.ask(Instant::now());
-        if state.pace.left_out == 1 && !may {
-            self.changed.notify_all();
-        }
-        drop(state);
-        before.into_iter().for_each(tell_left_out);
-        if may {
+        state.lines.extend(before.map(left_out));
+        if may && state.lines.len() < WAITING_MAX {
             let Refused { status, code, method, path, remote } = refused;
             let (method, path) = (cut(method, METHOD_MAX), cut(path, PATH_MAX));
             let (method, path) = (value(&method), value(&path));
             let remote = remote.ip().to_canonical();
-            log::log!(
-                target: TARGET, level,
-                "http status={status} code={code} method={method} path={path} remote={remote}"
-            );
+            let line = format!("http status={status} code={code} method={method} path={path} remote={remote}");
+            state.lines.push_back((level, line));
+        } else if may {
+            state.pace.left_out += 1;
         }
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// How many there were of each code.
@@ -116,35 +118,41 @@ impl Refusals {
         self.lock().by_code.iter().map(|(code, count)| (*code, *count)).collect()
     }
 
-    /// Tells how many lines were left out once a flood is over, until [`Refusals::close`].
+    /// Writes the lines, and how many were left out once a flood is over, until [`Refusals::close`].
     pub fn keep(&self) {
         let mut state = self.lock();
-        while !state.closed {
-            state = match state.pace.due() {
+        loop {
+            if let Some((level, line)) = state.lines.pop_front() {
+                drop(state);
+                log::log!(target: TARGET, level, "{line}");
+                state = self.lock();
+                continue;
+            }
+            if state.closed {
+                return;
+            }
+            state = match state.pace.due().map(|due| due.saturating_duration_since(Instant::now())) {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(due) => match due.saturating_duration_since(Instant::now()) {
-                    Duration::ZERO => {
-                        let left_out = state.pace.take();
-                        drop(state);
-                        tell_left_out(left_out);
-                        self.lock()
-                    }
-                    wait => self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0,
-                },
+                Some(Duration::ZERO) => {
+                    let line = left_out(state.pace.take());
+                    state.lines.push_back(line);
+                    state
+                }
+                Some(wait) => self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
     }
 
-    /// Ends [`Refusals::keep`]; what was left out until now is told.
+    /// Ends [`Refusals::keep`] once it has written what there is, with how many lines were left out until now.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let left_out = state.pace.take();
+        let missing = state.pace.take();
+        if missing > 0 {
+            state.lines.push_back(left_out(missing));
+        }
         drop(state);
         self.changed.notify_all();
-        if left_out > 0 {
-            tell_left_out(left_out);
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -152,8 +160,8 @@ impl Refusals {
     }
 }
 
-fn tell_left_out(count: u64) {
-    log::info!(target: TARGET, "http lines_left_out={count}");
+fn left_out(count: u64) -> (Level, String) {
+    (Level::Info, format!("http lines_left_out={count}"))
 }
 
 /// The first characters; an ellipsis tells that there were more.

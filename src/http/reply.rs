@@ -37,6 +37,8 @@ pub enum Reply {
         status: u16,
         /// Header fields.
         headers: Vec<Header>,
+        /// Whether the body ends by itself, soon: then its reader is held to a pace, and the connection can be kept.
+        ends: bool,
         /// Writes the body.
         run: StreamBody,
     },
@@ -81,6 +83,8 @@ pub struct StreamWriter<'a> {
     limits: WriteLimits,
     chunked: bool,
     sized: Option<Sized>,
+    /// Of a body that ends: when it must be out, and since when its peer has not been waited for.
+    pace: Option<(WriteDeadline, Instant)>,
     scratch: Vec<u8>,
     taken_over: bool,
 }
@@ -112,7 +116,14 @@ impl StreamWriter<'_> {
         for piece in bytes.chunks(BODY_PIECE) {
             self.scratch.clear();
             append(&mut self.scratch, piece, self.chunked);
-            self.wire.write_all(&self.scratch, &mut self.limits.deadline())?;
+            match &mut self.pace {
+                Some((deadline, idle)) => {
+                    deadline.paused(idle.elapsed());
+                    self.wire.write_all(&self.scratch, deadline)?;
+                    *idle = Instant::now();
+                }
+                None => self.wire.write_all(&self.scratch, &mut self.limits.deadline())?,
+            }
         }
         Ok(())
     }
@@ -201,7 +212,7 @@ impl<'a> Target<'a> {
     pub(super) fn write(self, reply: Reply) -> io::Result<bool> {
         match reply {
             Reply::Full(response) => self.write_full(response),
-            Reply::Stream { status, headers, run } => self.write_stream(status, &headers, run).map(|()| false),
+            Reply::Stream { status, headers, ends, run } => self.write_stream(status, &headers, ends, run),
             Reply::Sized { status, headers, length, run } => self.write_sized(status, &headers, length, run),
         }
     }
@@ -263,21 +274,25 @@ impl<'a> Target<'a> {
         Ok(self.keep)
     }
 
-    fn write_stream(mut self, status: u16, headers: &[Header], run: StreamBody) -> io::Result<()> {
-        self.keep = false;
+    fn write_stream(mut self, status: u16, headers: &[Header], ends: bool, run: StreamBody) -> io::Result<bool> {
         let chunked = self.minor_version >= 1;
+        self.keep &= ends && chunked;
         let framing = if chunked { Framing::Chunked } else { Framing::UntilClose };
         let mut head = Vec::with_capacity(HEAD_BYTES);
         encode_head(&mut head, status, headers, framing, self.connection())?;
         self.wire.write_all(&head, &mut self.limits.deadline())?;
         if self.head_only {
-            return Ok(());
+            return Ok(self.keep);
         }
-        let Target { wire, socket, draining, limits, .. } = self;
+        let Target { wire, socket, draining, limits, keep, .. } = self;
         let (sized, scratch, taken_over) = (None, Vec::new(), false);
-        let mut to = StreamWriter { wire, socket, draining, limits, chunked, sized, scratch, taken_over };
+        let pace = ends.then(|| (limits.deadline(), Instant::now()));
+        let mut to = StreamWriter { wire, socket, draining, limits, chunked, sized, pace, scratch, taken_over };
         run(&mut to)?;
-        if chunked && !to.taken_over { wire.write_all(LAST_CHUNK, &mut limits.deadline()) } else { Ok(()) }
+        if chunked && !to.taken_over {
+            wire.write_all(LAST_CHUNK, &mut limits.deadline())?;
+        }
+        Ok(keep)
     }
 
     fn write_sized(self, status: u16, headers: &[Header], length: u64, run: StreamBody) -> io::Result<bool> {
@@ -291,8 +306,17 @@ impl<'a> Target<'a> {
         }
         let Target { wire, socket, draining, limits, keep, .. } = self;
         let sized = Some(Sized { left: length, deadline, idle: Instant::now() });
-        let mut to =
-            StreamWriter { wire, socket, draining, limits, chunked: false, sized, scratch: head, taken_over: false };
+        let mut to = StreamWriter {
+            wire,
+            socket,
+            draining,
+            limits,
+            chunked: false,
+            sized,
+            pace: None,
+            scratch: head,
+            taken_over: false,
+        };
         let written = run(&mut to);
         // What was sound goes out, so that who is cut off has all that can be had.
         to.flush()?;
@@ -385,7 +409,7 @@ fn encode_head(
     if !given("Date") {
         field(out, "Date", &http_date(Time::now()));
     }
-    for (name, value) in [("Server", "hackbrain"), ("X-Content-Type-Options", "nosniff")] {
+    for (name, value) in ALWAYS {
         if !given(name) {
             field(out, name, value.as_bytes());
         }
@@ -407,6 +431,17 @@ fn encode_head(
     out.extend_from_slice(b"\r\n");
     Ok(())
 }
+
+/// Of every answer, if its handler does not say otherwise. What a payload printed or wrote comes from our own origin, and would
+/// have the viewer's rights if a browser ran it as a page.
+const ALWAYS: [(&str, &str); 6] = [
+    ("Server", "hackbrain"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+];
 
 /// What a handler has no say in.
 const SERVERS_OWN: [&str; 5] = ["Connection", "Content-Length", "Trailer", "Transfer-Encoding", "Upgrade"];
@@ -432,7 +467,8 @@ mod tests {
 
     #[test]
     fn framing_and_connection_are_the_servers_and_not_the_handlers() {
-        let start = ["HTTP/1.1 200 OK", "Server: hackbrain", "X-Content-Type-Options: nosniff"];
+        let own: Vec<String> = ALWAYS.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        let start: Vec<&str> = std::iter::once("HTTP/1.1 200 OK").chain(own.iter().map(String::as_str)).collect();
         for (framing, connection, rest) in [
             (Framing::None, "", vec![]),
             (Framing::UntilClose, "Connection: close\r\n", vec!["Connection: close"]),
@@ -453,9 +489,10 @@ mod tests {
         ];
         let rest = ["ETag: x", "content-type: c/d", "Content-Length: 7"];
         assert_eq!(lines(Framing::Length(7), &claims, ""), [&start[..], &rest].concat());
-        let own = [header("server", "other"), header("Date", "never")];
-        let head = lines(Framing::None, &own, "");
-        assert_eq!(head, ["HTTP/1.1 200 OK", "X-Content-Type-Options: nosniff", "server: other"]);
+        let given = [header("server", "other"), header("Date", "never")];
+        let head = lines(Framing::None, &given, "");
+        assert_eq!(head[0], "HTTP/1.1 200 OK");
+        assert_eq!(head[1..], [&own[1..], &["server: other".to_owned()]].concat());
     }
 
     #[test]

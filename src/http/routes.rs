@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tiny_http::{Header, Method, Response};
 
 use super::access::{Access, TokenId};
-use super::api::{self, Call, Kind};
+use super::api::{self, Call, Found, Kind, Route};
 use super::files;
 use super::metrics::Observed;
 use super::pieces::lines;
@@ -65,7 +65,34 @@ pub(super) type Answer = Result<Reply, Rejection>;
 
 impl Handler for App {
     fn handle(&self, request: &Request) -> Reply {
-        let reply = match self.answer(request) {
+        self.finish(request, self.answer(request))
+    }
+
+    fn before_body(&self, request: &Request) -> Option<Reply> {
+        match self.check_head(request) {
+            Ok(Checked::Route(..)) => None,
+            Ok(Checked::Answered(reply)) if request.method == Method::Options => {
+                drop(reply);
+                None
+            }
+            Ok(Checked::Answered(reply)) => Some(self.finish(request, Ok(reply))),
+            Err(rejection) => Some(self.finish(request, Err(rejection))),
+        }
+    }
+}
+
+/// What became of a request's head.
+enum Checked<'r> {
+    /// Its route takes it.
+    Route(&'static Route, Found, Query<'r>, TokenId),
+    /// It is answered without one.
+    Answered(Reply),
+}
+
+impl App {
+    /// The answer as it goes out: what is refused is told in the log, and nothing shows a token.
+    fn finish(&self, request: &Request, answer: Answer) -> Reply {
+        let reply = match answer {
             Ok(reply) => {
                 match &reply {
                     Reply::Full(response) if response.status_code() == 405 => {
@@ -80,7 +107,7 @@ impl Handler for App {
                 self.note_refused(request, rejection.status, rejection.code);
                 // RFC 9110 §15.5.2: a 401 says how to do better.
                 let challenge = (rejection.status == 401).then(|| header("WWW-Authenticate", "Bearer"));
-                let reply = Reply::rejection(&self.access.mask_rejection(rejection));
+                let reply = Reply::rejection(&self.masked(request, rejection));
                 with_headers(reply, challenge.into_iter().collect())
             }
         };
@@ -90,9 +117,19 @@ impl Handler for App {
             None => reply,
         }
     }
-}
 
-impl App {
+    /// A message may hold a part of a token: texts are cut where they are long. So where the body has one, nothing is quoted.
+    fn masked(&self, request: &Request, rejection: Rejection) -> Rejection {
+        let has_one = !request.body.is_empty()
+            && matches!(self.access.mask(&String::from_utf8_lossy(&request.body)), std::borrow::Cow::Owned(_));
+        if has_one {
+            let message = "it is refused, and not said why, since it holds a token in the wrong place: a token is sent as \
+                           `Authorization: Bearer TOKEN` and nowhere else";
+            return Rejection::new(rejection.status, rejection.code, message);
+        }
+        self.access.mask_rejection(rejection)
+    }
+
     /// The path is told as the client meant it, not as it was encoded: a token in it is found there.
     fn note_refused(&self, request: &Request, status: u16, code: &'static str) {
         let (method, path) = (request.method.to_string(), self.access.mask(&request.path));
@@ -100,25 +137,36 @@ impl App {
         self.observed.counters.refusals.note(&refused);
     }
 
-    fn answer(&self, request: &Request) -> Answer {
+    /// Everything that can be known of a request without its body.
+    fn check_head<'r>(&self, request: &'r Request) -> Result<Checked<'r>, Rejection> {
         self.access.check_origin(request)?;
         if request.path == "*" {
-            return Ok(no_content(api::ALL_METHODS));
+            return Ok(Checked::Answered(no_content(api::ALL_METHODS)));
         }
         let found = api::find(request)?;
         if request.method == Method::Options {
-            return Ok(no_content(found.allowed()));
+            return Ok(Checked::Answered(no_content(found.allowed())));
         }
         let Some(route) = found.route(&request.method) else {
             let allowed = found.allowed();
             let message = format!("{} is not allowed here; use {allowed}", request.method);
             let reply = Reply::rejection(&Rejection::new(405, "method_not_allowed", message));
-            return Ok(with_headers(reply, vec![header("Allow", allowed)]));
+            return Ok(Checked::Answered(with_headers(reply, vec![header("Allow", allowed)])));
         };
         let token = if route.token { self.access.check_token(request)? } else { TokenId::none() };
         let query = Query::new(request, route.parameters)?;
         if route.method == Method::Post {
             require_json(request)?;
+        }
+        Ok(Checked::Route(route, found, query, token))
+    }
+
+    fn answer(&self, request: &Request) -> Answer {
+        let (route, found, query, token) = match self.check_head(request)? {
+            Checked::Answered(reply) => return Ok(reply),
+            Checked::Route(route, found, query, token) => (route, found, query, token),
+        };
+        if route.method == Method::Post {
             // A run's first event is its NODE_UP.
             self.ready.wait();
         }
@@ -188,6 +236,7 @@ impl App {
                 // nginx would hold events back.
                 header("X-Accel-Buffering", "no"),
             ],
+            ends: false,
             run,
         })
     }
@@ -252,9 +301,9 @@ pub(super) fn with_headers(reply: Reply, more: Vec<Header>) -> Reply {
             more.into_iter().for_each(|header| response.add_header(header));
             Reply::Full(response)
         }
-        Reply::Stream { status, mut headers, run } => {
+        Reply::Stream { status, mut headers, ends, run } => {
             headers.extend(more);
-            Reply::Stream { status, headers, run }
+            Reply::Stream { status, headers, ends, run }
         }
         Reply::Sized { status, mut headers, length, run } => {
             headers.extend(more);

@@ -44,6 +44,11 @@ const THREAD_PAUSE: Duration = Duration::from_millis(2);
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
     fn handle(&self, request: &Request) -> Reply;
+
+    /// Refuses a request whose body has not arrived: a stranger's body is not worth its memory.
+    fn before_body(&self, _request: &Request) -> Option<Reply> {
+        None
+    }
 }
 
 /// A running front. Dropping it stops accepting.
@@ -134,7 +139,9 @@ impl Server {
         self.shared.shutdown_where(Phase::Fresh, Shutdown::Read);
         self.shared.shutdown_where(Phase::Streaming, Shutdown::Both);
         let left = self.shared.wait_until_empty(end);
-        for phase in [Phase::Fresh, Phase::Idle, Phase::Head, Phase::Lingering, Phase::Busy, Phase::Streaming] {
+        for phase in
+            [Phase::Fresh, Phase::Idle, Phase::Head, Phase::Body, Phase::Lingering, Phase::Busy, Phase::Streaming]
+        {
             self.shared.shutdown_where(phase, Shutdown::Both);
         }
         left
@@ -289,7 +296,11 @@ fn admit(shared: &Arc<Shared>, socket: Arc<TcpStream>, remote: SocketAddr, refus
             counters.active.fetch_add(1, Ordering::Relaxed);
             match start_thread(shared, connection) {
                 Ok(()) => return,
-                Err(e) => log::warn!("cannot start a thread for a connection: {e}"),
+                Err(e) => {
+                    if counters.refused_no_thread.load(Ordering::Relaxed) == 0 {
+                        log::warn!("cannot start a thread for a connection; said once: {e}");
+                    }
+                }
             }
             (&counters.refused_no_thread, "the node cannot start a thread for this connection; try again")
         }
@@ -346,11 +357,17 @@ enum Unread {
         /// The request is a HEAD, whose answer has no body.
         head_only: bool,
     },
+    /// The handler wants nothing of it: answer this, then close.
+    Refused(Box<Request>, Box<Reply>),
     /// The peer left, or never began: close without a word.
     Gone,
 }
 
 fn serve(shared: &Shared, connection: &Connection) {
+    // A thread that was hard to come by is no reason to keep a silent connection.
+    if !connection.enter(Phase::Fresh) {
+        return;
+    }
     let mut wire = Wire::new(Arc::clone(&connection.socket));
     let mut first_byte_by = Instant::now() + shared.limits.head_deadline;
     let mut head_by = Some(first_byte_by);
@@ -358,6 +375,10 @@ fn serve(shared: &Shared, connection: &Connection) {
         let kept = match read_request(shared, connection, &mut wire, first_byte_by, head_by) {
             Ok((request, memory)) => respond(shared, connection, &mut wire, request, memory),
             Err(Unread::Gone) => return,
+            Err(Unread::Refused(request, reply)) => {
+                shared.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                target(shared, connection, &mut wire).shape(&request, false).write(*reply)
+            }
             Err(Unread::Rejected { rejection, head_only }) => {
                 shared.counters.rejected.fetch_add(1, Ordering::Relaxed);
                 note_unread(&shared.counters, rejection.status, rejection.code, connection.remote);
@@ -418,13 +439,18 @@ fn read_request(
             None => fill(wire, head_by, "head", head_only)?,
         }
     };
-    enter(connection, Phase::Busy)?;
     wire.consume(consumed);
     request.socket = Arc::downgrade(&connection.socket);
     if framing == Framing::None {
+        enter(connection, Phase::Busy)?;
         return Ok((request, None));
     }
-    let body_by = Instant::now() + limits.body_deadline;
+    enter(connection, Phase::Body)?;
+    let has_arrived = matches!(framing, Framing::Length(length) if length <= wire.buffered().len());
+    if !has_arrived && let Some(reply) = shared.handler.before_body(&request) {
+        return Err(Unread::Refused(Box::new(request), Box::new(reply)));
+    }
+    let mut body_by = Instant::now() + limits.body_deadline;
     if expect_continue && wire.buffered().is_empty() {
         let mut deadline = limits.write_limits().deadline();
         wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n", &mut deadline).map_err(|_| Unread::Gone)?;
@@ -439,7 +465,10 @@ fn read_request(
         if memory.is_none() && request.body.len() + wire.buffered().len() > SMALL_BODY {
             let whole = if let Framing::Length(length) = framing { length } else { limits.max_body };
             let client = share_of(connection.remote.ip());
+            let began = Instant::now();
             memory = Some(shared.bodies.lease(client, whole, body_by).ok_or_else(|| rejected(too_many_bodies()))?);
+            // The client did not wait for us to be late.
+            body_by += began.elapsed();
         }
         let (taken, done) = match framing {
             Framing::Length(length) => {
@@ -455,6 +484,7 @@ fn read_request(
             if matches!(request.method, Method::Get | Method::Head | Method::Options) {
                 (request.body, memory) = (Vec::new(), None);
             }
+            enter(connection, Phase::Busy)?;
             return Ok((request, memory));
         }
         fill(wire, body_by, "body", head_only)?;
@@ -485,7 +515,11 @@ fn handle(shared: &Shared, connection: &Connection, request: &Request) -> Reply 
     let (client, deadline) = (share_of(connection.remote.ip()), Instant::now() + TURN_WAIT);
     match shared.turns.lease(client, request.body.len() * PARSED, deadline) {
         Some(_turn) => shared.handler.handle(request),
-        None => Reply::rejection(&too_many_bodies()),
+        None => {
+            let rejection = too_many_bodies();
+            note_unread(&shared.counters, rejection.status, rejection.code, connection.remote);
+            Reply::rejection(&rejection)
+        }
     }
 }
 
@@ -509,7 +543,7 @@ fn respond(
         let message = "the node failed on this request; its log says why";
         Reply::rejection(&Rejection::new(500, "internal_error", message))
     });
-    let streams = matches!(reply, Reply::Stream { .. });
+    let streams = matches!(reply, Reply::Stream { ends: false, .. });
     if streams {
         // Never evicted: it is busy.
         let _ = connection.enter(Phase::Streaming);

@@ -21,9 +21,11 @@ pub(super) enum Phase {
     Idle,
     /// A part of a head has arrived.
     Head,
+    /// A whole head has arrived, and not all of its body.
+    Body,
     /// Answered for the last time; what still comes is thrown away.
     Lingering,
-    /// A whole head has arrived; its body is read, or it is being answered.
+    /// A whole request has arrived, and is being answered.
     Busy,
     /// A stream is written.
     Streaming,

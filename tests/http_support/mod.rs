@@ -87,7 +87,7 @@ fn sized(body: &'static [u8], length: u64) -> Reply {
 
 fn stream(run: impl FnOnce(&mut StreamWriter<'_>) -> io::Result<()> + Send + 'static) -> Reply {
     let headers = vec![Header::from_bytes("Content-Type", "text/event-stream").unwrap()];
-    Reply::Stream { status: 200, headers, run: Box::new(run) }
+    Reply::Stream { status: 200, headers, ends: false, run: Box::new(run) }
 }
 
 pub fn start(limits: Limits) -> (Server, SocketAddr) {

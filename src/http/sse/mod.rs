@@ -197,9 +197,12 @@ impl Stream<'_> {
             return Ok(at.rest.is_empty());
         }
         let hub = &self.subscription.hub;
+        let began = Instant::now();
         let _turn = hub.turn_to_read();
         let job = self.subscription.job.as_deref();
         let (events, reached) = hub.view().events_after(at.after, job, limit).map_err(Cut::Unreadable)?;
+        // It did not wait for its peer.
+        pace.paused(began.elapsed());
         let mut text = Text::new(self.chunked);
         events.iter().for_each(|(seq, bytes)| text.event(*seq, bytes));
         let begun = at.skip;
@@ -266,6 +269,12 @@ struct Pace {
 impl Pace {
     fn new() -> Self {
         Self { took: Instant::now(), deadline: Instant::now() + ALLOWANCE }
+    }
+
+    /// Time in which the peer was not waited for.
+    fn paused(&mut self, time: Duration) {
+        self.took += time;
+        self.deadline += time;
     }
 
     fn took(&mut self, bytes: usize) {
