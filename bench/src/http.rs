@@ -168,8 +168,11 @@ fn check_all_received(address: SocketAddr, submitted: u64) -> Result<(), Fault> 
     Err(format!("{submitted} submissions were answered, and the agent does not hold as many jobs: {node}").into())
 }
 
+/// A number of a round.
+type OfRound<'a> = &'a dyn Fn(&Round) -> f64;
+
 fn print(rounds: &[Round]) -> Result<(), Fault> {
-    let spread = |each: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(each)).ok_or("no round was measured");
+    let spread = |each: OfRound<'_>| Spread::of(rounds.iter().map(each)).ok_or("no round was measured");
     println!("\n| requests | connections | requests/s | p50 µs | p99 µs | server's CPU µs each |");
     println!("|---|--:|--:|--:|--:|--:|");
     let row = |name: &str, connections: usize, slice: &dyn Fn(&Round) -> Slice| -> Result<(), Fault> {
@@ -202,7 +205,7 @@ fn print(rounds: &[Round]) -> Result<(), Fault> {
     );
     println!("\n| ratio, of one round's slices | connections | median (least..most) |\n|---|--:|--:|");
     for (index, connections) in CONNECTIONS.into_iter().enumerate() {
-        let ratios: [(&str, &dyn Fn(&Round) -> f64); 4] = [
+        let ratios: [(&str, OfRound<'_>); 4] = [
             ("GET: agent ÷ axum", &|r| r.agent[index].rate.per_second / r.axum[index].rate.per_second),
             ("submissions ÷ GET of the agent", &|r| {
                 r.submit[index].0.rate.per_second / r.agent[index].rate.per_second

@@ -66,10 +66,22 @@ impl Asked {
                 return outcome.ok_or(RecvTimeoutError::Disconnected);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() && self.give_up_waiting() {
                 return Err(RecvTimeoutError::Timeout);
             }
             thread::park_timeout(left);
+        }
+    }
+
+    /// Takes the thread out again: one that was counted on to wake others, and does not wait any more, would let them sleep
+    /// on. False where the answer has come meanwhile.
+    fn give_up_waiting(&self) -> bool {
+        match &mut *self.slot.lock() {
+            State::Awaited(thread) => {
+                *thread = None;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -126,7 +138,7 @@ impl Waking {
         while count > 0 {
             let next = self.lock().pop();
             let Some((thread, slot)) = next else { return };
-            // One that has taken its answer was awake, and has woken others: to wake it would end the chain.
+            // One that has taken its answer was awake, and has woken others itself.
             if !matches!(*slot.lock(), State::Taken) {
                 thread.unpark();
                 count -= 1;
@@ -153,7 +165,7 @@ mod tests {
     use super::*;
     use crate::engine::stopped;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     fn is_awaited_by_a_thread(reply: &Reply) -> bool {
         matches!(*reply.0.lock(), State::Awaited(Some(_)))
@@ -210,10 +222,37 @@ mod tests {
         assert!(asked.wait_timeout(PATIENCE).unwrap().is_err());
         let (reply, asked) = answer(&waking);
         drop(reply);
+        assert!(matches!(asked.wait_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected)));
+        let (reply, asked) = answer(&waking);
+        drop(reply);
         assert!(matches!(asked.wait_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected)));
         // Nobody wants this one.
         let (reply, asked) = answer(&waking);
         drop(asked);
         reply.send(Err(stopped()), &waking);
+    }
+
+    #[test]
+    fn those_who_waited_no_longer_let_nobody_sleep_on() {
+        let waking = Arc::new(Waking::default());
+        let (sent, got) = channel();
+        let (replies, threads): (Vec<_>, Vec<_>) = (0..2 * FEW)
+            .map(|_| {
+                let (reply, asked) = answer(&waking);
+                let sent = sent.clone();
+                (reply, thread::spawn(move || sent.send(asked.wait().is_some()).unwrap()))
+            })
+            .unzip();
+        while !replies.iter().all(is_awaited_by_a_thread) {
+            thread::yield_now();
+        }
+        let late: Vec<_> = (0..2).map(|_| answer(&waking)).collect();
+        assert!(late.iter().all(|(_, asked)| asked.wait_timeout(Duration::from_millis(1)).is_err()));
+        let (late, _asked): (Vec<_>, Vec<_>) = late.into_iter().unzip();
+        // Answered last, they would be the first to be called.
+        replies.into_iter().chain(late).for_each(|reply| reply.send(Err(stopped()), &waking));
+        waking.begin();
+        assert!(threads.iter().all(|_| got.recv_timeout(PATIENCE).unwrap()));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }
