@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -330,19 +331,15 @@ fn connections_that_are_being_answered_never_give_way_and_leave_503_for_the_rest
     for (cap, limits) in patient_caps() {
         let (server, address) = start(limits);
         let counters = server.counters();
-        let head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+        HELD.store(true, Ordering::SeqCst);
         let mut busy: Vec<_> = (0..cap)
             .map(|n| {
                 let mut client = connect(address);
-                if n % 50 == 0 {
-                    client.write_all(get("/watch").as_bytes()).unwrap();
-                } else {
-                    client.write_all(head).unwrap();
-                    assert_eq!(read_answer(&mut client, false).unwrap().status, 100);
-                }
+                client.write_all(get(if n % 50 == 0 { "/watch" } else { "/hold" }).as_bytes()).unwrap();
                 client
             })
             .collect();
+        eventually("all are being answered", || count(&counters.requests) == cap as u64);
         eventually("the streams begin", || count(&counters.streams) == cap.div_ceil(50) as u64);
         let before = count(&counters.refused_full) + count(&counters.refused_address);
         for _ in 0..100 {
@@ -357,8 +354,8 @@ fn connections_that_are_being_answered_never_give_way_and_leave_503_for_the_rest
         }
         assert_eq!(count(&counters.refused_full) + count(&counters.refused_address), before + 100);
         assert_eq!((count(&counters.evicted), count(&counters.active)), (0, cap as u64));
+        HELD.store(false, Ordering::SeqCst);
         for client in &mut busy {
-            client.write_all(b"abc").unwrap();
             client.shutdown(Shutdown::Write).unwrap();
             assert_eq!(read_answer(client, false).unwrap().status, 200);
         }
@@ -366,6 +363,25 @@ fn connections_that_are_being_answered_never_give_way_and_leave_503_for_the_rest
         slots_come_back(counters);
         assert_eq!(ask(&mut connect(address), "/").status, 200);
     }
+}
+
+#[test]
+fn bodies_that_do_not_come_keep_nobody_out() {
+    let limits = Limits { max_connections: 20, max_per_address: 20, reserved_for_loopback: 0, ..Limits::default() };
+    let (server, address) = start(limits);
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+    let mut dribbling: Vec<_> = (0..20).map(|_| connect(address)).collect();
+    for client in &mut dribbling {
+        client.write_all(head).unwrap();
+        assert_eq!(read_answer(client, false).unwrap().status, 100);
+    }
+    for _ in 0..20 {
+        assert_eq!(ask(&mut connect(address), "/").status, 200);
+    }
+    let counters = server.counters();
+    assert!(count(&counters.evicted) >= 1 && count(&counters.refused_full) + count(&counters.refused_address) == 0);
+    dribbling.clear();
+    slots_come_back(counters);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use hackbrain::http::server::{Counters, Handler, Limits, Reply, Request, Server,
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tiny_http::{Header, Response, StatusCode};
@@ -29,6 +29,12 @@ impl Handler for Site {
                 let value = request.query.first().map_or("", |(_, v)| v);
                 let header = Header::from_bytes("X-Echo", value).unwrap();
                 Reply::Full(Response::from_string("x").with_header(header).boxed())
+            }
+            "/hold" => {
+                while HELD.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                Reply::Full(Response::from_string("let go").boxed())
             }
             "/sized" => sized(b"abcdefghi", 9),
             "/sized-short" => sized(b"abc", 9),
@@ -89,6 +95,9 @@ fn stream(run: impl FnOnce(&mut StreamWriter<'_>) -> io::Result<()> + Send + 'st
     let headers = vec![Header::from_bytes("Content-Type", "text/event-stream").unwrap()];
     Reply::Stream { status: 200, headers, ends: false, run: Box::new(run) }
 }
+
+/// Whether `/hold` waits.
+pub static HELD: AtomicBool = AtomicBool::new(false);
 
 pub fn start(limits: Limits) -> (Server, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
