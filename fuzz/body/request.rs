@@ -167,7 +167,7 @@ fn round_trip(data: &[u8]) {
         coded.extend_from_slice(b"\r\n");
         rest = behind;
     }
-    coded.extend_from_slice(if data.len() % 2 == 0 { b"0\r\n\r\n" } else { b"000;x\r\nT: u\r\n\r\n" });
+    coded.extend_from_slice(if data.len().is_multiple_of(2) { b"0\r\n\r\n" } else { b"000;x\r\nT: u\r\n\r\n" });
     let length = coded.len();
     coded.extend_from_slice(b"GET / HTTP/1.1\r\n");
     for pieces in [&[usize::MAX][..], &[1], &steps(data)] {
