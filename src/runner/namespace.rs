@@ -28,7 +28,8 @@ pub(super) fn check_seen(engine: u32, bound: &[BoundMount]) -> Result<(), String
             Ok(theirs) => (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()),
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         };
-        if !same {
+        // An engine that has ended meanwhile sees nothing at all.
+        if !same && fs::metadata(&root).is_ok() {
             return Err(format!(
                 "the engine does not see what the agent mounts at {:?}: they live in different mount namespaces; run the \
                  agent without options that give it one of its own (systemd's ProtectSystem=, PrivateTmp= and their like)",

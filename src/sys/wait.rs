@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use super::dir::retry;
+
 /// Blocks until something can be read from `a` or from `b`, or their other side has gone; tells for each.
 ///
 /// # Errors
@@ -10,16 +12,9 @@ use std::os::fd::{AsFd, AsRawFd};
 pub fn readable(a: &impl AsFd, b: &impl AsFd) -> io::Result<(bool, bool)> {
     let entry = |fd: &dyn AsFd| libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let mut entries = [entry(a), entry(b)];
-    loop {
-        // SAFETY: the pointer is to a local array of two entries; both descriptors are borrowed, so they stay open.
-        if unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) } >= 0 {
-            return Ok((entries[0].revents != 0, entries[1].revents != 0));
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    // SAFETY: the pointer is to a local array of two entries; both descriptors are borrowed, so they stay open.
+    retry(|| unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) })?;
+    Ok((entries[0].revents != 0, entries[1].revents != 0))
 }
 
 #[cfg(test)]

@@ -238,7 +238,10 @@ impl Stream<'_> {
         let mut pace = Pace::new();
         let wait = || match deadline.saturating_duration_since(Instant::now()) {
             Duration::ZERO => Err(Cut::Draining),
-            left => socket::wait_writable(&self.socket, left).map(drop).map_err(Cut::Left),
+            left => match socket::wait_writable(&self.socket, left).map_err(Cut::Left)? {
+                Writable::Gone => Err(Cut::Draining),
+                Writable::Yes | Writable::NotYet => Ok(()),
+            },
         };
         while !at.rest.is_empty() || at.skip > 0 {
             if !self.send_some(&mut at, &mut pace, 1)? {
