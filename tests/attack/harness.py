@@ -112,6 +112,16 @@ class Agent:
         except OSError:
             return Sample(0, 0, 0, 0)
 
+    def prepared(self):
+        """How many descriptors are of a segment of the ledger that is prepared and not yet needed: at any time one or none."""
+        found = 0
+        for each in os.scandir(f"/proc/{self.pid}/fd"):
+            try:
+                found += os.readlink(each.path).endswith(".log.tmp")
+            except OSError:
+                pass
+        return found
+
     def metrics(self):
         """Every sample of /metrics by its name and labels."""
         status, _, body = get(self.address, "/metrics", self.headers)
@@ -398,7 +408,9 @@ class Client:
 class Crowd:
     """Connections that all behave alike, none of which ever waits for another: each sends `opening`, then `drip` again and
     again, or `flood` as fast as it is taken, and reads `read` bytes at a time. One that is closed is opened again, at most
-    `opens` times in all."""
+    times in all."""
+    # Those that have not left.
+    present = []
 
     def __init__(self, address, sources, count, opening, drip=b"", every_s=1.0, read=0, opens=10_000,
                  receive_buffer=None, send_buffer=None, flood=b""):
@@ -410,6 +422,7 @@ class Crowd:
         # `opened` are those that connected, `most` at once, `whole` have sent all of their opening; `sent` in bytes.
         self.tried = self.opened = self.most = self.now = self.closed = self.failed = self.whole = self.drips = self.sent = 0
         self.statuses = {}
+        Crowd.present.append(self)
 
     def run(self, seconds):
         """So long at least, and until there have been as many as there are to be."""
@@ -524,6 +537,7 @@ class Crowd:
             client.socket.close()
         self.clients.clear()
         self.poll.close()
+        Crowd.present.remove(self)
         return self.told()
 
     def told(self):
@@ -568,14 +582,18 @@ def attack(name, run, flags=(), wrapper=(), headers=(), probe_source="127.0.0.1"
             prepare(agent)
         agent.counted = agent.metrics()
         before = settled(agent)
+        fds = before.fds - agent.prepared()
         agent.watch, probe, faults, note = Watch(agent), Probe(agent.address, probe_source), [], ""
         try:
             note = run(agent)
         except (AssertionError, Malformed) as error:
             faults.append(str(error).replace("\n", " ").replace("|", "\\|")[:300])
+        # Where it was not as it should be.
+        while Crowd.present:
+            Crowd.present[-1].leave()
         probe.attack_ends()
         ended = time.monotonic()
-        back_s = recovered(agent, before)
+        back_s = recovered(agent, before.threads, fds)
         seen, most = probe.stop(), agent.watch.stop()
         if TIMED:
             time.sleep(max(0.0, ended + AFTER_S - time.monotonic()))
@@ -585,7 +603,7 @@ def attack(name, run, flags=(), wrapper=(), headers=(), probe_source="127.0.0.1"
             faults.append(f"{most.hwm_kib / 1024:.1f} MiB")
         if back_s is None:
             faults.append("threads or descriptors did not come back")
-        elif TIMED and AFTER_S and (after.threads > before.threads or after.fds > before.fds):
+        elif TIMED and AFTER_S and not is_back(agent, after, before.threads, fds):
             faults.append("threads or descriptors were back, but not for long")
         if probe_must_hold and seen["failed"]:
             faults.append(f"probe: {seen['failed']} failed, e.g. {seen['failures'][:3]}")
@@ -605,14 +623,17 @@ def settled(agent):
     return Sample(samples[-1].rss_kib, samples[-1].hwm_kib, min(s.threads for s in samples), min(s.fds for s in samples))
 
 
-def recovered(agent, before, patience_s=RECOVERY_S):
+def is_back(agent, now, threads, fds):
+    return 0 < now.threads <= threads and (now.fds <= fds or now.fds - agent.prepared() <= fds)
+
+
+def recovered(agent, threads, fds, patience_s=RECOVERY_S):
     """Seconds until threads and descriptors are where they were, between two probes; None where they never were."""
     began = time.monotonic()
     while True:
-        now = agent.sample()
-        passed = time.monotonic() - began
-        if 0 < now.threads <= before.threads and now.fds <= before.fds:
+        now, passed = agent.sample(), time.monotonic() - began
+        if is_back(agent, now, threads, fds):
             return passed
-        if passed > patience_s:
+        if passed > patience_s or not agent.alive():
             return None
         time.sleep(0.01)
