@@ -408,15 +408,15 @@ class Client:
 class Crowd:
     """Connections that all behave alike, none of which ever waits for another: each sends `opening`, then `drip` again and
     again, or `flood` as fast as it is taken, and reads `read` bytes at a time. One that is closed is opened again, at most
-    times in all."""
+    `opens` times in all, and `rate` times a second."""
     # Those that have not left.
     present = []
 
     def __init__(self, address, sources, count, opening, drip=b"", every_s=1.0, read=0, opens=10_000,
-                 receive_buffer=None, send_buffer=None, flood=b""):
+                 receive_buffer=None, send_buffer=None, flood=b"", rate=1e9):
         assert address[0].startswith("127."), address
         self.address, self.sources, self.count, self.opening, self.drip = address, sources, count, opening, drip
-        self.every_s, self.read, self.opens, self.flood = every_s, read, opens, flood
+        self.every_s, self.read, self.opens, self.flood, self.rate = every_s, read, opens, flood, rate
         self.buffers = {socket.SO_RCVBUF: receive_buffer, socket.SO_SNDBUF: send_buffer}
         self.clients, self.poll = {}, select.epoll()
         # `opened` are those that connected, `most` at once, `whole` have sent all of their opening; `sent` in bytes.
@@ -426,11 +426,13 @@ class Crowd:
 
     def run(self, seconds):
         """So long at least, and until there have been as many as there are to be."""
-        end = time.monotonic() + seconds
+        began, tried = time.monotonic(), self.tried
+        end = began + seconds
         next_drip = time.monotonic() + self.every_s
         while time.monotonic() < end or self.opened + self.failed < self.count and time.monotonic() < end + PATIENCE_S:
             # In pieces, so that what is closed in the meantime is noticed.
-            for _ in range(min(self.count - len(self.clients), 100, self.opens - self.tried)):
+            due = int(tried + self.rate * (time.monotonic() - began)) - self.tried
+            for _ in range(min(self.count - len(self.clients), 100, self.opens - self.tried, due)):
                 self._open()
             for number, events in self.poll.poll(0.05):
                 self._ready(number, events)
