@@ -10,8 +10,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "attack"))
 import harness  # noqa: E402
 import rows  # noqa: E402
 
-SMALL = ["idle", "idle-many", "slow-headers-4", "slow-bodies", "large-bodies", "json-bombs", "header-300mb", "lengths", "chunks",
-         "truncated", "resets", "strangers", "descriptors", "mutations", "churn", "unauthorised", "cross-site"]
+SMALL = ["idle", "idle-many", "kept-many", "slow-headers-4", "full-heads", "slow-bodies", "large-bodies", "json-bombs",
+         "slow-reads", "header-300mb", "pipelining", "lengths", "chunks", "truncated", "resets", "strangers", "descriptors",
+         "descriptors-none", "event-stream", "mutations", "churn", "unauthorised", "cross-site"]
 NEED_GROUPS = ["threads", "threads-busy"]
 
 

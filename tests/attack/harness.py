@@ -2,6 +2,7 @@
 
 Standard library only. Every connection goes to a loopback address; every attack is bounded in time and in count."""
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -24,8 +25,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 HWM_MAX_KIB = 64 << 10
 RECOVERY_S = 30
 PROBE_LATE_MS = 100
-PROBE_LATE_SHARE = 0.01
-# Whether lateness of the probe is a fault.
+# How many of the probes of an attack's window may be late; `attack --late`.
+LATE_PERCENT = 0.0
+# When the figures after an attack are taken: so many seconds after its end, or once all is back where it is 0; `attack --after`.
+AFTER_S = RECOVERY_S
+# Whether time is judged: lateness of the probe, and rates.
 TIMED = True
 # Far above what it takes.
 PATIENCE_S = 60
@@ -52,10 +56,21 @@ def eventually(what, ask, patience_s=PATIENCE_S):
         time.sleep(0.02)
 
 
-class Agent:
-    """The real binary on a data directory of its own, with no engine. `wrapper` is a command it is started by."""
+class NoAttack(AssertionError):
+    """What a row is meant to do did not come about, so that it shows nothing."""
 
-    def __init__(self, *flags, wrapper=()):
+
+def require(holds, what):
+    if not holds:
+        raise NoAttack(f"no attack: {what}")
+
+
+class Agent:
+    """The real binary on a data directory of its own, with no engine. `wrapper` is a command it is started by, `headers` what
+    our own requests to it need, e.g. a token."""
+
+    def __init__(self, *flags, wrapper=(), headers=()):
+        self.headers, self.watch, self.counted = headers, None, {}
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="hackbrain-attack."))
         self.log = self.directory / "agent.log"
         binary = os.environ.get("HACKBRAIN_BIN") or str(ROOT / "target/debug/hackbrain")
@@ -97,6 +112,29 @@ class Agent:
         except OSError:
             return Sample(0, 0, 0, 0)
 
+    def prepared(self):
+        """How many descriptors are of a segment of the ledger that is prepared and not yet needed: at any time one or none."""
+        found = 0
+        for each in os.scandir(f"/proc/{self.pid}/fd"):
+            try:
+                found += os.readlink(each.path).endswith(".log.tmp")
+            except OSError:
+                pass
+        return found
+
+    def metrics(self):
+        """Every sample of /metrics by its name and labels."""
+        status, _, body = get(self.address, "/metrics", self.headers)
+        assert status == 200, f"/metrics is answered {status}"
+        found = (line.rsplit(" ", 1) for line in body.decode().splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in found}
+
+    def gained(self, name):
+        """By how much a counter has grown since the attack began. Whoever connected before we asked has been accepted."""
+        now = self.metrics()
+        require(name in now, f"the agent has no metric {name}")
+        return int(now[name] - self.counted.get(name, 0))
+
     def faults(self):
         """What the agent itself says that went wrong."""
         found = []
@@ -106,10 +144,12 @@ class Agent:
         if "panicked" in said:
             found.append("panic: " + next(line for line in said.splitlines() if "panicked" in line))
         if self.alive():
-            status, _, body = get(self.address, "/metrics")
-            for line in body.decode(errors="replace").splitlines() if status == 200 else ():
-                if re.match(r"hackbrain_\w*panic\w*.* [1-9]", line):
-                    found.append(line)
+            try:
+                panics = {name: value for name, value in self.metrics().items() if "panic" in name}
+                require(panics, "the agent counts no panics")
+                found += [f"{name} {value:.0f}" for name, value in panics.items() if value]
+            except (AssertionError, OSError) as error:
+                found.append(str(error))
         return found
 
     def close(self):
@@ -158,14 +198,19 @@ class Watch:
 
 
 class Probe:
-    """`GET /healthz` every 50 ms, each on a new connection, from a process of its own: this one is busy attacking."""
+    """`GET /healthz` every 50 ms by the clock, each on a new connection, from a process of its own: this one is busy
+    attacking. What is told of `count`, `late`, `max_ms` and `p99_ms` is of the time up to `attack_ends`."""
 
     def __init__(self, address, source="127.0.0.1"):
         self.process = subprocess.Popen([sys.executable, HERE / "probe.py", f"{address[0]}:{address[1]}", source],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
+    def attack_ends(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
     def stop(self):
-        out, _ = self.process.communicate("\n", timeout=PATIENCE_S)
+        out, _ = self.process.communicate(timeout=PATIENCE_S)
         return json.loads(out)
 
 
@@ -352,29 +397,45 @@ def check_answers(data, may_lack_body=False):
     return [status for status, _, _ in found]
 
 
+class Client:
+    """One of a crowd. `left` is what it has still to send, of its `opening` or later."""
+    __slots__ = ("socket", "left", "is_connected", "is_whole")
+
+    def __init__(self, client, opening):
+        self.socket, self.left, self.is_connected, self.is_whole = client, memoryview(opening), False, False
+
+
 class Crowd:
-    """Connections that all behave alike: each sends `opening`, then `drip` again and again, and reads `read` bytes at a
-    time. One that is closed is opened again, at most `opens` times in all."""
+    """Connections that all behave alike, none of which ever waits for another: each sends `opening`, then `drip` again and
+    again, or `flood` as fast as it is taken, and reads `read` bytes at a time. One that is closed is opened again, at most
+    `opens` times in all, and `rate` times a second."""
+    # Those that have not left.
+    present = []
 
     def __init__(self, address, sources, count, opening, drip=b"", every_s=1.0, read=0, opens=10_000,
-                 receive_buffer=None, flood=False):
+                 receive_buffer=None, send_buffer=None, flood=b"", rate=1e9):
+        assert address[0].startswith("127."), address
         self.address, self.sources, self.count, self.opening, self.drip = address, sources, count, opening, drip
-        self.every_s, self.read, self.opens, self.receive_buffer, self.flood = every_s, read, opens, receive_buffer, flood
+        self.every_s, self.read, self.opens, self.flood, self.rate = every_s, read, opens, flood, rate
+        self.buffers = {socket.SO_RCVBUF: receive_buffer, socket.SO_SNDBUF: send_buffer}
         self.clients, self.poll = {}, select.epoll()
-        self.opened = self.closed = self.failed = 0
+        # `opened` are those that connected, `most` at once, `whole` have sent all of their opening; `sent` in bytes.
+        self.tried = self.opened = self.most = self.now = self.closed = self.failed = self.whole = self.drips = self.sent = 0
         self.statuses = {}
+        Crowd.present.append(self)
 
     def run(self, seconds):
-        end = time.monotonic() + seconds
+        """So long at least, and until there have been as many as there are to be."""
+        began, tried = time.monotonic(), self.tried
+        end = began + seconds
         next_drip = time.monotonic() + self.every_s
-        while time.monotonic() < end:
+        while time.monotonic() < end or self.opened + self.failed < self.count and time.monotonic() < end + PATIENCE_S:
             # In pieces, so that what is closed in the meantime is noticed.
-            for _ in range(min(self.count - len(self.clients), 100)):
-                if self.opened >= self.opens:
-                    break
+            due = int(tried + self.rate * (time.monotonic() - began)) - self.tried
+            for _ in range(min(self.count - len(self.clients), 100, self.opens - self.tried, due)):
                 self._open()
-            for number, _ in self.poll.poll(0.05):
-                self._close(number)
+            for number, events in self.poll.poll(0.05):
+                self._ready(number, events)
             if time.monotonic() >= next_drip:
                 next_drip += self.every_s
                 for number in list(self.clients):
@@ -382,46 +443,82 @@ class Crowd:
         return self
 
     def _open(self):
-        self.opened += 1
-        source = self.sources[self.opened % len(self.sources)]
+        self.tried += 1
+        source, client = self.sources[self.tried % len(self.sources)], socket.socket()
         try:
-            client = connect(self.address, source, 10.0, self.receive_buffer)
-        except OSError:
+            client.setblocking(False)
+            for option, size in self.buffers.items():
+                if size:
+                    client.setsockopt(socket.SOL_SOCKET, option, size)
+            # As in `connect`.
+            client.setsockopt(socket.IPPROTO_IP, 24, 1)
+            client.bind((source, 0))
+            code = client.connect_ex(self.address)
+        except OSError as error:
+            code = error.errno
+        if code not in (0, errno.EINPROGRESS):
             self.failed += 1
+            client.close()
             return
-        client.setblocking(False)
-        self.clients[client.fileno()] = client
-        self.poll.register(client.fileno(), select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP)
-        opening = self.opening(self.opened) if callable(self.opening) else self.opening
-        self._send(client.fileno(), opening)
+        self.clients[client.fileno()] = Client(client, self.opening(self.tried) if callable(self.opening) else self.opening)
+        self.poll.register(client.fileno(), select.EPOLLRDHUP | select.EPOLLOUT)
 
-    def _send(self, number, data):
+    def _ready(self, number, events):
+        client = self.clients[number]
+        if not client.is_connected:
+            if client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or not events & select.EPOLLOUT:
+                self.failed += 1
+                self._forget(number)
+                return
+            client.is_connected = True
+            self.opened += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        if events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+            self._close(number)
+        elif events & select.EPOLLOUT:
+            self._send(number)
+
+    def _send(self, number):
+        client = self.clients[number]
         try:
-            while data:
-                sent = self.clients[number].send(data)
-                if not self.flood:
-                    data = data[sent:]
+            if client.left:
+                sent = client.socket.send(client.left[:1 << 18])
+                client.left = client.left[sent:]
+                self.sent += sent
+            if not client.left and not client.is_whole:
+                client.is_whole = True
+                self.whole += 1
+            if not client.left and self.flood:
+                client.left = memoryview(self.flood)
+            self.poll.modify(number, select.EPOLLRDHUP | (select.EPOLLOUT if client.left else 0))
         except BlockingIOError:
             pass
         except OSError:
             self._close(number)
 
     def _step(self, number):
-        if self.drip and number in self.clients:
-            self._send(number, self.drip)
-        if self.read and number in self.clients:
+        client = self.clients[number]
+        if not client.is_connected:
+            return
+        if self.read:
             try:
-                if not self.clients[number].recv(self.read):
+                if not client.socket.recv(self.read):
                     self._close(number)
+                    return
             except BlockingIOError:
                 pass
             except OSError:
                 self._close(number)
+                return
+        if self.drip and not client.left:
+            client.left = memoryview(self.drip)
+            self.drips += 1
+            self._send(number)
 
     def _close(self, number):
-        client = self.clients.pop(number, None)
-        if client is None:
-            return
+        client = self._forget(number)
+        self.now -= 1
         self.closed += 1
         # What it was told at the end.
         try:
@@ -430,16 +527,25 @@ class Crowd:
                 self.statuses[int(found[1])] = self.statuses.get(int(found[1]), 0) + 1
         except OSError:
             pass
-        self.poll.unregister(number)
         client.close()
+
+    def _forget(self, number):
+        client = self.clients.pop(number).socket
+        self.poll.unregister(number)
+        return client
 
     def leave(self):
         for client in self.clients.values():
-            client.close()
+            client.socket.close()
         self.clients.clear()
         self.poll.close()
+        Crowd.present.remove(self)
+        return self.told()
+
+    def told(self):
         told = ", ".join(f"{count}x {status}" for status, count in sorted(self.statuses.items()))
-        return f"{self.opened} connections, {self.closed} closed by the agent" + (f", told {told}" if told else "")
+        return (f"{self.opened} connections, {self.most} at once, {self.closed} closed by the agent"
+                + (f", {self.failed} connects failed" if self.failed else "") + (f", told {told}" if told else ""))
 
 
 @dataclasses.dataclass
@@ -459,39 +565,54 @@ class Outcome:
         return (f"| {self.name} | {self.note} | {mib(self.before.rss_kib)} / {mib(self.most.hwm_kib)} / "
                 f"{mib(self.after.rss_kib)} | {self.before.threads} / {self.most.threads} / {self.after.threads} | "
                 f"{self.before.fds} / {self.most.fds} / {self.after.fds} | {back} | {self.probe['count']} | "
-                f"{self.probe['max_ms']:.0f} | {self.probe['late']} | {self.probe['failed']} | "
+                f"{self.probe['p99_ms']:.0f} | {self.probe['max_ms']:.0f} | {self.probe['late']} | {self.probe['failed']} | "
                 f"{'held' if not self.faults else '; '.join(self.faults)} |")
 
 
-HEADER = """\
-| attack | what was done | MiB before / peak / after | threads before / most / after | descriptors before / most / after \
-| back after s | probes | slowest ms | over 100 ms | not 200 | verdict |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+def header():
+    after = f"{AFTER_S:g} s after" if AFTER_S else "when back"
+    return (f"| attack | what was done | MiB before / peak / {after} | threads before / most / {after} | "
+            f"descriptors before / most / {after} | back after s | probes during it | 99 % within ms | slowest ms | "
+            f"over {PROBE_LATE_MS} ms or not asked in time | not 200 | verdict |\n" + "|---" * 12 + "|")
 
 
-def attack(name, run, flags=(), wrapper=(), probe_source="127.0.0.1", prepare=None, probe_must_hold=True):
+def attack(name, run, flags=(), wrapper=(), headers=(), probe_source="127.0.0.1", prepare=None, probe_must_hold=True):
     """One attack on an agent of its own, start to recovery. `run(agent)` does it and tells what it did; whatever it holds
-    is closed when it returns. An AssertionError or Malformed in it is a fault of the agent."""
-    with Agent(*flags, wrapper=wrapper) as agent:
+    is closed when it returns. An AssertionError or Malformed in it is a fault: of the agent, or, as NoAttack, of the row."""
+    with Agent(*flags, wrapper=wrapper, headers=headers) as agent:
         if prepare:
             prepare(agent)
+        agent.counted = agent.metrics()
         before = settled(agent)
-        watch, probe, faults, note = Watch(agent), Probe(agent.address, probe_source), [], ""
+        fds = before.fds - agent.prepared()
+        agent.watch, probe, faults, note = Watch(agent), Probe(agent.address, probe_source), [], ""
         try:
             note = run(agent)
         except (AssertionError, Malformed) as error:
             faults.append(str(error).replace("\n", " ").replace("|", "\\|")[:300])
-        back_s = recovered(agent, before)
-        seen, most, after = probe.stop(), watch.stop(), agent.sample()
+        # Where it was not as it should be.
+        while Crowd.present:
+            Crowd.present[-1].leave()
+        probe.attack_ends()
+        ended = time.monotonic()
+        back_s = recovered(agent, before.threads, fds)
+        seen, most = probe.stop(), agent.watch.stop()
+        if TIMED:
+            time.sleep(max(0.0, ended + AFTER_S - time.monotonic()))
+        after = agent.sample()
         faults += agent.faults()
         if most.hwm_kib > HWM_MAX_KIB:
             faults.append(f"{most.hwm_kib / 1024:.1f} MiB")
         if back_s is None:
             faults.append("threads or descriptors did not come back")
+        elif TIMED and AFTER_S and not is_back(agent, after, before.threads, fds):
+            faults.append("threads or descriptors were back, but not for long")
         if probe_must_hold and seen["failed"]:
             faults.append(f"probe: {seen['failed']} failed, e.g. {seen['failures'][:3]}")
-        if TIMED and seen["late"] > PROBE_LATE_SHARE * seen["count"]:
+        if probe_must_hold and TIMED and seen["late"] > LATE_PERCENT / 100 * seen["count"]:
             faults.append(f"probe: {seen['late']} of {seen['count']} over {PROBE_LATE_MS} ms")
+        if not seen["count"]:
+            faults.append("nothing was probed")
         return Outcome(name, note or "", before, most, after, back_s, seen, faults)
 
 
@@ -504,14 +625,17 @@ def settled(agent):
     return Sample(samples[-1].rss_kib, samples[-1].hwm_kib, min(s.threads for s in samples), min(s.fds for s in samples))
 
 
-def recovered(agent, before, patience_s=RECOVERY_S):
-    """Seconds until threads and descriptors are where they were, but for one of each that a probe may just hold."""
+def is_back(agent, now, threads, fds):
+    return 0 < now.threads <= threads and (now.fds <= fds or now.fds - agent.prepared() <= fds)
+
+
+def recovered(agent, threads, fds, patience_s=RECOVERY_S):
+    """Seconds until threads and descriptors are where they were, between two probes; None where they never were."""
     began = time.monotonic()
     while True:
-        now = agent.sample()
-        passed = time.monotonic() - began
-        if 0 < now.threads <= before.threads and now.fds <= before.fds:
+        now, passed = agent.sample(), time.monotonic() - began
+        if is_back(agent, now, threads, fds):
             return passed
-        if passed > patience_s:
+        if passed > patience_s or not agent.alive():
             return None
         time.sleep(0.01)

@@ -4,7 +4,7 @@ import multiprocessing
 import random
 import socket
 
-from harness import Malformed, check_answers, connect, read_all, request
+from harness import Malformed, check_answers, connect, read_all, request, require
 
 WORKERS = 4
 JSON = ("Content-Type", "application/json")
@@ -112,5 +112,6 @@ def run(address, count, seed):
     for process in workers:
         process.join()
     assert not faults, f"seed {seed}: {len(faults)} faults, e.g. {faults[0]}"
+    require(sum(told.values()) >= count and told.get(200) and told.get(400), f"told {told}")
     told = ", ".join(f"{number}x {status}" for status, number in sorted(told.items()))
     return f"{count} mutations, seed {seed}: {told} (0: closed without a word)"

@@ -4,6 +4,8 @@ import os
 import pathlib
 import random
 import re
+import resource
+import select
 import shutil
 import subprocess
 import time
@@ -12,7 +14,7 @@ import harness
 import mutate
 import subscribers
 from harness import (Crowd, answers, attack, check_answers, connect, eventually, exchange, get, post, read_all,
-                     request, reset)
+                     request, require, reset)
 
 ONE = ["127.0.0.2"]
 FOUR = [f"127.0.0.{n}" for n in range(2, 6)]
@@ -20,6 +22,14 @@ MANY = [f"127.0.{a}.{b}" for a in range(1, 9) for b in range(1, 251)]
 SECONDS = 12
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 POST = b"POST /api/submit_job HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+# The agent's caps: connections in all, and of one address.
+MOST, MOST_EACH = 1024, 256
+EVICTED = "hackbrain_http_connections_evicted_total"
+ACCEPTED = "hackbrain_http_connections_total"
+REQUESTS = "hackbrain_http_requests_total"
+CUT = "hackbrain_http_responses_cut_total"
+REFUSED = 'hackbrain_http_connections_refused_total{cause="%s"}'
+EVENTS = b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 READ_PATHS = ["/api/jobs?limit=1000", "/api/ledger?limit=100000", "/api/events?after=0", "/api/graph"]
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -29,9 +39,10 @@ def manifest(job_id, **more):
 
 
 def submit_many(address, prefix, count):
-    jobs = [manifest(f"{prefix}-{n}") for n in range(count)]
-    status, _, body = post(address, "/api/submit_jobs", json.dumps({"jobs": jobs}).encode())
-    assert status == 200, (status, body[:300])
+    for begin in range(0, count, 1000):
+        jobs = [manifest(f"{prefix}-{n}") for n in range(begin, min(begin + 1000, count))]
+        status, _, body = post(address, "/api/submit_jobs", json.dumps({"jobs": jobs}).encode())
+        assert status == 200, (status, body[:300])
 
 
 def with_jobs(prefix, count):
@@ -43,10 +54,31 @@ def with_jobs(prefix, count):
     return prepare
 
 
-def crowd(name, sources, count, opening, seconds=SECONDS, prepare=None, probe_source="127.0.0.1", **more):
+def was_there(agent, attackers, gives_way=True, most=MOST, most_each=MOST_EACH):
+    """Sees to it that as many were connected at once as there may be, and that the rest made others give way or, where those
+    are served (`gives_way` is false), was refused."""
+    require(not attackers.failed, attackers.told())
+    require(attackers.opened >= attackers.count, attackers.told())
+    shares = [len(range(n, attackers.count, len(attackers.sources))) for n in range(len(attackers.sources))]
+    held = min(most, sum(min(share, most_each) for share in shares))
+    over = attackers.count - held
+    if over:
+        what = [EVICTED] if gives_way else [EVICTED, REFUSED % "address", REFUSED % "full"]
+        gained = sum(agent.gained(name) for name in what)
+        require(gained >= over, f"{over} more than there may be, but {gained} made room or were refused")
+    # One thread each; the watch looks only so often.
+    seen = agent.watch.most.threads
+    require(seen >= 0.9 * held, f"{held} should have been connected at once, with {seen} threads")
+    require(attackers.whole >= held, f"{attackers.whole} of {held} sent what they had to send")
+    if attackers.drip:
+        require(attackers.drips >= held, f"{attackers.drips} drips of {held} connections")
+
+
+def crowd(name, sources, count, opening, seconds=SECONDS, prepare=None, probe_source="127.0.0.1", gives_way=True, **more):
     def run(agent):
         attackers = Crowd(agent.address, sources, count, opening, **more).run(seconds)
-        return f"{count} at once, {len(sources)} address(es), {seconds} s: {attackers.leave()}"
+        was_there(agent, attackers, gives_way)
+        return f"{count} wanted, {len(sources)} address(es), {seconds} s: {attackers.leave()}"
     return attack(name, run, prepare=prepare, probe_source=probe_source)
 
 
@@ -72,7 +104,7 @@ def slow_headers(sources):
 def full_heads(name, small):
     """Each has sent as much of a head as there may be, all but its end."""
     opening = HEAD + b"X: " + b"x" * (16 * 1024 - len(HEAD) - 4)
-    return crowd(name, MANY, 300 if small else 1100, opening, 4 if small else SECONDS)
+    return crowd(name, MANY, 300 if small else 1100, opening, 1.5 if small else SECONDS)
 
 
 def slow_bodies(sources):
@@ -83,27 +115,23 @@ def slow_bodies(sources):
 
 
 def large_bodies(sources):
-    """All of the largest body there may be but its last byte, from as many connections as get in."""
+    """All of the largest body there may be but its last byte, from as many connections as get in. The kernel, which is not
+    what is attacked, holds little of it."""
     def row(name, small):
         opening = POST + b"Content-Length: 1048576\r\n\r\n" + b" " * 1048575
         def run(agent):
             count, seconds = (300, 2) if small else (800, SECONDS)
-            attackers = Crowd(agent.address, sources, count, opening, receive_buffer=4096)
-            attackers._send = lambda number, data: _send_patiently(attackers, number, data)
-            attackers.run(seconds)
-            return f"{count} bodies of 1 MiB, {len(sources)} address(es): {attackers.leave()}"
+            attackers = Crowd(agent.address, sources, count, opening, receive_buffer=4096, send_buffer=32 << 10).run(seconds)
+            # Whole they cannot be: the agent takes few large bodies at a time.
+            attackers.whole, whole = attackers.opened, attackers.whole
+            was_there(agent, attackers)
+            held = min(count, MOST_EACH * len(sources))
+            least = held * (8 << 10)
+            require(whole and attackers.sent >= least, f"{whole} bodies, {attackers.sent} of at least {least} bytes taken")
+            return (f"{count} bodies of 1 MiB wanted, {len(sources)} address(es), {seconds} s: {whole} sent but for the last "
+                    f"byte, {attackers.sent >> 20} MiB in all; {attackers.leave()}")
         return attack(name, run)
     return row
-
-
-def _send_patiently(attackers, number, data):
-    client = attackers.clients[number]
-    client.settimeout(1.0)
-    try:
-        client.sendall(data)
-        client.setblocking(False)
-    except OSError:
-        attackers._close(number)
 
 
 def json_bombs(name, small):
@@ -111,8 +139,8 @@ def json_bombs(name, small):
     bombs = [b'{"job_id":[' + b"0," * 524000 + b"0]}", b'{"env":{' + b",".join(b'"%x":0' % n for n in range(95000)) + b"}}",
              b'{"jobs":[' + b"{}," * 349000 + b"{}]}", b"[" * 1048000]
     def run(agent):
-        attackers = []
-        for n in range(40 if small else 240):
+        attackers, cut = [], 0
+        for n in range(24 if small else 240):
             body = bombs[n % len(bombs)]
             path = b"/api/submit_jobs" if n % 8 == 2 else b"/api/submit_job"
             head = (b"POST " + path + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
@@ -122,6 +150,7 @@ def json_bombs(name, small):
                 client.sendall(head + body[:-1])
                 attackers.append((client, body[-1:]))
             except OSError:
+                cut += 1
                 client.close()
         for client, last in attackers:
             try:
@@ -133,17 +162,27 @@ def json_bombs(name, small):
             with client:
                 for status in check_answers(read_all(client)):
                     told[status] = told.get(status, 0) + 1
-        return f"{len(attackers)} bodies of 1 MiB ended at once, told {told}"
+        require(told.get(400, 0) >= len(bombs), f"{told.get(400, 0)} bodies were parsed and refused")
+        return f"{len(attackers)} bodies of 1 MiB ended at once, {cut} closed by the agent before, told {told}"
     return attack(name, run)
 
 
 def slow_reads(sources):
     """Large answers that are hardly read: pages of jobs, the ledger, the stream."""
     def row(name, small):
-        def opening(n):
-            return request("GET", READ_PATHS[n % len(READ_PATHS)]) * 3
-        return crowd(name, sources, 200 if small else 800, opening, 4 if small else SECONDS, read=16, every_s=0.5,
-                     receive_buffer=2048, prepare=with_jobs("read", 1000))
+        def run(agent):
+            count, seconds = (200, 2) if small else (800, SECONDS)
+            attackers = Crowd(agent.address, sources, count, lambda n: request("GET", READ_PATHS[n % len(READ_PATHS)]) * 3,
+                              read=16, every_s=0.5, receive_buffer=2048).run(seconds)
+            was_there(agent, attackers, gives_way=False)
+            open_now = int(agent.metrics()["hackbrain_http_connections"])
+            note = attackers.leave()
+            held = min(count, MOST_EACH * len(sources))
+            # A quarter each; an answer that fits what the kernel takes keeps nobody busy, the stream always does.
+            cut = eventually("answers were under way", lambda: (n := agent.gained(CUT)) >= held // 4 and n)
+            return (f"{count} wanted, {len(sources)} address(es), {seconds} s: {note}; {open_now} open at the end, {cut} "
+                    f"answers under way as they left")
+        return attack(name, run, prepare=with_jobs("read", 1000 if small else 4000))
     return row
 
 
@@ -163,16 +202,40 @@ def huge_header(name, small):
                     pass
                 for status in check_answers(read_all(client)):
                     told[status] = told.get(status, 0) + 1
-        assert set(told) <= {431}, told
+        assert told == {431: connections}, f"{connections} connections with too long a head were told {told}"
+        require(sent >= wanted, f"{sent >> 20} of {wanted >> 20} MiB sent")
         return f"{sent >> 20} MiB of one header over {connections} connections, told {told}"
     return attack(name, run)
 
 
 def pipelining(name, small):
-    def row_opening(_):
-        return request("GET", "/api/jobs") * 200
-    return crowd(name, ONE, 20 if small else 60, row_opening, 1.5 if small else SECONDS, drip=request("GET", "/api/jobs") * 200,
-                 every_s=0.2, flood=True, prepare=with_jobs("pipe", 200))
+    """Requests without end whose answers nobody reads, and beside them some who read theirs."""
+    asks = [request("GET", path) for path in ("/healthz", "/api/jobs/pipe-0", "/api/jobs/pipe-1")]
+    def run(agent):
+        count, seconds, rounds = (20, 2, 2) if small else (60, SECONDS, 20)
+        asked = agent.metrics()[REQUESTS]
+        deaf = Crowd(agent.address, ["127.0.0.2"], count, b"".join(asks), flood=b"".join(asks) * 100, receive_buffer=2048)
+        deaf.run(seconds / 2)
+        answered = [read_pipelined(agent.address, asks, 100) for _ in range(rounds)]
+        deaf.run(seconds / 2)
+        require(not deaf.failed and deaf.most == count, deaf.told())
+        served = int(agent.metrics()[REQUESTS] - asked)
+        require(served > sum(answered) + count * 10, f"{served} requests taken of {count} connections")
+        return (f"{count} never read, {deaf.sent >> 20} MiB of requests sent, {served} taken: {deaf.leave()}; beside them "
+                f"{rounds} connections that each got {min(answered)} answers to as many requests sent at once, in order")
+    return attack(name, run, prepare=with_jobs("pipe", 2))
+
+
+def read_pipelined(address, asks, times):
+    """Sends all in one piece; tells how many answers came on that one connection, each the one that was due."""
+    with connect(address, "127.0.0.3", timeout=harness.PATIENCE_S) as client:
+        client.sendall(b"".join(asks) * times)
+        buffer = b""
+        for n in range(times * len(asks)):
+            status, body, buffer, closes = read_one(client, buffer)
+            due = [b"{\"ok\":true}", b"\"pipe-0\"", b"\"pipe-1\""][n % len(asks)]
+            assert status == 200 and due in body and not closes, f"answer {n}: {status} {body[:200]!r}"
+    return times * len(asks)
 
 
 BAD_LENGTHS = [
@@ -238,6 +301,7 @@ def chunks(name, small):
         endless = [b"3;" + b"x" * 8, b"0\r\n" + b"T: u\r\n", b"0" * 8, b"1\r\n \r\n"]
         attackers = Crowd(agent.address, FOUR, 40 if small else 200, lambda n: CHUNKED + endless[n % 4], drip=b"1\r\n \r\n" * 20,
                           every_s=0.1).run(1 if small else 8)
+        require(not attackers.failed and attackers.drips >= attackers.count, attackers.told())
         return f"{count} malformed, each refused alone; 1 MiB in 1-byte chunks; endless: {attackers.leave()}"
     return attack(name, run)
 
@@ -273,6 +337,8 @@ def resets(name, small):
                         time.sleep(0.0005)
                     reset(client)
                     count += 1
+        taken = agent.gained(ACCEPTED)
+        require(taken >= count, f"{taken} of {count} connections were accepted")
         return f"{count} connections reset at every offset"
     return attack(name, run)
 
@@ -297,16 +363,61 @@ def strangers(name, small):
 
 
 def descriptors(name, small):
+    """The caps follow from the limit: half of it for connections, half of those for one address."""
     wrapper = ["prlimit", "--nofile=256:256"]
     def run(agent):
         idle = Crowd(agent.address, FOUR, 400, b"").run(1 if small else 8)
         # In the midst of it, something that needs files of its own is still done.
         submit_many(agent.address, "fd", 10)
-        note = idle.leave()
+        was_there(agent, idle, most=128, most_each=64)
+        note, evicted = idle.leave(), agent.gained(EVICTED)
         busy = Crowd(agent.address, ["127.0.0.7"], 300, POST + b"Content-Length: 10\r\n\r\n").run(1 if small else 8)
         submit_many(agent.address, "fd2", 10)
-        return f"limit of 256; 400 idle: {note}; 300 with half a body: {busy.leave()}"
+        also = agent.gained(EVICTED) - evicted
+        require(not busy.failed and also >= 300 - 64, f"{also} evicted; {busy.told()}")
+        return (f"limit of 256, at most {agent.watch.most.fds} open; 400 idle: {note}, {evicted} evicted; 300 "
+                f"with half a body: {busy.leave()}, {also} evicted")
     return attack(name, run, wrapper=wrapper, prepare=with_jobs("before", 10))
+
+
+def descriptors_none(name, small):
+    """Below what is open already, no connection can be accepted. Those that are in are served, and all are again afterwards."""
+    def run(agent):
+        idle = Crowd(agent.address, FOUR, 100, b"").run(1)
+        require(idle.most == 100, idle.told())
+        kept, buffer = connect(agent.address, "127.0.0.9", timeout=harness.PATIENCE_S), b""
+        with kept:
+            def ask(buffer):
+                kept.sendall(request("GET", "/healthz"))
+                status, _, buffer, _ = read_one(kept, buffer)
+                assert status == 200, f"told {status} on a connection that was there before"
+                return buffer
+            buffer = ask(buffer)
+            _, hard = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (8, hard))
+            try:
+                waiting = [connect(agent.address, MANY[n]) for n in range(20)]
+                until = time.monotonic() + (1 if small else 8)
+                while time.monotonic() < until:
+                    buffer = ask(buffer)
+                    time.sleep(0.05)
+                got = [client for client in waiting if select.select([client], [], [], 0)[0]]
+                require(not got, f"{len(got)} connections were taken while there were no descriptors")
+            finally:
+                resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        for client in waiting:
+            with client:
+                client.settimeout(harness.PATIENCE_S)
+                client.sendall(request("GET", "/healthz", [("Connection", "close")]))
+                assert one_status(read_all(client)) == 200, "who waited for descriptors is not served afterwards"
+        failed = agent.gained("hackbrain_http_accept_errors_total")
+        require(failed, "no accept failed")
+        return f"limit set to 8 with 100 idle: {failed} accepts failed, one kept connection was served; {idle.leave()}"
+    return attack(name, run, prepare=with_jobs("before", 10), probe_must_hold=False)
+
+
+def one_status(answer):
+    return ([status for status, _, _ in answers(answer, False)] or [0])[0]
 
 
 class PidsGroup:
@@ -331,9 +442,17 @@ class PidsGroup:
 
 def threads(name, small):
     def run(agent):
-        idle = Crowd(agent.address, FOUR, 200, b"").run(1 if small else 8)
-        slow = Crowd(agent.address, FOUR, 200, HEAD, drip=b"X: y\r\n").run(1 if small else 8)
-        return f"30 threads more than it has, no other; 200 idle: {idle.leave()}; 200 slow heads: {slow.leave()}"
+        # Below every cap: who gives way does so because a thread could not be started.
+        # Not so fast that they fill the queue of those who wait to be accepted, which is another attack.
+        idle = Crowd(agent.address, FOUR, 200, b"", rate=150).run(1 if small else 8)
+        evicted = agent.gained(EVICTED)
+        require(not idle.failed and evicted >= 100, f"{evicted} evicted; {idle.told()}")
+        told = idle.leave()
+        slow = Crowd(agent.address, FOUR, 200, HEAD, drip=b"X: y\r\n", every_s=0.3, rate=150).run(1 if small else 8)
+        also = agent.gained(EVICTED) - evicted
+        require(not slow.failed and slow.drips and also >= 100, f"{also} evicted; {slow.told()}")
+        return (f"30 threads more than it has, no other; 200 idle: {told}, {evicted} evicted; 200 slow heads: {slow.leave()}, "
+                f"{also} evicted")
     with PidsGroup() as group:
         return attack(name, run, prepare=lambda agent: group.cap(agent, 30))
 
@@ -341,19 +460,27 @@ def threads(name, small):
 def threads_busy(name, small):
     """Where every thread there may be is answering, the rest is told 503, and nothing ends."""
     def run(agent):
-        busy = Crowd(agent.address, FOUR, 200, POST + b"Content-Length: 10\r\n\r\n", opens=2000).run(1 if small else 8)
-        told = exchange(agent.address, request("GET", "/healthz", [("Connection", "close")]))
-        statuses = [status for status, _, _ in answers(told, False)]
-        assert statuses == [503], f"all threads are taken, and a newcomer is told {statuses}"
+        # A stream is never cut for a newcomer.
+        busy, more = Crowd(agent.address, FOUR, 200, EVENTS, opens=2000).run(1 if small else 8), []
+        def newcomer_refused():
+            # A thread of the agent's own may just have ended, and made room for one more.
+            more.append(connect(agent.address, "127.0.0.6"))
+            more[-1].sendall(EVENTS)
+            return one_status(exchange(agent.address, request("GET", "/healthz", [("Connection", "close")]))) == 503
+        eventually("all threads are taken, and a newcomer is told 503", newcomer_refused, patience_s=5)
         note = busy.leave()
+        for client in more:
+            client.close()
         eventually("it serves again", lambda: get(agent.address, "/healthz")[0] == 200)
-        return f"30 threads more than it has; 200 half bodies: {note}; the probe's 503 are due"
+        refused = agent.gained(REFUSED % "no_thread")
+        require(refused >= 100, f"{refused} refused for want of a thread")
+        return f"30 threads more than it has; 200 streams: {note}; {refused} refused, the probe's among them"
     with PidsGroup() as group:
         return attack(name, run, prepare=lambda agent: group.cap(agent, 30), probe_must_hold=False)
 
 
 def event_stream(name, small):
-    readers, silent, rate, seconds = (40, 10, 200, 4) if small else (400, 100, 1000, 12)
+    readers, silent, rate, seconds = (40, 10, 500, 3) if small else (400, 100, 1000, 12)
     return attack(name, lambda agent: subscribers.run(agent, readers, silent, rate, seconds),
                   prepare=with_jobs("before", 10))
 
@@ -375,6 +502,8 @@ def churn(name, small):
                 client.close()
             if time.monotonic() - began > 30:
                 break
+        taken = agent.gained(ACCEPTED)
+        require(n + 1 >= 1000 and taken >= n + 1, f"{taken} of {n + 1} connections were accepted")
         return f"{n + 1} connections opened and closed in {time.monotonic() - began:.1f} s"
     return attack(name, run)
 
@@ -388,7 +517,7 @@ def keep_asking(address, requests, expected, source):
                 client, buffer = connect(address, source), b""
             try:
                 client.sendall(data)
-                status, buffer, closes = read_one(client, buffer)
+                status, _, buffer, closes = read_one(client, buffer)
                 break
             except (ConnectionError, EOFError):
                 client.close()
@@ -412,7 +541,8 @@ def read_one(client, buffer):
             total = end + 4 + (int(length[1]) if length else 0)
             if len(buffer) >= total:
                 check_answers(buffer[:total])
-                return int(head.split(b" ")[1]), buffer[total:], b"\r\nConnection: close\r\n" in head
+                closes = b"\r\nConnection: close\r\n" in head
+                return int(head.split(b" ")[1]), buffer[end + 4:total], buffer[total:], closes
         piece = client.recv(65536)
         if not piece:
             raise EOFError
@@ -441,7 +571,7 @@ def unauthorised(name, small):
     path.touch(mode=0o600)
     try:
         path.write_text(token + "\n")
-        return attack(name, run, flags=("--token-file", str(path)))
+        return attack(name, run, flags=("--token-file", str(path)), headers=[("Authorization", f"Bearer {token}")])
     finally:
         path.unlink()
 
@@ -482,7 +612,14 @@ def slowhttptest(*options):
                                   stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90)
             text = re.sub(r"\x1b\[[0-9;]*m", "", said.stdout + said.stderr)
             ending = re.search(r"Exit status:\s*(.*)", text)
-            return f"slowhttptest {' '.join(options)}, 800 connections, 30 s: {ending[1].strip() if ending else text[-200:]}"
+            ending = ending[1].strip() if ending else text[-200:].strip()
+            require(said.returncode == 0 and ending in ("Hit test time limit", "No open connections left"),
+                    f"slowhttptest ended with {said.returncode}: {ending}")
+            taken = agent.gained(ACCEPTED)
+            # Besides our own probes, which are from elsewhere.
+            require(taken >= 800, f"{taken} connections were accepted")
+            return (f"slowhttptest {' '.join(options)}, 800 connections, 30 s: {ending}; {taken} accepted, {agent.gained(EVICTED)} "
+                    f"evicted, {agent.gained(REFUSED % 'address')} refused")
         # It attacks from 127.0.0.1, and what one address may is not what is probed.
         return attack(name, run, probe_source="127.0.0.9", prepare=with_jobs("slow", 1000))
     return row
@@ -510,6 +647,7 @@ ROWS = {
     "resets": resets,
     "strangers": strangers,
     "descriptors": descriptors,
+    "descriptors-none": descriptors_none,
     "threads": threads,
     "threads-busy": threads_busy,
     "event-stream": event_stream,

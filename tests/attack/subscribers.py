@@ -5,9 +5,11 @@ import re
 import select
 import time
 
-from harness import connect, get, post
+import harness
+from harness import connect, eventually, get, post, require
 
 EVENT = re.compile(rb"^id: (\d+)$", re.M)
+STALLED = 'hackbrain_sse_subscribers_ended_total{cause="stalled"}'
 BATCH = 50
 PROCESSES = 2
 # For the last events to arrive everywhere.
@@ -47,11 +49,20 @@ def run(agent, readers, silent, rate, seconds):
         lag = max(lag, late)
     for process in workers:
         process.join()
+    # Connected until they are cut.
+    cut = eventually("the deaf subscribers are cut", lambda: (n := agent.gained(STALLED)) >= silent and n)
+    cut_s = time.monotonic() - began
     for client in deaf:
         client.close()
     assert not faults, f"{len(faults)} subscribers missed something: {faults[:3]}"
-    return (f"{readers} reading and {silent} deaf subscribers, {go.value - after} events in {took:.1f} s: "
-            f"each reader got each once, in order, the last {lag:.1f} s after it was asked for")
+    subscribed = agent.gained("hackbrain_sse_subscriptions_total")
+    require(subscribed >= readers + silent, f"{subscribed} of {readers + silent} subscribed")
+    events = go.value - after
+    require(events >= rate * seconds, f"{events} events")
+    require(not harness.TIMED or events / took >= 0.9 * rate, f"{events / took:.0f} events/s, not {rate}")
+    return (f"{readers} reading and {silent} deaf subscribers, {events} events in {took:.1f} s "
+            f"({events / took:.0f}/s): each reader got each once, in order, the last {lag:.1f} s after it was asked for; {cut} deaf "
+            f"ones cut by {cut_s:.0f} s")
 
 
 def listen(address, ask, count, number, after, ready, go, results):
