@@ -29,7 +29,7 @@ const SCAN_MAX: usize = 20_000;
 /// A trace is read in one sweep where a job's events lie closer together than this, else looked up one by one.
 const SWEEP_GAP: u64 = 64;
 /// Events of a trace that are looked up at once.
-const TRACE_SEQS: usize = 4096;
+const TRACE_SEQS: usize = 1024;
 
 /// A durable event.
 #[derive(Debug, Clone)]
@@ -153,6 +153,15 @@ struct SeqsPlace {
     seq: u64,
 }
 
+/// How far a job's trace has been read.
+#[derive(Debug, Default)]
+pub struct TraceCursor {
+    place: SeqsPlace,
+    seqs: Vec<u64>,
+    /// Of them, the next one.
+    at: usize,
+}
+
 impl View {
     /// The world as recovery found it: the head, and the jobs in the order they were received, each with the seqs of its
     /// events. `reader` looks up those events.
@@ -256,28 +265,40 @@ impl View {
     /// # Errors
     /// What reading the segments gives.
     pub fn trace(&self, job_id: &str, each: &mut dyn FnMut(&[u8]) -> bool) -> io::Result<()> {
-        let mut place = SeqsPlace::default();
-        loop {
-            // A run of many days has millions of events: their seqs are not all held at once.
-            let seqs = match self.read().entry(job_id) {
-                Some(entry) => entry.seqs.take(&mut place, TRACE_SEQS),
-                None => return Ok(()),
-            };
+        self.trace_on(job_id, &mut TraceCursor::default(), each)
+    }
+
+    /// The same from where `cursor` stands: behind the last event that `each` was called with before.
+    ///
+    /// # Errors
+    /// What reading the segments gives.
+    pub fn trace_on(
+        &self,
+        job_id: &str,
+        cursor: &mut TraceCursor,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        let mut wanted = true;
+        while wanted {
+            if cursor.at == cursor.seqs.len() {
+                // A run of many days has millions of events: their seqs are not all held at once.
+                cursor.seqs = match self.read().entry(job_id) {
+                    Some(entry) => entry.seqs.take(&mut cursor.place, TRACE_SEQS),
+                    None => return Ok(()),
+                };
+                cursor.at = 0;
+            }
+            let TraceCursor { seqs, at, .. } = &mut *cursor;
             let Some(&last) = seqs.last() else { return Ok(()) };
-            let (mut at, mut wanted) = (0, true);
-            while at < seqs.len() && wanted {
-                self.reader.read(seqs[at], last, &mut |seq, bytes| {
-                    if seq == seqs[at] {
-                        wanted = each(bytes);
-                        at += 1;
-                    }
-                    wanted && at < seqs.len() && seqs[at] - seq <= SWEEP_GAP
-                })?;
-            }
-            if !wanted {
-                return Ok(());
-            }
+            self.reader.read(seqs[*at], last, &mut |seq, bytes| {
+                if seq == seqs[*at] {
+                    wanted = each(bytes);
+                    *at += 1;
+                }
+                wanted && *at < seqs.len() && seqs[*at] - seq <= SWEEP_GAP
+            })?;
         }
+        Ok(())
     }
 
     /// Durable events after `after`, at most `limit` of them or about 64 KiB, with where to go on. From memory where

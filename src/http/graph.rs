@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
@@ -72,7 +72,9 @@ impl App {
             }
             None => view.graph(limit),
         };
+        let large = Large::of(jobs.len() + edges.len())?;
         pieces("application/json", move |each| {
+            let _held = &large;
             let brief = |job: &Arc<Job>, text: &mut Vec<u8>| {
                 let members = json!({
                     "job_id": &*job.job_id,
@@ -91,5 +93,37 @@ impl App {
             }
             Ok(())
         })
+    }
+}
+
+/// Jobs and edges of a graph that is not large.
+const SMALL: usize = 2_000;
+/// Large graphs in memory at once: their clients may be slow, and one may have some megabytes.
+const LARGE_MAX: usize = 4;
+
+/// The right to hold a large graph; a small one needs none.
+struct Large(bool);
+
+static LARGE: AtomicUsize = AtomicUsize::new(0);
+
+impl Large {
+    fn of(size: usize) -> Result<Self, Rejection> {
+        if size <= SMALL {
+            return Ok(Self(false));
+        }
+        let one_more = |held| (held < LARGE_MAX).then_some(held + 1);
+        if LARGE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_err() {
+            let message = "as many large graphs are being sent as may be; ask again, or for less with ?limit= or ?job=";
+            return Err(Rejection::new(503, "too_many_graphs", message));
+        }
+        Ok(Self(true))
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        if self.0 {
+            LARGE.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }

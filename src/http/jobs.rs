@@ -10,7 +10,7 @@ use tiny_http::Response;
 
 use super::api::Call;
 use super::files;
-use super::pieces::{lines, list, pieces};
+use super::pieces::{add_line, lines, list, pieces};
 use super::reply::{Reply, header};
 use super::reproduce::small_object;
 use super::routes::{Answer, App, with_headers};
@@ -20,7 +20,7 @@ use crate::manifest::{self, Parsed};
 use crate::rejection::Rejection;
 use crate::runner::output::OutputPaths;
 use crate::runner::telemetry;
-use crate::view::Filter;
+use crate::view::{Filter, TraceCursor};
 
 /// Jobs on a page, unless asked otherwise.
 const PAGE: u64 = 100;
@@ -107,7 +107,12 @@ impl App {
     pub(super) fn trace(&self, call: &Call<'_>) -> Answer {
         self.find(call.id)?;
         let (view, id) = (self.engine.view().clone(), call.id.to_owned());
-        lines(move |each| view.trace(&id, each))
+        let mut cursor = TraceCursor::default();
+        lines(move || {
+            let mut text = Vec::new();
+            view.trace_on(&id, &mut cursor, &mut |bytes| add_line(&mut text, bytes))?;
+            Ok(text)
+        })
     }
 
     /// `GET /api/jobs/{id}/stdout` and `/stderr`.

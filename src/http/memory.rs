@@ -62,7 +62,14 @@ impl Budget {
 
     /// `bytes` for `client`, at once or until `deadline`; `None` where they did not come free. All that one request will
     /// need must be asked for at once: who held a part and waited for the rest would keep others from ever finishing.
-    pub(super) fn lease(self: &Arc<Self>, client: IpAddr, bytes: usize, deadline: Instant) -> Option<Lease> {
+    /// `None` also where the asker `is_over`; whoever brings that about calls [`Budget::wake`].
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        client: IpAddr,
+        bytes: usize,
+        deadline: Instant,
+        is_over: &dyn Fn() -> bool,
+    ) -> Option<Lease> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let own = held.by.get(&client).copied().unwrap_or_default();
@@ -72,11 +79,20 @@ impl Budget {
                 return Some(Lease { budget: Arc::clone(self), client, bytes });
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || is_over() {
                 return None;
             }
             held = self.returned.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+}
+
+impl Budget {
+    /// Lets everybody who waits look whether it is over with him.
+    pub(super) fn wake(&self) {
+        // Under the lock, so that nobody is just between his look and his sleep.
+        let _held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        self.returned.notify_all();
     }
 }
 
@@ -105,7 +121,7 @@ mod tests {
     fn nobody_holds_more_than_a_share_nor_all_more_than_there_is() {
         let budget = Budget::new(10, 6);
         let ip = |n: u8| IpAddr::from([192, 0, 2, n]);
-        let ask = |n, bytes| budget.lease(ip(n), bytes, Instant::now());
+        let ask = |n, bytes| budget.lease(ip(n), bytes, Instant::now(), &|| false);
         let first = ask(1, 4).unwrap();
         assert!(ask(1, 3).is_none(), "over the share of one");
         let second = ask(1, 2).unwrap();
@@ -117,10 +133,21 @@ mod tests {
         assert!(budget.held.lock().unwrap().by.is_empty() && budget.held.lock().unwrap().all == 0);
         let all = ask(1, 6).unwrap();
         let waits = thread::scope(|scope| {
-            let waiting = scope.spawn(|| budget.lease(ip(1), 6, Instant::now() + Duration::from_secs(60)).is_some());
+            let waiting =
+                scope.spawn(|| budget.lease(ip(1), 6, Instant::now() + Duration::from_secs(60), &|| false).is_some());
             drop(all);
             waiting.join().unwrap()
         });
         assert!(waits, "who waits is told");
+        let _all = ask(1, 6).unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        let is_over = || over.load(std::sync::atomic::Ordering::SeqCst);
+        let until = Instant::now() + Duration::from_secs(60);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| budget.lease(ip(1), 6, until, &is_over).is_some());
+            over.store(true, std::sync::atomic::Ordering::SeqCst);
+            budget.wake();
+            assert!(!waiting.join().unwrap(), "with whom it is over goes");
+        });
     }
 }

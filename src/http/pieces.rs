@@ -15,6 +15,9 @@ use super::routes::Answer;
 /// Small, since each of a thousand connections may hold so much.
 const WHOLE_BYTES: usize = 16 << 10;
 
+/// Lines are read until they have so many bytes.
+pub(super) const LINES_BYTES: usize = 64 << 10;
+
 /// Takes pieces of an answer; `false` where no more are wanted.
 pub(super) type EachPiece<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
@@ -80,9 +83,35 @@ impl Drop for Turn {
     }
 }
 
-/// Events as JSON lines.
-pub(super) fn lines(produce: impl Fn(EachPiece<'_>) -> io::Result<()> + Send + 'static) -> Answer {
-    pieces("application/x-ndjson", move |each| produce(&mut |line| each(line) && each(b"\n")))
+/// Events as JSON lines, of which `next` gives some more each time, about [`LINES_BYTES`], and nothing at their end. While a
+/// client is waited for, no frame of the ledger is held: one may have megabytes.
+pub(super) fn lines(mut next: impl FnMut() -> io::Result<Vec<u8>> + Send + 'static) -> Answer {
+    let mut batch = move || {
+        let _turn = Turn::take();
+        next()
+    };
+    let content_type = header("Content-Type", "application/x-ndjson");
+    let first = batch().map_err(|error| unreadable(&error))?;
+    // Fewer than there may be are all there are.
+    if first.len() < LINES_BYTES {
+        return Ok(Reply::Full(Response::from_data(first).with_header(content_type).boxed()));
+    }
+    let run = move |to: &mut StreamWriter<'_>| {
+        let mut more = first;
+        while !more.is_empty() {
+            to.send(&more)?;
+            more = batch()?;
+        }
+        Ok(())
+    };
+    Ok(Reply::Stream { status: 200, headers: vec![content_type], ends: true, run: Box::new(run) })
+}
+
+/// Adds a line; whether there is room for another.
+pub(super) fn add_line(text: &mut Vec<u8>, bytes: &[u8]) -> bool {
+    text.extend_from_slice(bytes);
+    text.push(b'\n');
+    text.len() < LINES_BYTES
 }
 
 /// The items of a JSON list, after `[` or a comma each; `false` as soon as `each` says so.

@@ -12,7 +12,7 @@ use super::access::{Access, TokenId};
 use super::api::{self, Call, Found, Kind, Route};
 use super::files;
 use super::metrics::Observed;
-use super::pieces::lines;
+use super::pieces::{add_line, lines};
 use super::protect::protect;
 use super::query::Query;
 use super::refusals::Refused;
@@ -195,7 +195,17 @@ impl App {
         let limit = call.query.number("limit").unwrap_or(LEDGER_PAGE);
         let view = self.engine.view().clone();
         let upto = view.head().0.min(from.saturating_add(limit - 1));
-        lines(move |each| view.ledger(from, upto, &mut |_, bytes| each(bytes)))
+        let mut next = from;
+        lines(move || {
+            let mut text = Vec::new();
+            if next <= upto {
+                view.ledger(next, upto, &mut |seq, bytes| {
+                    next = seq + 1;
+                    add_line(&mut text, bytes)
+                })?;
+            }
+            Ok(text)
+        })
     }
 
     pub(super) fn events(&self, call: &Call<'_>) -> Answer {

@@ -212,6 +212,8 @@ impl Shared {
         if evicted {
             self.counters.evicted.fetch_add(1, Ordering::Relaxed);
             self.counters.active.fetch_sub(1, Ordering::Relaxed);
+            // The shutdown of its socket wakes nobody who waits for memory.
+            self.bodies.wake();
         }
         evicted
     }
@@ -466,7 +468,12 @@ fn read_request(
             let whole = if let Framing::Length(length) = framing { length } else { limits.max_body };
             let client = share_of(connection.remote.ip());
             let began = Instant::now();
-            memory = Some(shared.bodies.lease(client, whole, body_by).ok_or_else(|| rejected(too_many_bodies()))?);
+            let is_over = || connection.is_in(Phase::Evicted);
+            let lease = shared.bodies.lease(client, whole, body_by, &is_over);
+            if is_over() {
+                return Err(Unread::Gone);
+            }
+            memory = Some(lease.ok_or_else(|| rejected(too_many_bodies()))?);
             // The client did not wait for us to be late.
             body_by += began.elapsed();
         }
@@ -513,7 +520,7 @@ fn handle(shared: &Shared, connection: &Connection, request: &Request) -> Reply 
         return shared.handler.handle(request);
     }
     let (client, deadline) = (share_of(connection.remote.ip()), Instant::now() + TURN_WAIT);
-    match shared.turns.lease(client, request.body.len() * PARSED, deadline) {
+    match shared.turns.lease(client, request.body.len() * PARSED, deadline, &|| false) {
         Some(_turn) => shared.handler.handle(request),
         None => {
             let rejection = too_many_bodies();

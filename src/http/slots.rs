@@ -4,6 +4,7 @@
 //! that holds most. So thousands of idle or dribbling connections keep nobody out, and none that is being answered is cut.
 
 use super::server::Limits;
+use crate::sys::socket::has_unread;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
@@ -94,6 +95,9 @@ impl Default for Slots {
     }
 }
 
+/// How many are spared, in one search, because something that they sent has not been read yet.
+const SPARED_MAX: usize = 16;
+
 /// Which cap stands against one more connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
@@ -135,13 +139,20 @@ impl Slots {
     /// Looks at every connection, which for a thousand costs less than starting the newcomer's thread.
     pub(super) fn evict(&mut self, only: Option<IpAddr>) -> bool {
         let only = only.map(share_of);
+        let mut spared = Vec::new();
         loop {
-            let waiting =
-                |c: &&Arc<Connection>| c.gives_way() && only.is_none_or(|share| share_of(c.remote.ip()) == share);
+            let waiting = |c: &&Arc<Connection>| {
+                c.gives_way() && only.is_none_or(|share| share_of(c.remote.ip()) == share) && !spared.contains(&c.id)
+            };
             let rank = |c: &&Arc<Connection>| {
                 (c.share.load(Ordering::Relaxed), Reverse((c.waits_since.load(Ordering::SeqCst), c.id)))
             };
             let Some(chosen) = self.open.values().filter(waiting).max_by_key(rank).cloned() else { return false };
+            // It has asked for something, and its thread has not come to it yet.
+            if spared.len() < SPARED_MAX && has_unread(&chosen.socket) {
+                spared.push(chosen.id);
+                continue;
+            }
             // Lost where its head has just become whole; then another gives way.
             if chosen.evict() {
                 self.remove(&chosen);

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 
 /// Most JSON values in a body. A manifest at all its limits has about 3000; lists of zeros would take 32 times their size.
-const MAX_VALUES: usize = 131_072;
+const MAX_VALUES: usize = 32_768;
 
 /// The one JSON value in `body`.
 ///

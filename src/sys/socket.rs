@@ -40,6 +40,14 @@ pub fn receive_now(socket: &TcpStream, into: &mut [u8]) -> io::Result<Option<usi
     }
 }
 
+/// Whether something has arrived that was not read.
+pub fn has_unread(socket: &TcpStream) -> bool {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: one byte of ours may be written; `socket` keeps the descriptor open.
+    unsafe { libc::recv(socket.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 1 }
+}
+
 fn taken(count: isize) -> io::Result<usize> {
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
