@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::rejection::Rejection;
@@ -23,13 +24,14 @@ pub(super) struct Budget {
     all: usize,
     each: usize,
     held: Mutex<Held>,
-    returned: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     all: usize,
     by: HashMap<IpAddr, usize>,
+    /// Who waits for some to be given back.
+    waiting: Vec<Thread>,
 }
 
 /// Bytes held; they are given back when it is dropped.
@@ -57,12 +59,12 @@ pub(super) fn too_many_bodies() -> Rejection {
 
 impl Budget {
     pub(super) fn new(all: usize, each: usize) -> Arc<Self> {
-        Arc::new(Self { all, each, held: Mutex::default(), returned: Condvar::new() })
+        Arc::new(Self { all, each, held: Mutex::default() })
     }
 
     /// `bytes` for `client`, at once or until `deadline`; `None` where they did not come free. All that one request will
     /// need must be asked for at once: who held a part and waited for the rest would keep others from ever finishing.
-    /// `None` also where the asker `is_over`; whoever brings that about calls [`Budget::wake`].
+    /// `None` also where the asker `is_over`; whoever brings that about unparks his thread.
     pub(super) fn lease(
         self: &Arc<Self>,
         client: IpAddr,
@@ -70,8 +72,10 @@ impl Budget {
         deadline: Instant,
         is_over: &dyn Fn() -> bool,
     ) -> Option<Lease> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let me = thread::current();
         loop {
+            let mut held = self.lock();
+            held.waiting.retain(|other| other.id() != me.id());
             let own = held.by.get(&client).copied().unwrap_or_default();
             if held.all.saturating_add(bytes) <= self.all && own.saturating_add(bytes) <= self.each {
                 held.all += bytes;
@@ -82,23 +86,21 @@ impl Budget {
             if left.is_zero() || is_over() {
                 return None;
             }
-            held = self.returned.wait_timeout(held, left).unwrap_or_else(PoisonError::into_inner).0;
+            // Under the lock: what is given back from now on unparks this thread.
+            held.waiting.push(me.clone());
+            drop(held);
+            thread::park_timeout(left);
         }
     }
-}
 
-impl Budget {
-    /// Lets everybody who waits look whether it is over with him.
-    pub(super) fn wake(&self) {
-        // Under the lock, so that nobody is just between his look and his sleep.
-        let _held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        self.returned.notify_all();
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut held = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.budget.lock();
         held.all -= self.bytes;
         let own = held.by.get(&self.client).copied().unwrap_or_default() - self.bytes;
         if own == 0 {
@@ -106,8 +108,8 @@ impl Drop for Lease {
         } else {
             held.by.insert(self.client, own);
         }
-        drop(held);
-        self.budget.returned.notify_all();
+        // In the order in which they came; who finds too little waits again.
+        held.waiting.drain(..).for_each(|thread| thread.unpark());
     }
 }
 
@@ -115,7 +117,6 @@ impl Drop for Lease {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::thread;
 
     #[test]
     fn nobody_holds_more_than_a_share_nor_all_more_than_there_is() {
@@ -146,7 +147,7 @@ mod tests {
         thread::scope(|scope| {
             let waiting = scope.spawn(|| budget.lease(ip(1), 6, until, &is_over).is_some());
             over.store(true, std::sync::atomic::Ordering::SeqCst);
-            budget.wake();
+            waiting.thread().unpark();
             assert!(!waiting.join().unwrap(), "with whom it is over goes");
         });
     }

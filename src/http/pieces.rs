@@ -16,7 +16,7 @@ use super::routes::Answer;
 const WHOLE_BYTES: usize = 16 << 10;
 
 /// Lines are read until they have so many bytes.
-pub(super) const LINES_BYTES: usize = 64 << 10;
+pub(super) const LINES_BYTES: usize = 16 << 10;
 
 /// Takes pieces of an answer; `false` where no more are wanted.
 pub(super) type EachPiece<'a> = &'a mut dyn FnMut(&[u8]) -> bool;

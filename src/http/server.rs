@@ -212,8 +212,6 @@ impl Shared {
         if evicted {
             self.counters.evicted.fetch_add(1, Ordering::Relaxed);
             self.counters.active.fetch_sub(1, Ordering::Relaxed);
-            // The shutdown of its socket wakes nobody who waits for memory.
-            self.bodies.wake();
         }
         evicted
     }
@@ -366,6 +364,7 @@ enum Unread {
 }
 
 fn serve(shared: &Shared, connection: &Connection) {
+    connection.is_served_here();
     // A thread that was hard to come by is no reason to keep a silent connection.
     if !connection.enter(Phase::Fresh) {
         return;

@@ -8,8 +8,9 @@ use crate::sys::socket::has_unread;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 /// What a connection is doing, as far as a drain and an eviction must know.
@@ -44,6 +45,7 @@ pub(super) struct Connection {
     epoch: Instant,
     /// How many connections its client has.
     share: Arc<AtomicUsize>,
+    thread: OnceLock<Thread>,
 }
 
 impl Connection {
@@ -58,6 +60,11 @@ impl Connection {
         // Beside this thread only an eviction changes the phase, and for good.
         now != Phase::Evicted as u8
             && self.phase.compare_exchange(now, phase as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// To be called in the connection's own thread, before it waits for anything.
+    pub(super) fn is_served_here(&self) {
+        let _ = self.thread.set(thread::current());
     }
 
     pub(super) fn is_in(&self, phase: Phase) -> bool {
@@ -128,6 +135,7 @@ impl Slots {
             waits_since: AtomicU64::new(self.epoch.elapsed().as_micros() as u64),
             epoch: self.epoch,
             share,
+            thread: OnceLock::new(),
         });
         self.open.insert(connection.id, Arc::clone(&connection));
         connection
@@ -157,8 +165,11 @@ impl Slots {
             if chosen.evict() {
                 self.remove(&chosen);
                 self.leaving += 1;
-                // Its thread only ever blocks in a read of this socket. An error means that the peer was quicker.
+                // Its thread blocks in a read of this socket, or waits for memory. An error means that the peer was quicker.
                 let _ = chosen.socket.shutdown(Shutdown::Both);
+                if let Some(thread) = chosen.thread.get() {
+                    thread.unpark();
+                }
                 return true;
             }
         }
