@@ -71,10 +71,7 @@ impl Handler for App {
     fn before_body(&self, request: &Request) -> Option<Reply> {
         match self.check_head(request) {
             Ok(Checked::Route(..)) => None,
-            Ok(Checked::Answered(reply)) if request.method == Method::Options => {
-                drop(reply);
-                None
-            }
+            Ok(Checked::Answered(_)) if request.method == Method::Options => None,
             Ok(Checked::Answered(reply)) => Some(self.finish(request, Ok(reply))),
             Err(rejection) => Some(self.finish(request, Err(rejection))),
         }
