@@ -115,7 +115,7 @@ function route() {
 	hide('jobs', id);
 	if (id) {
 		grid.activeId = decodeURIComponent(id);
-		page = new HB.JobPage(api, grid.activeId, model.jobs.get(grid.activeId));
+		page = new HB.JobPage({ api, base }, grid.activeId, model.jobs.get(grid.activeId));
 		$('job').replaceChildren(page.element);
 		scrollTo(0, 0);
 		page.title.focus({ preventScroll: true });

@@ -14,30 +14,35 @@ class JobPage {
 	verdicts = new Map(); // seq → verdict
 	ticks = 0;
 
-	constructor(api, id, summary) {
-		Object.assign(this, { api, id });
+	constructor(node, id, summary) {
+		Object.assign(this, { node, api: node.api, id, time: new HB.TimeView() });
 		this.job = summary ?? { job_id: id, state: 'RECEIVED', phase: 'waiting', attempt: 0 };
-		this.checker = new HB.Checker(api, (seq, verdict) => this.onVerdict(seq, verdict));
+		this.checker = new HB.Checker(this.api, (seq, verdict) => this.onVerdict(seq, verdict));
 		this.title = h('h1', { tabindex: -1 }, id);
 		this.state = HB.mark('state', this.job.state);
 		this.story = h('p', { class: 'story' }, 'Reading its history …');
 		this.waits = h('p', { class: 'note' });
 		this.chain = HB.mark('verdict', 'checking');
-		this.lane = h('div', { class: 'lane', role: 'img', 'aria-label': 'Time' });
 		this.facts = h('dl', { class: 'facts' });
 		this.trace = h('ol', { class: 'trace' });
-		this.log = new HB.LogPane(api, () => this.job);
+		this.log = new HB.LogPane(this);
+		this.actions = new HB.Actions(this);
+		const [trace, charts, artifacts, graph] = [new HB.Trace(this), new HB.Charts(this), new HB.Artifacts(this), new HB.Graph(this)];
+		this.parts = [this.actions, trace, charts, this.log, artifacts, graph];
 		this.element = h(
 			'article',
 			{ class: 'job' },
 			h('nav', null, h('a', { href: '#/' }, '← All jobs')),
-			h('header', null, this.title, this.state, HB.copyButton('Copy as curl', () => api.curl(this.manifest))),
+			h('header', null, this.title, this.state, this.actions.element),
 			this.story,
 			this.waits,
 			this.chain,
-			this.lane,
+			trace.element,
+			charts.element,
 			this.facts,
 			h('div', { class: 'columns' }, h('section', null, h('header', null, h('h2', null, 'Trace'), h('span', { class: 'note' }, 'times in UTC')), this.trace), this.log.element),
+			artifacts.element,
+			graph.element,
 		);
 		this.load();
 	}
@@ -45,7 +50,7 @@ class JobPage {
 	close() {
 		this.isClosed = true;
 		this.checker.close();
-		this.log.close();
+		for (const part of this.parts) part.close();
 	}
 
 	async load() {
@@ -74,7 +79,7 @@ class JobPage {
 		this.drawTrace();
 		this.drawChain();
 		this.tick();
-		this.log.update();
+		for (const part of this.parts) part.update();
 	}
 
 	/** Why it does not go on, or how far it is: no event tells. */
@@ -88,18 +93,7 @@ class JobPage {
 		if (!this.events) return;
 		if (this.ticks++ % ASK_TICKS === 0) this.ask();
 		setText(this.story, HB.model.story(this.events, Date.now()));
-		const parts = HB.model.lane(this.events, Date.now());
-		const words = parts.map(({ kind, attempt, from, to }) => `${{ wait: 'waiting', down: 'down', seal: 'sealing' }[kind] ?? `attempt ${attempt}`} ${format.duration(to - from)}`);
-		setAttr(this.lane, 'aria-label', `Time: ${words.join(', ')}`);
-		while (this.lane.childElementCount < parts.length) this.lane.append(h('span', null, h('span')));
-		parts.forEach(({ kind, from, to }, i) => {
-			const part = this.lane.children[i];
-			setAttr(part, 'class', kind);
-			setAttr(part, 'title', words[i]);
-			setText(part.firstChild, words[i]);
-			// The root keeps a second visible beside a day.
-			part.style.flexGrow = 1 + Math.sqrt(to - from);
-		});
+		for (const part of this.parts) part.tick();
 	}
 
 	drawFacts() {
@@ -187,6 +181,7 @@ class JobPage {
 
 	/** True where the key meant something here. */
 	key(key) {
+		if (this.parts.some((part) => part.key?.(key))) return true;
 		const rows = [...this.trace.querySelectorAll('summary')];
 		const at = rows.indexOf(document.activeElement);
 		if (key === 'j') rows[Math.min(at + 1, rows.length - 1)]?.focus();

@@ -1,43 +1,7 @@
-/* A windowed list, and the grid of jobs: only what can be seen is in the document. */
+/* The grid of jobs. */
 'use strict';
 {
 const { h, setText, setAttr, format } = HB;
-const OVERSCAN = 6; // rows drawn above and below the visible ones
-
-/** make() gives a row, draw(row, index) fills it. */
-class Windowed {
-	count = 0;
-	pool = [];
-
-	constructor(parts) {
-		Object.assign(this, parts);
-		this.scroller.addEventListener('scroll', () => this.refresh(), { passive: true });
-		this.observer = new ResizeObserver(() => this.refresh());
-		this.observer.observe(this.scroller);
-	}
-
-	refresh() {
-		this.frame ??= requestAnimationFrame(() => this.paint());
-	}
-
-	paint() {
-		this.frame = null;
-		const row = this.rowHeight();
-		const { scrollTop, clientHeight } = this.scroller;
-		this.rows.style.height = `${this.count * row}px`;
-		const first = Math.max(0, Math.floor(scrollTop / row) - OVERSCAN);
-		const last = Math.min(this.count, Math.ceil((scrollTop + clientHeight) / row) + OVERSCAN);
-		const size = Math.max(0, last - first);
-		while (this.pool.length < size) this.rows.append(this.pool[this.pool.push(this.make()) - 1]);
-		while (this.pool.length > size) this.pool.pop().remove();
-		for (let i = first; i < last; i++) {
-			const element = this.pool[i % size];
-			element.style.transform = `translateY(${i * row}px)`;
-			this.draw(element, i);
-		}
-	}
-}
-
 const COLUMNS = ['State', 'Job', 'Last word', 'Image', 'Attempt', 'Received', 'Time run'];
 
 /** open(id) is called for Enter and clicks. */
@@ -51,7 +15,7 @@ class JobGrid {
 		this.header = h('div', { role: 'row', class: 'row' }, COLUMNS.map((name, i) => h('span', { role: 'columnheader', class: `c${i}` }, name)));
 		this.element = h('div', { role: 'grid', class: 'grid', tabindex: 0, 'aria-label': 'Jobs, newest first' }, h('div', { role: 'rowgroup', class: 'headings' }, this.header), this.rows);
 		const rowHeight = () => parseFloat(getComputedStyle(this.element).getPropertyValue('--row'));
-		this.list = new Windowed({ scroller: this.element, rows: this.rows, make: makeRow, draw: (row, i) => this.draw(row, i), rowHeight });
+		this.list = new HB.Windowed({ scroller: this.element, rows: this.rows, make: makeRow, draw: (row, i) => this.draw(row, i), rowHeight });
 		this.element.addEventListener('keydown', (event) => this.key(event));
 		this.element.addEventListener('focus', () => this.move(0));
 		this.rows.addEventListener('click', ({ target }) => {
@@ -124,5 +88,5 @@ function lastWord(job) {
 	return format.marker(job.last_d1_stable);
 }
 
-Object.assign(HB, { Windowed, JobGrid });
+HB.JobGrid = JobGrid;
 }

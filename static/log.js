@@ -55,12 +55,12 @@ function reading(status, from, bytes) {
 	return status === 200 ? bytes.subarray(from) : NONE; // 200: all, the range was not honoured
 }
 
-/** The pane: one stream of one attempt at a time. job() gives {job_id, attempt, phase}. */
+/** The pane: one stream of one attempt at a time. */
 class LogPane {
 	attempt = ''; // '': always the newest
 
-	constructor(api, job) {
-		Object.assign(this, { api, job });
+	constructor(page) {
+		Object.assign(this, { page, api: page.api });
 		this.tabs = ['stdout', 'stderr'].map((name) => h('button', { class: 'chip', click: () => this.select(name) }, name));
 		this.attempts = h('select', { 'aria-label': 'Attempt', change: () => this.select(this.stream, this.attempts.value) });
 		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener' }, 'Raw');
@@ -86,6 +86,8 @@ class LogPane {
 		this.timer = setInterval(() => this.poke(), POLL_MS);
 	}
 
+	tick() {}
+
 	close() {
 		clearInterval(this.timer);
 		this.list.observer.disconnect();
@@ -101,12 +103,12 @@ class LogPane {
 	}
 
 	path() {
-		return this.api.jobPath(this.job().job_id, `/${this.stream}?attempt=${this.attempt || this.job().attempt}`);
+		return this.api.jobPath(this.page.job.job_id, `/${this.stream}?attempt=${this.attempt || this.page.job.attempt}`);
 	}
 
 	/** Redraws the controls. A pane that shows the newest attempt goes on to a new one. */
 	update() {
-		const { attempt: newest } = this.job();
+		const { attempt: newest } = this.page.job;
 		if (this.known !== newest) {
 			const goesOn = this.known && this.attempt === '';
 			this.known = newest;
@@ -126,7 +128,7 @@ class LogPane {
 	/** Reads what is new. Called by the clock and by `log` messages; one request at a time. */
 	async poke() {
 		const { run } = this;
-		const isEnded = this.job().phase === 'ended';
+		const isEnded = this.page.job.phase === 'ended';
 		// Whoever reads older lines keeps them.
 		const isFull = !this.follows && this.tail.end - this.tail.from > HELD - STEP;
 		if (!run || this.busy || isFull || (run.settled && isEnded)) return;

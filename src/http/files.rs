@@ -24,20 +24,32 @@ macro_rules! embedded {
 }
 
 embedded!(
+    "actions.js",
     "api.js",
     "app.js",
+    "artifacts.js",
     "chain.js",
+    "charts.js",
     "check.js",
     "dom.js",
+    "events.js",
     "format.js",
+    "graph.js",
     "index.html",
     "job.js",
+    "keys.js",
     "list.js",
     "log.js",
     "model.js",
+    "nodes.js",
+    "replay.js",
     "sha256.js",
     "stream.js",
     "style.css",
+    "timeline.js",
+    "trace.js",
+    "window.js",
+    "worker.js",
 );
 
 /// The bytes of a file of the viewer, and its name: `/` is `index.html`.

@@ -1,0 +1,2 @@
+/* A job's events, each with its proof. */
+'use strict';

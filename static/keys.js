@@ -1,0 +1,2 @@
+/* Keys, and the list of them. */
+'use strict';

@@ -1,0 +1,2 @@
+/* The nodes that are watched. */
+'use strict';

@@ -1,0 +1,2 @@
+/* The whole node as of an earlier event. */
+'use strict';

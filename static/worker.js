@@ -1,0 +1,2 @@
+/* The chain checked, off the page’s thread. */
+'use strict';
