@@ -1,7 +1,7 @@
 // One agent under test: a process on a port of its own, with a data directory that outlives it.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdtempSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -78,8 +78,13 @@ export class Agent {
     await gone;
   }
 
+  /** Containers that still run should be gone before. */
   async close() {
     await this.stop('SIGTERM');
+    // Their directories are bound below the data directory, and stay bound for the next agent.
+    const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n').map((line) => line.split(' ')[4]);
+    const ours = mounts.filter((at) => at?.startsWith(`${this.dir}/`) || at?.startsWith(`${this.data}/`)).reverse();
+    if (ours.length > 0) execFileSync('umount', ours);
     rmSync(this.dir, { recursive: true, force: true });
   }
 

@@ -83,8 +83,9 @@ export function suite() {
   });
   after(async () => {
     await browser?.close();
-    await Promise.all(made.map((thing) => thing.close()));
+    await Promise.all(made.map((thing) => thing.stop?.()));
     removeContainers();
+    await Promise.all(made.map((thing) => thing.close()));
   });
   return {
     browser: () => browser,
