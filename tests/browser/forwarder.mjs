@@ -43,10 +43,16 @@ export class Forwarder {
       link.left -= part.length;
       to.write(part);
       if (link.left <= 0) setImmediate(() => reset(link)); // what was written may leave first
-    } else if (!to.write(chunk)) {
-      from.pause();
-      to.once('drain', () => this.isStalled || from.resume());
+    } else {
+      // A request's head, which comes in one piece from a browser.
+      link.isStream ||= chunk.subarray(0, 16).toString().startsWith('GET /api/events');
+      to.write(chunk);
     }
+  }
+
+  /** Whether an event stream goes through it. */
+  get hasStream() {
+    return [...this.links].some(({ isStream }) => isStream);
   }
 
   /** Resets every connection, at once or once so many more bytes came from the server. Returns how many there were. */
