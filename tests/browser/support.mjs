@@ -6,7 +6,6 @@
 // Development: HACKBRAIN_STATIC=DIR serves the viewer's files from DIR at the agents' own addresses, without a rebuild.
 import assert from 'node:assert/strict';
 import { after, before } from 'node:test';
-import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -84,8 +83,6 @@ export function suite() {
   });
   after(async () => {
     await browser?.close();
-    await Promise.all(made.map((thing) => thing.stop?.()));
-    removeContainers();
     await Promise.all(made.map((thing) => thing.close()));
   });
   return {
@@ -99,12 +96,6 @@ export function suite() {
       return agents;
     },
   };
-}
-
-/** Removes the containers whose job ids begin with `prefix-`. */
-export function removeContainers(prefix = RUN) {
-  const ids = execFileSync('docker', ['ps', '-aq', '--filter', `name=^hb-${prefix}-`]).toString().split('\n').filter(Boolean);
-  if (ids.length > 0) execFileSync('docker', ['rm', '-f', ...ids], { stdio: 'ignore' });
 }
 
 /** Waits until a badge says so: live, catching up, stale, offline, rolled back, forked. */
