@@ -25,7 +25,9 @@ export const LOST_LINK = /net::ERR_(CONNECTION_\w+|INCOMPLETE_CHUNKED_ENCODING|E
 const TYPES = { '.html': 'text/html; charset=utf-8', '.css': 'text/css; charset=utf-8', '.js': 'text/javascript; charset=utf-8' };
 
 export function launch({ args = [], ...options } = {}) {
-  return chromium.launch({ executablePath: '/usr/bin/chromium', args: [...FLAGS, ...args], ...options });
+  // What is served by interception has no address, and Chromium asks before such a page may call other nodes on loopback.
+  const more = process.env.HACKBRAIN_STATIC ? ['--disable-features=LocalNetworkAccessChecks'] : [];
+  return chromium.launch({ executablePath: '/usr/bin/chromium', args: [...FLAGS, ...more, ...args], ...options });
 }
 
 /** A context; with HACKBRAIN_STATIC its pages have the viewer's files from there. */
