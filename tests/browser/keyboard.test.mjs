@@ -209,6 +209,11 @@ test('“?” lists every key that works, and no key that does not', () =>
       job: () => come(`#/jobs/${JOBS.sealed}`, () => page.locator('[data-is=checked]:visible').first().waitFor(WAIT)),
       log: async () => {
         await places.job();
+        await tabTo(page, 'searchbox', /search|find/i);
+        await page.keyboard.type('iteration');
+        await page.keyboard.press('Enter'); // what is found can be gone through
+        await page.getByText(/\b3\b[^.]*\b(match|line)/i).first().waitFor(WAIT);
+        await page.getByRole('heading', { level: 1 }).focus();
         await page.keyboard.press('l');
       },
       trace: async () => {
