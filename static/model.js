@@ -6,15 +6,22 @@ const PHASE = { RECEIVED: 'waiting', SCHEDULED: 'waiting', RETRIGGERED: 'waiting
 const phaseOf = (state) => PHASE[state] ?? 'active';
 const create = () => ({ jobs: new Map(), order: [], seq: 0 });
 
-/** Takes in summaries. They never overwrite what later events have told. */
+/** Takes in a page of summaries. They never overwrite what later events have told; of equal times, the page's order counts. */
 function merge(model, summaries) {
 	for (const summary of summaries) {
 		const known = model.jobs.get(summary.job_id);
-		if (known && !known.partial && summary.seq < known.seq) continue;
 		if (known) model.order.splice(model.order.indexOf(known), 1);
-		const { state, phase, attempt, seq, ended } = known ?? {};
-		insert(model, { ...summary, ...(known?.seq > summary.seq && { state, phase, attempt, seq, ended }) }, false);
+		const isNewer = known?.seq > summary.seq;
+		insert(model, isNewer ? (known.partial ? completed(summary, known) : known) : { ...summary }, false);
 	}
+}
+
+/** The summary, with what its job's events have told since, but for what they could not know. */
+function completed(summary, { received, image_hash, partial, started, ...newer }) {
+	const job = { ...summary };
+	for (const name in newer) if (newer[name] !== undefined) job[name] = newer[name];
+	job.started ??= started;
+	return job;
 }
 
 /** Folds one event. Returns its job, or null for node events and repeats. */
@@ -35,14 +42,16 @@ function fold(model, event) {
 function apply(job, { seq, time, attempt, state, detail: d = {} }) {
 	const phase = phaseOf(state);
 	Object.assign(job, { seq, state, phase, attempt: attempt ?? job.attempt, ended: phase === 'ended' ? time : null, text: undefined });
-	for (const name of ['image_id', 'execution_hash', 'exit_code', 'reason']) if (d[name] !== undefined) job[name] = d[name];
 	if (state === 'RECEIVED') job.image_hash = d.manifest?.image_hash ?? '';
-	if (state === 'RUNNING' || state === 'RECOVERY') {
-		job.started ??= time;
-		job.reason = job.exit_code = null;
-	}
+	if (state === 'SCHEDULED') Object.assign(job, { image_id: d.image_id, execution_hash: d.execution_hash });
+	if (state === 'RUNNING' || state === 'RECOVERY') job.started ??= time;
 	if (state === 'D1_STABLE') job.last_d1_stable = d.line;
-	if (state === 'CRASH') job.reason = d.cause;
+	if (['CRASH', 'COMPLETED', 'FAILED', 'CANCELLED'].includes(state)) {
+		// What fails behind its attempt leaves the exit code as it is.
+		if (state !== 'FAILED' || d.exit_code != null) job.exit_code = d.exit_code;
+		job.reason = d.reason ?? d.cause ?? (state === 'CANCELLED' ? 'cancelled' : null);
+	}
+	if (['SCHEDULED', 'RETRIGGERED', 'FAILED'].includes(state)) job.ancestor = d.ancestor ?? null;
 }
 
 /** Times sort as text. Of equal ones, a job from the stream goes first, one from a page last. */

@@ -38,8 +38,9 @@ test('the lifecycle, state by state', () => {
     ['RUNNING', 'active', 1, null, null],
     ['D1_STABLE', 'active', 1, null, null],
     ['CRASH', 'active', 1, 137, 'killed'],
-    ['RECOVERY', 'active', 2, null, null],
-    ['D1_STABLE', 'active', 2, null, null],
+    // As the agent has it: how the last attempt ended, until the next one has.
+    ['RECOVERY', 'active', 2, 137, 'killed'],
+    ['D1_STABLE', 'active', 2, 137, 'killed'],
     ['COMPLETED', 'active', 2, 0, null],
     ['SEALED', 'ended', 2, 0, null],
   ]);
@@ -67,7 +68,7 @@ test('a retriggered job is active again', () => {
   assert.deepEqual([waiting.phase, waiting.ended], ['waiting', null]);
   assert.match(story(life('a', steps.slice(0, 7)), 0), /^Has waited .* suffered 1 crash/);
   const { phase, ended, reason } = folded(life('a', steps)).jobs.get('a');
-  assert.deepEqual([phase, ended, reason], ['active', null, null]);
+  assert.deepEqual([phase, ended, reason], ['active', null, 'attempt_limit']);
   assert.deepEqual(lane(life('a', steps), 0).map(({ kind }) => kind), ['wait', 'run', 'down', 'wait', 'run']);
   assert.equal(HB.model.attemptsMax(life('a', steps), manifest), 4);
   assert.equal(HB.model.attemptsMax(life(), manifest), 3);
@@ -98,7 +99,7 @@ test('an event of a job not loaded gives a partial job, which its summary comple
   const summary = { ...folded(events.slice(0, 3)).jobs.get('a') };
   merge(model, [summary]);
   const whole = model.jobs.get('a');
-  assert.deepEqual([whole.partial, whole.state, whole.image_hash, whole.received], [false, 'D1_STABLE', 'busybox:latest', events[0].time]);
+  assert.deepEqual([Boolean(whole.partial), whole.state, whole.image_hash, whole.received], [false, 'D1_STABLE', 'busybox:latest', events[0].time]);
 });
 
 test('newest first, from pages and from the stream, in any order of arrival', () => {
