@@ -163,3 +163,35 @@ pub(super) fn list<T>(
     }
     Ok(each(if items.is_empty() { b"[]" } else { b"]" }))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_goes_to_who_has_waited_longest() {
+        let most = thread::available_parallelism().map_or(1, NonZero::get);
+        let mut held: Vec<Turn> = (0..most).map(|_| Turn::take()).collect();
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for number in 0..3 {
+                let order = &order;
+                scope.spawn(move || {
+                    let _turn = Turn::take();
+                    order.lock().unwrap().push(number);
+                });
+                while Turn::lock().waiting.len() <= number {
+                    thread::yield_now();
+                }
+            }
+            // Who gives it back and takes it again at once comes last.
+            drop(held.pop());
+            held.push(Turn::take());
+            assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
+        });
+        drop(held);
+        let turns = Turn::lock();
+        assert_eq!((turns.taken, turns.waiting.len()), (0, 0));
+    }
+}
