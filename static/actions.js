@@ -3,58 +3,31 @@
 {
 const { h, setText, setAttr } = HB;
 const AGAIN = ['attempt_limit', 'oom', 'dependency'];
-/** why: the reason where the state does not allow it; ask: the question before it is done; field: what may be given. */
+/** can: whether the state allows it, else the reason is `only`. With `ask` it is asked for first. */
 const DEEDS = {
-	cancel: {
-		name: 'Cancel',
-		why: ({ phase, state }) => phase === 'ended' && `It is ${state}: there is nothing to cancel.`,
-		ask: 'Stop this job now? It ends as CANCELLED; its output and files stay.',
-		yes: 'Cancel the job',
-	},
-	retrigger: {
-		name: 'Retrigger',
-		why: ({ state, reason }) => state !== 'CANCELLED' && !(state === 'FAILED' && AGAIN.includes(reason)) && `It is ${state}: only what was CANCELLED, or FAILED by a crash or a parent, can go on.`,
-	},
-	reproduce: {
-		name: 'Reproduce',
-		why: ({ state }) => state !== 'SEALED' && `It is ${state}: only a SEALED job can be reproduced.`,
-		ask: 'Run the same execution again, on a clean copy of its inputs.',
-		yes: 'Reproduce',
-		field: 'Id of the new job (may stay empty)',
-	},
+	cancel: { name: 'Cancel', can: ({ phase }) => phase !== 'ended', only: 'what has not ended can be cancelled', ask: 'Stop this job now? It ends as CANCELLED; output and files stay.', yes: 'Cancel the job' },
+	retrigger: { name: 'Retrigger', can: ({ state, reason }) => state === 'CANCELLED' || (state === 'FAILED' && AGAIN.includes(reason)), only: 'what was CANCELLED, or FAILED by crashes or a parent, can go on' },
+	reproduce: { name: 'Reproduce', can: ({ state }) => state === 'SEALED', only: 'a SEALED job can be reproduced', ask: 'Run the same execution again, on a clean copy of its inputs.', yes: 'Reproduce it', field: 'Id of the new job (optional)' },
 };
+const post = async (api, path, body) => (await api.request(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })).json();
 
-const post = (api, path, text) => api.request(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: text }).then((response) => response.json());
-
-/** Shell text that fetches the bundle and checks it, down to the event that this page has read. */
-function offline(api, id, { seq, hash } = {}) {
-	const auth = api.token && ' -H "Authorization: Bearer $TOKEN"';
-	return `(cd "$(mktemp -d)" && pwd &&
-curl -fsS${auth} -o ${id}.tar ${api.base}/api/jobs/${id}/bundle &&
+/** Shell text that fetches the bundle and checks it, up to the event that this page has read. */
+const offline = (api, id, { seq, hash } = {}) => `(cd "$(mktemp -d)" && pwd &&
+curl -fsS${api.token && ' -H "Authorization: Bearer $TOKEN"'} -o ${id}.tar ${api.base}/api/jobs/${id}/bundle &&
 tar xf ${id}.tar && (cd ${id} && sha256sum -c --quiet SHA256SUMS) &&
 python3 ${id}/verify.py --bundle ${id}.tar${seq ? ` --expect ${seq}:${hash}` : ''})
 `;
-}
 
 class Actions {
 	constructor(page) {
 		const { api, id } = (this.page = page);
-		this.buttons = Object.entries(DEEDS).map(([name, deed]) => Object.assign(h('button', { click: () => this.ask(name) }, deed.name), { deed }));
+		this.deeds = Object.keys(DEEDS).map((key) => h('button', { name: key, click: () => this.ask(key) }, DEEDS[key].name));
 		this.panel = h('div', { class: 'panel' });
 		this.answer = h('p', { class: 'note', role: 'status' });
-		const bundle = h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: (event) => HB.save(event, api, page.events.at(-1).detail.bytes ?? 0, (words) => this.say(words)) }, 'Download bundle');
-		this.atEnd = [bundle, HB.copyButton('Copy the offline check', () => offline(api, id, this.last()))];
-		this.element = h(
-			'div',
-			{ class: 'actions' },
-			this.buttons,
-			this.atEnd,
-			HB.copyButton('Copy as curl', () => api.curl(page.manifest)),
-			h('button', { class: 'quiet', click: () => this.startFrom() }, 'Start from this job'),
-			h('button', { class: 'quiet', click: () => print() }, 'Print'),
-			this.panel,
-			this.answer,
-		);
+		const save = (event) => HB.save(event, api, page.events.at(-1).detail.bytes ?? 0, (words) => this.say(words));
+		this.atEnd = [h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: save }, 'Download bundle'), HB.copyButton('Copy the offline check', () => offline(api, id, this.last()))];
+		const start = h('a', { class: 'quiet', href: '#/new', click: () => (HB.draft = { manifest: put(put(page.manifest, 'reproduces'), 'job_id'), node: page.node }) }, 'Start from this job');
+		this.element = h('div', { class: 'actions' }, this.deeds, this.atEnd, HB.copyButton('Copy as curl', () => api.curl(page.manifest)), start, h('button', { class: 'quiet', click: () => print() }, 'Print'), this.panel, this.answer);
 		this.update();
 	}
 
@@ -63,17 +36,22 @@ class Actions {
 	tick() {}
 
 	update() {
-		const { job } = this.page;
-		for (const button of this.buttons) {
-			const why = button.deed.why(job);
-			setAttr(button, 'aria-disabled', why ? true : null);
-			setAttr(button, 'title', why || null);
+		for (const button of this.deeds) {
+			const why = this.why(button.name);
+			setAttr(button, 'aria-disabled', why && true);
+			setAttr(button, 'title', why);
 		}
-		for (const element of this.atEnd) element.hidden = job.phase !== 'ended';
+		for (const element of this.atEnd) element.hidden = this.page.job.phase !== 'ended';
+	}
+
+	/** Why it cannot be done, or null. */
+	why(key) {
+		const { job } = this.page;
+		return DEEDS[key].can(job) ? null : `It is ${job.state}: only ${DEEDS[key].only}.`;
 	}
 
 	last() {
-		const { bytes, event } = this.page.records?.at(-1) ?? {};
+		const { event, bytes } = this.page.records?.at(-1) ?? {};
 		return bytes && { seq: event.seq, hash: HB.sha256(bytes) };
 	}
 
@@ -82,52 +60,44 @@ class Actions {
 	}
 
 	key(key) {
-		return key === 'Escape' && this.panel.hasChildNodes() && this.dismiss();
-	}
-
-	dismiss() {
+		if (key !== 'Escape' || !this.panel.firstChild) return false;
 		this.panel.replaceChildren();
 		this.asker.focus();
 		return true;
 	}
 
-	ask(name) {
-		const { why, ask, yes, field } = DEEDS[name];
-		const reason = why(this.page.job);
+	ask(key) {
+		const { ask, yes, field } = DEEDS[key];
+		const why = this.why(key);
+		this.say(why ?? '');
+		if (why) return;
+		if (!ask) return this.run(key, {});
 		this.asker = document.activeElement;
-		this.say(reason || '');
-		if (reason || !ask) return reason || this.run(name, {});
-		const input = field && h('input', { spellcheck: false, autocomplete: 'off', size: 24 });
+		const input = field && h('input', { size: 24, autocomplete: 'off', keydown: (event) => this.key(event.key) });
 		const submit = (event) => {
 			event.preventDefault();
-			this.dismiss();
-			this.run(name, input?.value ? { job_id: input.value.trim() } : {});
+			this.key('Escape');
+			this.run(key, input?.value ? { job_id: input.value } : {});
 		};
-		const escape = (event) => event.key === 'Escape' && (this.dismiss(), event.stopPropagation());
-		this.panel.replaceChildren(h('form', { class: 'notice', submit, keydown: escape }, h('p', null, ask), input && h('label', null, field, input), h('button', null, yes), h('button', { type: 'button', class: 'quiet', click: () => this.dismiss() }, 'Leave it')));
+		this.panel.replaceChildren(h('form', { class: 'notice', submit }, h('p', null, ask), input && h('label', null, field, input), h('button', null, yes), h('button', { type: 'button', class: 'quiet', click: () => this.key('Escape') }, 'Leave it')));
 		this.panel.querySelector('input, button').focus();
 	}
 
-	async run(name, body) {
+	async run(key, body) {
 		const { api, id, node } = this.page;
 		this.say('Asking the node …');
 		try {
-			const { job_id, state, duplicate } = await post(api, api.jobPath(id, `/${name}`), JSON.stringify(body));
-			this.say(`The node answered: ${state}${duplicate ? ', as it was before' : ''}. `, job_id === id ? '' : h('a', { href: HB.jobLink(node, job_id) }, `Open ${job_id}`));
+			const { job_id, state } = await post(api, api.jobPath(id, `/${key}`), JSON.stringify(body));
+			this.say(`The node answered: ${state}. `, job_id === id ? '' : h('a', { href: HB.jobLink(node, job_id) }, `Open ${job_id}`));
 		} catch (error) {
 			this.say(error.message);
 		}
 	}
-
-	startFrom() {
-		HB.draft = { manifest: put(put(this.page.manifest, 'reproduces'), 'job_id'), node: this.page.node };
-		location.hash = '#/new';
-	}
 }
 
-/** [member of the manifest, label, how it is written as text, an example]. */
+/** [member of the manifest, label, how it is written, an example]. */
 const FIELDS = [
-	['job_id', 'Job id', 'text', 'heat-2d_7'],
+	['job_id', 'Job id', 'text', 'heat-7'],
 	['image_hash', 'Image', 'text', 'python:3.9-slim'],
 	['command', 'Command: shell text, or a JSON list', 'command', 'python main.py'],
 	['mount_spec', 'Mounts, one a line', 'lines', '/data/in:/job/in:ro'],
@@ -140,109 +110,103 @@ const FIELDS = [
 	['timeout_s', 'Timeout, s', 'number', ''],
 	['max_attempts', 'Attempts', 'number', '3'],
 	['network', 'Network', 'text', 'none'],
+	['', 'Manifest, as JSON', 'raw', ''],
 ];
-const AREAS = ['command', 'lines', 'pairs'];
 const ORDER = FIELDS.flatMap(([path]) => path.split('.'));
-const WRITE = { command: (value) => value[2], lines: (value) => value.join('\n'), pairs: (value) => Object.entries(value).map((pair) => pair.join('=')).join('\n') };
+const SHORT = { command: (value) => value[2], lines: (value) => value.join('\n'), pairs: (value) => Object.entries(value).map((pair) => pair.join('=')).join('\n') };
 
-/** A field's text → the manifest's value; undefined: leave it out. What looks like JSON is JSON; what makes no sense goes as it is, and the node says why not. */
+/** A field's text → the manifest's value; undefined leaves it out. What makes no sense is sent as it is: the node says why not. */
 function read(kind, text) {
 	const bare = text.trim();
-	if (bare === '') return undefined;
+	if (!bare) return undefined;
 	if (kind === 'text') return bare;
 	try {
-		if (/^[[{"]/.test(bare) && (kind !== 'command' || bare[0] === '[')) return JSON.parse(bare);
+		if (bare[0] === '[' || (kind !== 'command' && /^[{"]/.test(bare))) return JSON.parse(bare);
 	} catch {} // then it is none
 	if (kind === 'command') return ['sh', '-c', text];
 	if (kind === 'number') return Number.isFinite(Number(bare)) ? Number(bare) : bare;
 	const rows = text.split('\n').filter((row) => row.trim());
 	if (kind === 'lines') return rows.map((row) => row.trim());
-	return rows.every((row) => row.indexOf('=') > 0) ? Object.fromEntries(rows.map((row) => [row.split('=', 1)[0].trim(), row.slice(row.indexOf('=') + 1)])) : bare;
+	const pairs = rows.map((row) => /^\s*([^=]+?)\s*=([^]*)/.exec(row)?.slice(1));
+	return pairs.every(Boolean) ? Object.fromEntries(pairs) : bare;
 }
 
-/** The other way: in the short form where that says the same. */
+/** The other way: short where that says the same, else JSON. */
 function write(kind, value) {
-	if (value === undefined) return '';
-	let text = String(value);
-	try {
-		text = WRITE[kind]?.(value) ?? text;
-	} catch {} // it is of another type
 	const json = JSON.stringify(value);
-	return JSON.stringify(read(kind, text)) === json ? text : json;
+	let text = typeof value === 'string' ? value : json;
+	try {
+		text = SHORT[kind]?.(value) ?? text;
+	} catch {} // it is of another type
+	return value === undefined ? '' : JSON.stringify(read(kind, text)) === json ? text : json;
 }
 
-/** The manifest with a member set, or left out; members in their usual order. */
+/** The manifest with a member set, or left out, in the usual order. */
 function put(manifest, path, value) {
 	const [name, inner] = path.split('.');
-	if (inner) {
-		value = put(Object(manifest[name]), inner, value);
-		if (Object.keys(value).length === 0) value = undefined;
-	}
-	const all = Object.entries({ ...manifest, [name]: value }).filter(([, given]) => given !== undefined);
-	const rank = ([name]) => (ORDER.indexOf(name) + 99) % 99;
-	return Object.fromEntries(all.sort((a, b) => rank(a) - rank(b)));
+	const own = inner ? put(Object(manifest[name]), inner, value) : value;
+	const all = { ...manifest, [name]: inner && !Object.keys(own).length ? undefined : own };
+	const names = [...new Set([...ORDER, ...Object.keys(all)])].filter((name) => all[name] !== undefined);
+	return Object.fromEntries(names.map((name) => [name, all[name]]));
 }
-
-const get = (manifest, path) => path.split('.').reduce((value, name) => value?.[name], manifest);
 
 class SubmitForm {
 	/** open(node, id) is called once a job is submitted. */
 	constructor(nodes, open) {
-		const draft = HB.draft ?? {};
-		Object.assign(this, { nodes, open, node: nodes.includes(draft.node) ? draft.node : nodes[0], manifest: draft.manifest ?? {} });
+		const { manifest = {}, node } = HB.draft ?? {};
+		Object.assign(this, { open, manifest, node: nodes.includes(node) ? node : nodes[0] });
 		this.fields = FIELDS.map((field) => this.field(...field));
-		this.raw = this.field('', 'Manifest, as JSON', 'raw', '');
-		this.fields.push(this.raw);
-		this.curl = h('pre', { tabindex: 0, 'aria-label': 'The same as a command' });
-		this.answer = h('p', { class: 'note', role: 'status' });
-		const choice = h('select', { 'aria-label': 'Node', change: () => this.take({ node: nodes[choice.selectedIndex] }) }, nodes.map((node) => h('option', null, node.name || node.base)));
+		const elements = this.fields.map(({ element }) => element);
+		const choice = h('select', { change: () => this.take({ node: nodes[choice.selectedIndex] }) }, nodes.map((node) => h('option', null, node.name || node.base)));
 		choice.selectedIndex = nodes.indexOf(this.node);
-		choice.hidden = nodes.length < 2;
 		this.title = h('h1', { tabindex: -1 }, 'Submit a job');
+		this.curl = h('pre', { tabindex: 0 });
+		this.answer = h('p', { class: 'note', role: 'status' });
+		// What is typed is no key of the page.
+		const keydown = (event) => event.target.matches('textarea, input') && event.stopPropagation();
 		this.element = h(
 			'form',
-			{ class: 'submit', novalidate: '', submit: (event) => this.send(event), keydown: (event) => event.target.matches('textarea, input') && event.stopPropagation() },
+			{ class: 'submit', submit: (event) => this.send(event), keydown },
 			this.title,
-			h('div', { class: 'columns' }, h('div', { class: 'fields' }, this.fields.slice(0, -1).map(({ element }) => element)), h('div', null, this.raw.element, h('h2', null, 'The same as a command'), h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent)))),
-			h('p', null, choice, h('button', { class: 'main' }, 'Submit')),
+			h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements.slice(0, -1)), h('div', null, elements.at(-1), h('h2', null, 'The same as a command'), h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent)))),
+			nodes.length > 1 && h('label', null, 'Node', choice),
+			h('p', null, h('button', { class: 'main' }, 'Submit')),
 			this.answer,
 		);
-		this.take({}, null);
+		this.take({});
 	}
 
 	close() {}
 
 	field(path, label, kind, placeholder) {
 		const error = h('small', { class: 'error', id: `error-${path}`, role: 'alert' });
-		const isArea = kind === 'raw' || AREAS.includes(kind);
-		const input = h(isArea ? 'textarea' : 'input', { name: path, placeholder, spellcheck: false, autocomplete: 'off', 'aria-describedby': error.id, input: () => this.typed(field), ...(isArea && { rows: kind === 'raw' ? 12 : 3 }) });
-		const field = { path, kind, input, error, element: h('div', { class: `field ${kind}` }, h('label', null, label, input), error) };
+		const input = h(['text', 'number'].includes(kind) ? 'input' : 'textarea', { name: path, placeholder, rows: kind === 'raw' ? 14 : 3, autocomplete: 'off', spellcheck: false, 'aria-describedby': error.id, input: () => this.typed(field) });
+		const field = { path, kind, input, error, element: h('div', { class: kind }, h('label', null, label, input), error) };
 		return field;
 	}
 
 	typed(field) {
 		const { path, kind, input } = field;
-		this.fault(field, '');
-		if (kind !== 'raw') return this.take({ manifest: put(this.manifest, path, read(kind, input.value)) }, field);
 		try {
-			const manifest = JSON.parse(input.value);
-			if (Object(manifest) !== manifest || Array.isArray(manifest)) throw new Error('it is no object');
+			const manifest = kind === 'raw' ? JSON.parse(input.value) : put(this.manifest, path, read(kind, input.value));
+			if (Object(manifest) !== manifest) throw new Error('it is no object');
+			this.fault(field, '');
 			this.take({ manifest }, field);
 		} catch (error) {
 			this.fault(field, `This is no manifest: ${error.message}`);
 		}
 	}
 
-	/** Everything else is made to say the same; the field that is typed into stays as it is. */
-	take(change, typed = null) {
-		Object.assign(this, change);
-		const { manifest, node } = this;
-		HB.draft = { manifest, node };
+	/** All other fields are made to say the same. */
+	take(change, typed) {
+		HB.draft = Object.assign(this, change);
 		for (const field of this.fields) {
-			if (field !== typed) field.input.value = field === this.raw ? JSON.stringify(manifest, null, 2) : write(field.kind, get(manifest, field.path));
-			if (field !== typed) this.fault(field, '');
+			if (field === typed) continue;
+			const value = field.path.split('.').reduce((value, name) => value?.[name], this.manifest);
+			field.input.value = field.path ? write(field.kind, value) : JSON.stringify(this.manifest, null, 2);
+			this.fault(field, '');
 		}
-		setText(this.curl, node.api.curl(manifest));
+		setText(this.curl, this.node.api.curl(this.manifest));
 	}
 
 	fault({ input, error }, words) {
@@ -252,18 +216,18 @@ class SubmitForm {
 
 	async send(event) {
 		event.preventDefault();
-		if (this.raw.error.textContent) return this.raw.input.focus();
+		const { input, error } = this.fields.at(-1);
+		if (error.textContent) return input.focus();
 		setText(this.answer, 'Submitting …');
 		try {
-			const { job_id } = await post(this.node.api, '/api/submit_job', JSON.stringify(this.manifest, null, 2));
+			const { job_id } = await post(this.node.api, '/api/submit_job', JSON.stringify(this.manifest));
 			HB.draft = null;
 			this.open(this.node, job_id);
 		} catch (error) {
-			const at = this.fields.find(({ path }) => path && (error.field ?? '').startsWith(path));
-			setText(this.answer, at ? '' : error.message);
-			if (!at) return;
-			this.fault(at, error.message);
-			at.input.focus();
+			const field = this.fields.find(({ path }) => path && error.field?.startsWith(path));
+			setText(this.answer, field ? '' : error.message);
+			if (field) this.fault(field, error.message);
+			field?.input.focus();
 		}
 	}
 }

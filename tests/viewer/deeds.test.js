@@ -19,7 +19,7 @@ function random(seed) {
   };
 }
 const graphOf = (edges, extra = []) => ({ jobs: [...new Set([...edges.flat(), ...extra])].map((job_id) => ({ job_id, state: 'SEALED' })), edges });
-const shape = ({ layers, left }) => ({ layers: layers.map((layer) => layer.map(({ job_id }) => job_id)), left });
+const shape = ({ layers, left }) => ({ layers: layers.map((layer) => layer.map(({ id }) => id)), left });
 const shuffled = (list, below) => list.map((item) => [below(1e6), item]).sort((a, b) => a[0] - b[0]).map(([, item]) => item);
 
 test('layers are by the longest path, whatever the order of the answer', () => {
@@ -60,7 +60,7 @@ test('a cycle, which no sound node tells of, ends', () => {
 
 test('arrow keys lead along edges and to neighbours', () => {
   const { nodes, layers } = arrange(graphOf([['a', 'b'], ['a', 'c'], ['b', 'd'], ['c', 'd']]), 'a');
-  const walk = (from, ...keys) => keys.reduce((node, key) => step(layers, node, key) ?? node, nodes.get(from)).job_id;
+  const walk = (from, ...keys) => keys.reduce((node, key) => step(layers, node, key) ?? node, nodes.get(from)).id;
   assert.equal(walk('a', 'ArrowRight'), 'b');
   assert.equal(walk('a', 'ArrowRight', 'ArrowDown'), 'c');
   assert.equal(walk('a', 'ArrowRight', 'ArrowDown', 'ArrowRight'), 'd');
