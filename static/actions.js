@@ -2,32 +2,31 @@
 'use strict';
 {
 const { h, setText, setAttr } = HB;
-const AGAIN = ['attempt_limit', 'oom', 'dependency'];
-/** can: whether the state allows it, else the reason is `only`. With `ask` it is asked for first. */
+/** [label, whether the job's state allows it, what else to say]. */
 const DEEDS = {
-	cancel: { name: 'Cancel', can: ({ phase }) => phase !== 'ended', only: 'what has not ended can be cancelled', ask: 'Stop this job now? It ends as CANCELLED; output and files stay.', yes: 'Cancel the job' },
-	retrigger: { name: 'Retrigger', can: ({ state, reason }) => state === 'CANCELLED' || (state === 'FAILED' && AGAIN.includes(reason)), only: 'what was CANCELLED, or FAILED by crashes or a parent, can go on' },
-	reproduce: { name: 'Reproduce', can: ({ state }) => state === 'SEALED', only: 'a SEALED job can be reproduced', ask: 'Run the same execution again, on a clean copy of its inputs.', yes: 'Reproduce it', field: 'Id of the new job (optional)' },
+	cancel: ['Cancel', ({ phase }) => phase !== 'ended', 'what has not ended can be cancelled'],
+	retrigger: ['Retrigger', ({ state, reason }) => state === 'CANCELLED' || (state === 'FAILED' && /^(attempt_limit|oom|dependency)$/.test(reason)), 'what was CANCELLED, or FAILED by crashes or a parent, can go on'],
+	reproduce: ['Reproduce', ({ state }) => state === 'SEALED', 'a SEALED job can be reproduced'],
 };
 const post = async (api, path, body) => (await api.request(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })).json();
 
-/** Shell text that fetches the bundle and checks it, up to the event that this page has read. */
-const offline = (api, id, { seq, hash } = {}) => `(cd "$(mktemp -d)" && pwd &&
+/** Shell text that fetches the bundle and checks it, up to the record that this page has read. */
+const offline = (api, id, last) => `(cd "$(mktemp -d)" && pwd &&
 curl -fsS${api.token && ' -H "Authorization: Bearer $TOKEN"'} -o ${id}.tar ${api.base}/api/jobs/${id}/bundle &&
 tar xf ${id}.tar && (cd ${id} && sha256sum -c --quiet SHA256SUMS) &&
-python3 ${id}/verify.py --bundle ${id}.tar${seq ? ` --expect ${seq}:${hash}` : ''})
+python3 ${id}/verify.py --bundle ${id}.tar${last ? ` --expect ${last.event.seq}:${HB.sha256(last.bytes)}` : ''})
 `;
 
 class Actions {
 	constructor(page) {
 		const { api, id } = (this.page = page);
-		this.deeds = Object.keys(DEEDS).map((key) => h('button', { name: key, click: () => this.ask(key) }, DEEDS[key].name));
-		this.panel = h('div', { class: 'panel' });
+		this.deeds = Object.keys(DEEDS).map((name) => h('button', { name, click: () => this.ask(name) }, DEEDS[name][0]));
 		this.answer = h('p', { class: 'note', role: 'status' });
-		const save = (event) => HB.save(event, api, page.events.at(-1).detail.bytes ?? 0, (words) => this.say(words));
-		this.atEnd = [h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: save }, 'Download bundle'), HB.copyButton('Copy the offline check', () => offline(api, id, this.last()))];
+		this.say = (...words) => this.answer.replaceChildren(...words);
+		const save = (event) => HB.save(event, api, page.events.at(-1).detail.bytes ?? 0, this.say);
+		this.atEnd = [h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: save }, 'Download bundle'), HB.copyButton('Copy the offline check', () => offline(api, id, page.records?.at(-1)))];
 		const start = h('a', { class: 'quiet', href: '#/new', click: () => (HB.draft = { manifest: put(put(page.manifest, 'reproduces'), 'job_id'), node: page.node }) }, 'Start from this job');
-		this.element = h('div', { class: 'actions' }, this.deeds, this.atEnd, HB.copyButton('Copy as curl', () => api.curl(page.manifest)), start, h('button', { class: 'quiet', click: () => print() }, 'Print'), this.panel, this.answer);
+		this.element = h('div', { class: 'actions' }, this.deeds, this.atEnd, HB.copyButton('Copy as curl', () => api.curl(page.manifest)), start, h('button', { class: 'quiet', click: () => print() }, 'Print'), this.answer);
 		this.update();
 	}
 
@@ -45,73 +44,44 @@ class Actions {
 	}
 
 	/** Why it cannot be done, or null. */
-	why(key) {
+	why(deed) {
 		const { job } = this.page;
-		return DEEDS[key].can(job) ? null : `It is ${job.state}: only ${DEEDS[key].only}.`;
+		const [, can, only] = DEEDS[deed];
+		return can(job) ? null : `It is ${job.state}: only ${only}.`;
 	}
 
-	last() {
-		const { event, bytes } = this.page.records?.at(-1) ?? {};
-		return bytes && { seq: event.seq, hash: HB.sha256(bytes) };
-	}
-
-	say(...words) {
-		this.answer.replaceChildren(...words);
-	}
-
-	key(key) {
-		if (key !== 'Escape' || !this.panel.firstChild) return false;
-		this.panel.replaceChildren();
-		this.asker.focus();
-		return true;
-	}
-
-	ask(key) {
-		const { ask, yes, field } = DEEDS[key];
-		const why = this.why(key);
-		this.say(why ?? '');
-		if (why) return;
-		if (!ask) return this.run(key, {});
-		this.asker = document.activeElement;
-		const input = field && h('input', { size: 24, autocomplete: 'off', keydown: (event) => this.key(event.key) });
-		const submit = (event) => {
-			event.preventDefault();
-			this.key('Escape');
-			this.run(key, input?.value ? { job_id: input.value } : {});
-		};
-		this.panel.replaceChildren(h('form', { class: 'notice', submit }, h('p', null, ask), input && h('label', null, field, input), h('button', null, yes), h('button', { type: 'button', class: 'quiet', click: () => this.key('Escape') }, 'Leave it')));
-		this.panel.querySelector('input, button').focus();
-	}
-
-	async run(key, body) {
+	async ask(deed) {
 		const { api, id, node } = this.page;
+		const why = this.why(deed);
+		if (why) return this.say(why);
+		if (deed === 'cancel' && !confirm(`Stop ${id} now? It ends as CANCELLED; its output and files stay.`)) return;
+		const job_id = deed === 'reproduce' ? prompt('The same execution runs again, on a clean copy of its inputs. Id of the new job, or nothing:', '') : '';
+		if (job_id === null) return;
 		this.say('Asking the node …');
 		try {
-			const { job_id, state } = await post(api, api.jobPath(id, `/${key}`), JSON.stringify(body));
-			this.say(`The node answered: ${state}. `, job_id === id ? '' : h('a', { href: HB.jobLink(node, job_id) }, `Open ${job_id}`));
+			const told = await post(api, api.jobPath(id, `/${deed}`), JSON.stringify(job_id ? { job_id } : {}));
+			this.say(`The node answered: ${told.state}. `, told.job_id === id ? '' : h('a', { href: HB.jobLink(node, told.job_id) }, `Open ${told.job_id}`));
 		} catch (error) {
 			this.say(error.message);
 		}
 	}
 }
 
-/** [member of the manifest, label, how it is written, an example]. */
-const FIELDS = [
-	['job_id', 'Job id', 'text', 'heat-7'],
-	['image_hash', 'Image', 'text', 'python:3.9-slim'],
-	['command', 'Command: shell text, or a JSON list', 'command', 'python main.py'],
-	['mount_spec', 'Mounts, one a line', 'lines', '/data/in:/job/in:ro'],
-	['env', 'Environment, one a line', 'pairs', 'SEED=7'],
-	['depends_on', 'Waits for jobs, one a line', 'lines', ''],
-	['resources.cpus', 'CPUs', 'number', ''],
-	['resources.memory_mib', 'Memory, MiB', 'number', ''],
-	['resources.pids', 'Processes', 'number', ''],
-	['resources.gpus', 'GPUs', 'number', ''],
-	['timeout_s', 'Timeout, s', 'number', ''],
-	['max_attempts', 'Attempts', 'number', '3'],
-	['network', 'Network', 'text', 'none'],
-	['', 'Manifest, as JSON', 'raw', ''],
-];
+/** Member of the manifest | label | how it is written | an example. */
+const FIELDS = `job_id|Job id|text|heat-7
+image_hash|Image|text|python:3.9-slim
+command|Command: shell text, or a JSON list|command|python main.py
+mount_spec|Mounts, one a line|lines|/data/in:/job/in:ro
+env|Environment, one a line|pairs|SEED=7
+depends_on|Waits for jobs, one a line|lines|
+resources.cpus|CPUs|number|
+resources.memory_mib|Memory, MiB|number|
+resources.pids|Processes|number|
+resources.gpus|GPUs|number|
+timeout_s|Timeout, s|number|
+max_attempts|Attempts|number|3
+network|Network|text|none
+|Manifest, as JSON|raw|`.split('\n').map((row) => row.split('|'));
 const ORDER = FIELDS.flatMap(([path]) => path.split('.'));
 const SHORT = { command: (value) => value[2], lines: (value) => value.join('\n'), pairs: (value) => Object.entries(value).map((pair) => pair.join('=')).join('\n') };
 
@@ -162,17 +132,11 @@ class SubmitForm {
 		this.title = h('h1', { tabindex: -1 }, 'Submit a job');
 		this.curl = h('pre', { tabindex: 0 });
 		this.answer = h('p', { class: 'note', role: 'status' });
+		const command = h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent));
+		const columns = h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements.slice(0, -1)), h('div', null, elements.at(-1), h('h2', null, 'The same as a command'), command));
 		// What is typed is no key of the page.
 		const keydown = (event) => event.target.matches('textarea, input') && event.stopPropagation();
-		this.element = h(
-			'form',
-			{ class: 'submit', submit: (event) => this.send(event), keydown },
-			this.title,
-			h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements.slice(0, -1)), h('div', null, elements.at(-1), h('h2', null, 'The same as a command'), h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent)))),
-			nodes.length > 1 && h('label', null, 'Node', choice),
-			h('p', null, h('button', { class: 'main' }, 'Submit')),
-			this.answer,
-		);
+		this.element = h('form', { class: 'submit', submit: (event) => this.send(event), keydown }, this.title, columns, nodes.length > 1 && h('label', null, 'Node', choice), h('p', null, h('button', { class: 'main' }, 'Submit')), this.answer);
 		this.take({});
 	}
 

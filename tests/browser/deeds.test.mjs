@@ -124,11 +124,11 @@ test('cancel asks once, retrigger goes on, each disabled with its reason where t
     await retrigger.focus(); // it can be reached, to learn why not
     await page.keyboard.press('Enter');
     await answer(page, 'It is RUNNING');
+    page.once('dialog', (dialog) => dialog.dismiss());
     await press(page, 'Cancel');
-    await page.keyboard.press('Escape');
     assert.equal((await trace(id)).some(({ state }) => state === 'STOPPING'), false, 'the question alone changes nothing');
-    assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Cancel');
-    await page.keyboard.press('Enter');
+    page.on('dialog', (dialog) => dialog.accept());
+    await page.getByRole('button', { name: 'Cancel', exact: true }).focus();
     await page.keyboard.press('Enter');
     await answer(page, 'The node answered: STOPPING');
     await heading(page, 'CANCELLED');
@@ -137,7 +137,6 @@ test('cancel asks once, retrigger goes on, each disabled with its reason where t
     await page.waitForFunction(() => /RECOVERY|RUNNING/.test(document.querySelector('.job > header .state').dataset.is), null, WAIT);
     assert.ok((await trace(id)).some(({ state }) => state === 'RETRIGGERED'));
     await press(page, 'Cancel');
-    await press(page, 'Cancel the job');
     await heading(page, 'CANCELLED');
   });
 });
@@ -145,9 +144,8 @@ test('cancel asks once, retrigger goes on, each disabled with its reason where t
 test('reproduce under a new id, and its artifacts beside those of the first', async () => {
   await withPage(`#/jobs/${RUN}-made`, async (page) => {
     await heading(page, 'SEALED');
+    page.once('dialog', (dialog) => dialog.accept(`${RUN}-again`));
     await press(page, 'Reproduce');
-    await page.keyboard.type(`${RUN}-again`);
-    await page.keyboard.press('Enter');
     await page.getByRole('link', { name: `Open ${RUN}-again` }).click();
     await heading(page, 'SEALED');
     await page.locator('.artifacts dd', { hasText: '4 identical · stdout identical · stderr identical' }).waitFor(WAIT);
@@ -162,8 +160,8 @@ test('inputs that changed since are named when a reproduction is refused', async
     async (page) => {
       await page.route('**/reproduce', (route) => route.fulfill({ status: 409, contentType: 'application/json', headers: { 'Access-Control-Allow-Origin': 'null' }, body: JSON.stringify(refusal) }));
       await heading(page, 'SEALED');
+      page.once('dialog', (dialog) => dialog.accept());
       await press(page, 'Reproduce');
-      await page.keyboard.press('Enter');
       await answer(page, '/job/workdir/x differs');
     },
     { allowed: /409/ },
