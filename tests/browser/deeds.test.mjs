@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 import { Agent } from './agent.mjs';
@@ -234,6 +236,47 @@ test('the offline check that is copied runs in a shell, and finds a bundle of an
     await page.getByRole('link', { name: 'Download bundle' }).click();
     assert.match(execFileSync('tar', ['tf', await (await download).path()]).toString(), /verify\.py/);
   });
+});
+
+test('where a token is asked for, a download sends it, says why it is refused, and asks before it fills the memory', async () => {
+  const id = `${RUN}-token`;
+  const dir = mkdtempSync(join(tmpdir(), 'hb-token-'));
+  const token = 'a-token-of-some-length';
+  writeFileSync(join(dir, 'tokens'), `${token}\n`, { mode: 0o600 });
+  const guarded = await Agent.create({ HACKBRAIN_TOKEN_FILE: join(dir, 'tokens') });
+  try {
+    const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
+    await fetch(`${guarded.base}/api/submit_job`, { method: 'POST', headers, body: JSON.stringify({ job_id: id, image_hash: 'busybox:latest', command: ['true'] }) });
+    await fetch(`${guarded.base}/api/jobs/${id}?wait=SEALED&timeout_s=60`, { headers });
+    await withPage(
+      '',
+      async (page) => {
+        const follow = (token, size) =>
+          page.evaluate(
+            ([base, id, token, size]) => {
+              window.said = [];
+              const api = Object.assign(new HB.Api(base), { token });
+              const link = HB.h('a', { href: `${base}/api/jobs/${id}/bundle`, download: 'x.tar', click: (event) => HB.save(event, api, size, (words) => window.said.push(words)) });
+              document.body.append(link);
+              link.click();
+            },
+            [guarded.base, id, token, size],
+          );
+        const download = page.waitForEvent('download');
+        await follow(token, 10);
+        assert.match(execFileSync('tar', ['tf', await (await download).path()]).toString(), new RegExp(`${id}/events.jsonl`));
+        await follow('a-wrong-token-of-that-length', 10);
+        await page.waitForFunction(() => /Authorization: Bearer/.test(window.said.at(-1)));
+        page.once('dialog', (dialog) => dialog.dismiss());
+        await follow(token, 2 ** 30);
+        assert.deepEqual(await page.evaluate(() => window.said), []);
+      },
+      { allowed: /401/ },
+    );
+  } finally {
+    await guarded.close();
+    rmSync(dir, { recursive: true });
+  }
 });
 
 test('the graph by keyboard: along edges, to a neighbour, and opened', async () => {
