@@ -31,8 +31,12 @@ before(async () => {
 
 after(async () => {
   await browser?.close();
-  await fetch(`${agent.base}/api/jobs/${RUN}-next/cancel`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' });
-  await fetch(`${agent.base}/api/jobs/${RUN}-next?wait=CANCELLED&timeout_s=60`); // or its mount would hold the data directory
+  // Also what a failed test left: a running job's mounts would hold the data directory.
+  const { jobs } = await (await fetch(`${agent.base}/api/jobs?limit=1000`)).json();
+  for (const { job_id } of jobs.filter(({ phase }) => phase !== 'ended')) {
+    await fetch(`${agent.base}/api/jobs/${job_id}/cancel`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' });
+    await fetch(`${agent.base}/api/jobs/${job_id}?wait=CANCELLED&timeout_s=60`);
+  }
   await agent?.close();
   const ids = execFileSync('docker', ['ps', '-aq', '--filter', `name=^hb-${RUN}`]).toString().split('\n').filter(Boolean);
   if (ids.length > 0) execFileSync('docker', ['rm', '-f', ...ids]);
