@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -16,11 +16,13 @@ const INDEX = fileURLToPath(new URL('../../static/index.html', import.meta.url))
 const FILES = 'mkdir -p d; for i in 1 2 3; do echo $i > d/file$i; done; echo x > "a b%c?#"; echo "[D1_STABLE] step=3"';
 
 let agent;
+let root; // directories in it may be mounted
 let browser;
 const sh = (job_id, script, more) => agent.submit({ job_id, image_hash: 'busybox:latest', command: ['sh', '-c', script], ...more });
 
 before(async () => {
-  agent = await Agent.create();
+  root = mkdtempSync(join(tmpdir(), 'hb-inputs-'));
+  agent = await Agent.create({ HACKBRAIN_MOUNT_ROOT: root });
   browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS });
   // Every test but the first looks at these.
   await sh(`${RUN}-made`, FILES);
@@ -38,6 +40,7 @@ after(async () => {
     await fetch(`${agent.base}/api/jobs/${job_id}?wait=CANCELLED&timeout_s=60`);
   }
   await agent?.close();
+  rmSync(root, { recursive: true, force: true });
   const ids = execFileSync('docker', ['ps', '-aq', '--filter', `name=^hb-${RUN}`]).toString().split('\n').filter(Boolean);
   if (ids.length > 0) execFileSync('docker', ['rm', '-f', ...ids]);
 });
@@ -162,15 +165,20 @@ test('reproduce under a new id, and its artifacts beside those of the first', as
 });
 
 test('inputs that changed since are named when a reproduction is refused', async () => {
-  const refusal = { error: { code: 'inputs_changed', field: null, message: 'the inputs are not those of job a any more: /job/workdir/x differs' } };
+  const id = `${RUN}-reads`;
+  const inputs = join(root, 'in');
+  mkdirSync(inputs);
+  writeFileSync(join(inputs, 'table.csv'), '1');
+  await sh(id, 'cat /job/in/table.csv', { mount_spec: [`${inputs}:/job/in:ro`] });
+  await agent.reached(id, 'SEALED');
+  writeFileSync(join(inputs, 'table.csv'), '2');
   await withPage(
-    `#/jobs/${RUN}-made`,
+    `#/jobs/${id}`,
     async (page) => {
-      await page.route('**/reproduce', (route) => route.fulfill({ status: 409, contentType: 'application/json', headers: { 'Access-Control-Allow-Origin': 'null' }, body: JSON.stringify(refusal) }));
       await heading(page, 'SEALED');
       page.once('dialog', (dialog) => dialog.accept());
       await press(page, 'Reproduce');
-      await answer(page, '/job/workdir/x differs');
+      await answer(page, /not those of job .*table\.csv/);
     },
     { allowed: /409/ },
   );
