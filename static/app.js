@@ -95,7 +95,10 @@ function onRecord(record) {
 }
 
 function onAux(name, data) {
-	if (name === 'log' && page && HB.chain.parse(data).event?.job_id === page.id) page.log.poke();
+	const { event } = HB.chain.parse(data);
+	if (!page || event?.job_id !== page.id) return;
+	if (name === 'log') page.log.poke();
+	if (name === 'telemetry') page.telemetry(event);
 }
 
 function onState({ name, since, behind, message }) {

@@ -75,8 +75,9 @@ function bins(marks, from, to, step) {
 class TimeView {
 	cursor = null; // ms since 1970, or null
 	listeners = new Set();
-	left = 0; // px before the plot, and its width: the parts of a page stand below each other
+	left = 0; // px before the plot, of it, and behind it: the parts of a page stand below each other
 	width = 600;
+	right = 0;
 	version = 0;
 	span = [-Infinity, Infinity];
 	parts = [];

@@ -121,10 +121,10 @@ class Trace {
 	draw() {
 		const { time, layers, page } = this;
 		const width = this.scroll.clientWidth;
-		const [left, right] = width > 560 ? [92, 124] : [58, 20];
-		Object.assign(time, { left, width: width - left - right });
+		const [left, right] = width > 560 ? [92, 124] : [54, 20];
+		Object.assign(time, { left, right, width: width - left - right });
 		this.take();
-		time.take(page.events, page.now ?? Date.now());
+		time.take(page.events, Math.max(page.now ?? Date.now(), Date.parse(page.events.at(-1).time)));
 		this.drawn = time.version;
 		const attempts = Math.max(0, ...time.parts.map(({ attempt }) => attempt));
 		this.row = attempts > 12 ? 18 : attempts > 6 ? 26 : 34;
@@ -167,7 +167,7 @@ class Trace {
 		const inside = (x) => Math.max(left, Math.min(left + time.width, x));
 		const middle = bar / 2 + 3;
 		let [torn, edges] = ['', ''];
-		for (let i = 0; i <= attempts; i++) this.say(0, i * row + middle, i ? (left > 60 ? `attempt ${i}` : `att. ${i}`) : 'queue', 'soft');
+		for (let i = 0; i <= attempts; i++) this.say(0, i * row + middle, i ? (left > 60 ? `attempt ${i}` : `${i}`) : 'queue', 'soft');
 		for (const { from, to, folded } of time.pieces) {
 			if (!folded || time.x(to) < 0 || time.x(from) > 1) continue;
 			for (const x of [inside(time.px(from)), inside(time.px(to))]) torn += `M${x.toFixed(1)} 0${'l3 4-6 8 3 4'.repeat(Math.ceil(height / 16))}`;
@@ -244,10 +244,10 @@ class Trace {
 			else if ([marks[i - 1], marks[i + 1]].some((other) => other && Math.abs(time.px(other.ms) - at) < 22)) return;
 			layers.icons.add({ href: `#i-${state === 'RETRIGGERED' ? 'RECEIVED' : state}`, class: 'icon', 'data-is': state, transform: `translate(${x.toFixed(1)} ${y + 3 + (bar - size) / 2}) scale(${size / 16})` });
 			if (state === 'CRASH' || state === 'RECOVERY') edges += `M${at.toFixed(1)} ${y}v${bar + 6}`;
-			const isLeft = state === 'RECOVERY' ? at - size - word > time.left : x + size + word > width;
+			const isLeft = state === 'RECOVERY' ? at - size - word > (time.left > 60 ? 66 : 14) : x + size + word > width;
 			if (state === 'RECOVERY') this.mark(isLeft ? x - 3 : at + 4, y, state, isLeft);
 			else if (ENDS.includes(state)) this.mark(isLeft ? at - 4 : x + size + 3, y, state, isLeft);
-			taken.set(y, x + size + (isLeft ? 2 : word + 4));
+			if (ENDS.includes(state)) taken.set(y, x + size + (isLeft ? 2 : word + 4));
 		});
 		layers.edges.add({ class: 'edge', d: edges });
 	}
