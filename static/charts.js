@@ -9,17 +9,17 @@ const PLOT = 40;
 const number = (n) => String(+n.toFixed(n < 10 ? 2 : 0));
 const rate = (n) => `${format.bytes(Math.round(n))}/s`;
 const CHARTS = [
-	{ name: 'CPU', lines: ['cpu'], say: number, unit: ' cores', limit: (r) => r.cpus },
-	{ name: 'Memory', lines: ['memory_bytes'], say: format.bytes, unit: '', limit: (r) => r.memory_mib * 2 ** 20 },
-	{ name: 'I/O', lines: ['read', 'write'], say: rate, unit: '' },
-	{ name: 'Pids', lines: ['pids'], say: String, unit: '', limit: (r) => r.pids },
+	{ name: 'Cores', lines: ['cpu'], say: number, limit: (r) => r.cpus },
+	{ name: 'Memory', lines: ['memory_bytes'], say: format.bytes, limit: (r) => r.memory_mib * 2 ** 20 },
+	{ name: 'I/O', lines: ['read', 'write'], say: rate },
+	{ name: 'Pids', lines: ['pids'], say: String, limit: (r) => r.pids },
 ];
 
 /** “11 of 64 GiB”. */
-function beside(value, limit, { say, unit }) {
+function beside(value, limit, say) {
 	const [used, all] = [say(value), say(limit)];
 	const own = / \S+$/.exec(used)?.[0];
-	return `${own && all.endsWith(own) ? used.slice(0, -own.length) : used} of ${all}${unit}`;
+	return `${own && all.endsWith(own) ? used.slice(0, -own.length) : used} of ${all}`;
 }
 
 /** Sorts samples, each once, and tells what was used between one and the next. Pure. starts: attempt → ms, where all counters are 0. */
@@ -172,14 +172,15 @@ class Charts {
 	/** Gives its words. */
 	drawChart(chart, top) {
 		const { time, shown, samples, layers } = this;
-		const { name, lines, say, unit } = chart;
+		const { name, lines, say } = chart;
 		const limit = (this.resources && chart.limit?.(this.resources)) || null;
-		const [i, base] = [HB.timeline.floor(samples, time.cursor ?? Infinity, 'ms'), top + HEIGHT - 4];
-		const peak = shown.reduce((most, sample) => Math.max(most, ...lines.map((line) => sample[line] ?? 0)), 0);
+		const base = top + HEIGHT - 4;
+		const most = (line) => shown.reduce((value, sample) => Math.max(value, sample[line] ?? 0), 0);
+		const peak = Math.max(...lines.map(most));
 		// Far below its limit a line would be flat: there the words alone tell the limit.
 		const isNear = limit && peak > limit / 8;
-		const most = Math.max(peak, isNear ? limit : 0) || 1;
-		const y = (value) => +(base - (value / most) * PLOT).toFixed(1);
+		const full = Math.max(peak, isNear ? limit : 0) || 1;
+		const y = (value) => +(base - (value / full) * PLOT).toFixed(1);
 		const end = time.left + time.width;
 		for (const line of lines) {
 			const d = path(shown.map((sample) => ({ px: sample.px, value: sample[line] ?? null, breaks: sample.breaks })), y);
@@ -187,16 +188,20 @@ class Charts {
 			if (line !== 'write') layers.areas.add({ d: d.replace(/M(\d+) [^M]*?(?=M|$)/g, (part, x) => `${part.replace('M', `M${x} ${base}L`)}V${base}H${x}z`), class: 'area' });
 		}
 		layers.lines.add({ d: `M${time.left} ${base}H${end}${isNear ? `M${time.left} ${y(limit)}H${end}` : ''}`, class: 'bound' });
-		const sample = samples[i];
+		// Of what has ended the last sample tells nothing.
+		const isPeak = time.cursor === null && this.page.job.phase === 'ended';
+		const sample = samples[HB.timeline.floor(samples, time.cursor ?? Infinity, 'ms')];
 		const isThere = sample && (time.cursor === null || time.cursor - sample.ms < Math.max(GAP_MS, 3 * sample.every));
-		const value = (line) => (isThere ? sample[line] : null);
-		const told = (line) => (value(line) == null ? 'not measured' : limit ? beside(value(line), limit, chart) : `${say(value(line))}${unit}`);
-		const words = lines.length > 1 ? lines.map((line) => `${line} ${told(line)}`).join(', ') : told(lines[0]);
+		const told = (line) => {
+			const value = isPeak ? most(line) : isThere ? sample[line] : null;
+			return value == null ? 'not measured' : limit ? beside(value, limit, say) : say(value);
+		};
+		const words = (isPeak ? 'at most ' : '') + lines.map((line) => (lines[1] ? `${line} ` : '') + told(line)).join(', ');
 		layers.words.add({ x: 0, y: top + 14, class: 'soft' }, name);
 		layers.words.add({ x: time.left, y: top + 14, class: '' }, words);
 		const beyond = time.right > 60;
 		if (beyond) layers.words.add({ x: end + 8, y: base, class: 'soft' }, `peak ${say(peak)}`);
-		if (beyond && isNear) layers.words.add({ x: end + 8, y: y(limit) + 4, class: 'soft' }, `limit ${say(limit)}`);
+		if (beyond && isNear) layers.words.add({ x: end + 8, y: Math.min(base - 12, y(limit) + 4), class: 'soft' }, `limit ${say(limit)}`);
 		return `${name}: ${words}`;
 	}
 }

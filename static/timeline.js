@@ -37,7 +37,7 @@ function stretches(events, now) {
 	return out;
 }
 
-/** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are no longer than the work. */
+/** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are half of the work. */
 function fold(parts, room) {
 	const length = ({ from, to }) => to - from;
 	const idle = parts.filter(({ kind }) => IDLE.includes(kind)).sort((a, b) => length(b) - length(a));
@@ -45,7 +45,7 @@ function fold(parts, room) {
 	let shown = work + idle.reduce((sum, part) => sum + length(part), 0);
 	const folded = new Set();
 	for (const part of idle) {
-		if (!work || shown <= 2 * work || length(part) <= room * shown) break;
+		if (!work || shown <= 1.5 * work || length(part) <= room * shown) break;
 		folded.add(part);
 		shown -= length(part);
 	}

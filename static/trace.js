@@ -10,7 +10,7 @@ const BIN_PX = 5; // D1_STABLE marks nearer than this become one bar
 const NEAR_PX = 9;
 const ROWS_SEEN = 12.5; // half of the next one tells that they scroll
 const TOLD = 12; // stretches in the sentence
-const CHAR_PX = 7.6;
+const CHAR_PX = 8.1;
 const KEYS = 'Keys: + and − zoom, left and right move, 0 shows all, comma and full stop go from event to event, Enter opens one.';
 
 const name = ({ kind, attempt }) => WORDS[kind] ?? `attempt ${attempt}`;
@@ -134,6 +134,7 @@ class Trace {
 		this.scroll.style.maxHeight = `${this.row * ROWS_SEEN}px`;
 		this.size(this.axis, width, 20);
 		this.size(this.map, width, 20);
+		this.follow(height);
 		this.drawRows(width, height, attempts);
 		this.drawStable();
 		this.drawMarks(width);
@@ -149,6 +150,15 @@ class Trace {
 		setText(this.sentence, `Time: ${parts.slice(0, TOLD).map(told).join(', ')}${more > 0 ? ` and ${format.count(more, 'more stretch', 'more stretches')}` : ''}.`);
 		this.tell();
 		time.tell(this);
+	}
+
+	/** Of many attempts the rows of the visible stretch are seen; of all, the newest. */
+	follow(height) {
+		const { time, row } = this;
+		const seen = time.parts.filter(({ from, to }) => time.x(to) > 0 && time.x(from) < 1).map((part) => this.y(part));
+		const middle = time.v - time.u > 1 - 1e-9 ? height : (seen[0] + seen.at(-1) + row) / 2;
+		if (middle !== this.middle) this.scroll.scrollTop = middle - (row * ROWS_SEEN) / 2;
+		this.middle = middle;
 	}
 
 	size(element, width, height) {
@@ -244,9 +254,10 @@ class Trace {
 			else if ([marks[i - 1], marks[i + 1]].some((other) => other && Math.abs(time.px(other.ms) - at) < 22)) return;
 			layers.icons.add({ href: `#i-${state === 'RETRIGGERED' ? 'RECEIVED' : state}`, class: 'icon', 'data-is': state, transform: `translate(${x.toFixed(1)} ${y + 3 + (bar - size) / 2}) scale(${size / 16})` });
 			if (state === 'CRASH' || state === 'RECOVERY') edges += `M${at.toFixed(1)} ${y}v${bar + 6}`;
-			const isLeft = state === 'RECOVERY' ? at - size - word > (time.left > 60 ? 66 : 14) : x + size + word > width;
-			if (state === 'RECOVERY') this.mark(isLeft ? x - 3 : at + 4, y, state, isLeft);
-			else if (ENDS.includes(state)) this.mark(isLeft ? at - 4 : x + size + 3, y, state, isLeft);
+			const isLeft = state === 'RECOVERY' ? at - size - word > (time.left > 60 ? 60 : 10) : x + size + word > width;
+			const next = marks[i + 1];
+			if (state === 'RECOVERY' && (isLeft || !next || time.px(next.ms) - at > word)) this.mark(isLeft ? x - 3 : at + 4, y, state, isLeft);
+			if (ENDS.includes(state)) this.mark(isLeft ? at - 4 : x + size + 3, y, state, isLeft);
 			if (ENDS.includes(state)) taken.set(y, x + size + (isLeft ? 2 : word + 4));
 		});
 		layers.edges.add({ class: 'edge', d: edges });
@@ -313,9 +324,8 @@ class Trace {
 	pressed(event) {
 		const { time } = this;
 		const go = (by) => {
-			const i = by < 0 ? this.marks.findLastIndex(({ ms }) => ms < (time.cursor ?? Infinity)) : this.marks.findIndex(({ ms }) => ms > (time.cursor ?? 0));
-			if (i < 0) return;
-			const { ms } = this.marks[i];
+			const { ms } = (by < 0 ? this.marks.findLast(({ ms }) => ms < (time.cursor ?? time.to)) : this.marks.find(({ ms }) => ms > (time.cursor ?? time.from))) ?? {};
+			if (!ms) return;
 			if (ms < time.from || ms > time.to) time.pan(time.x(ms) - 0.5);
 			time.point(ms, this);
 		};
