@@ -85,7 +85,7 @@ setInterval(announce, ANNOUNCE_MS);
 /** Watches these nodes, in this order; those that are watched already stay as they are. */
 function watch(bases) {
 	const known = new Map(nodes.map((node) => [node.base, node]));
-	const list = [...new Set(bases)].map((base) => known.get(base) ?? new HB.Node(base, { change: onChange, record: onRecord, log: onLog, reset: onReset }));
+	const list = [...new Set(bases)].map((base) => known.get(base) ?? new HB.Node(base, { change: onChange, record: onRecord, aux: onAux, reset: onReset }));
 	for (const node of nodes) if (!list.includes(node)) node.close();
 	list.forEach((node, i) => (node.key = String(i)));
 	nodes.splice(0, nodes.length, ...list);
@@ -110,8 +110,11 @@ function onRecord(node, record, job) {
 	drawSoon();
 }
 
-function onLog(node, data) {
-	if (page?.node === node && HB.chain.parse(data).event?.job_id === page.id) page.log.poke();
+function onAux(node, name, data) {
+	const { event } = HB.chain.parse(data);
+	if (page?.node !== node || event?.job_id !== page.id) return;
+	if (name === 'log') page.log.poke();
+	if (name === 'telemetry') page.telemetry(event);
 }
 
 function onReset(node) {

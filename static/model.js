@@ -116,26 +116,13 @@ function select(models, { text, show = 'all', sort } = {}, now = 0) {
 /** Milliseconds from the first start to the end, or now; null before. */
 const runTime = ({ started, ended }, now) => (started ? Math.max(0, (ended ? Date.parse(ended) : now) - Date.parse(started)) : null);
 
-/** A job's events → stretches {kind, attempt, from, to (ms), open}: wait, run, down (until the next attempt), seal. */
-function lane(events, now) {
-	const out = [];
-	for (const { state, time, attempt } of events) {
-		const kind = { RECEIVED: 'wait', RETRIGGERED: 'wait', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', COMPLETED: 'seal' }[state];
-		const last = out.at(-1);
-		const at = Date.parse(time);
-		if (last?.open && (kind || phaseOf(state) === 'ended')) Object.assign(last, { to: at, open: false });
-		if (kind) out.push({ kind, attempt, from: at, to: Math.max(at, now), open: true });
-	}
-	return out;
-}
-
 /** A job's events → its summary in one sentence, to which `more` clauses are added. */
 function story(events, now, ...more) {
 	const { duration, count, cause, marker, describe } = HB.format;
 	const last = events.at(-1);
 	const { state, detail: d = {} } = last;
-	const total = { wait: 0, run: 0, down: 0, seal: 0 };
-	for (const { kind, from, to } of lane(events, now)) total[kind] += to - from;
+	const total = { queue: 0, run: 0, stop: 0 };
+	for (const { kind, from, to } of HB.timeline.stretches(events, now)) total[kind] += to - from;
 	const of = (name) => events.filter((event) => event.state === name);
 	const crashes = of('CRASH').length;
 	const stable = marker(of('RECOVERY').at(-1)?.detail.resumed_after);
@@ -155,7 +142,7 @@ function story(events, now, ...more) {
 		crashes && `${survived ? 'survived' : 'suffered'} ${count(crashes, 'crash', 'crashes')}`,
 		stable && (step ? `resumed from step ${step}` : `resumed after “${stable}”`),
 		end?.(),
-		phaseOf(state) === 'waiting' ? `has waited ${duration(total.wait)}` : wasStarted && `${isRunning ? 'has run' : 'ran'} ${duration(total.run)} after ${duration(total.wait)} of waiting`,
+		phaseOf(state) === 'waiting' ? `has waited ${duration(total.queue)}` : wasStarted && `${isRunning ? 'has run' : 'ran'} ${duration(total.run + total.stop)} after ${duration(total.queue)} of waiting`,
 		...more,
 	];
 	const text = parts.filter(Boolean).join('; ');
@@ -165,5 +152,5 @@ function story(events, now, ...more) {
 /** A retriggered job gets as many attempts again. */
 const attemptsMax = (events, manifest) => (events.findLast(({ state }) => state === 'RETRIGGERED')?.attempt ?? 0) + (manifest?.max_attempts ?? 3);
 
-HB.model = { attemptsMax, create, merge, fold, select, runTime, lane, story };
+HB.model = { attemptsMax, create, merge, fold, select, runTime, story };
 }

@@ -44,14 +44,14 @@ class Node {
 	older = null; // cursor of the jobs not read yet
 	isBroken = false;
 
-	/** on: {change(node), record(node, record, job), log(node, data), reset(node)}. */
+	/** on: {change(node), record(node, record, job), aux(node, name, data), reset(node)}. */
 	constructor(base, on) {
 		Object.assign(this, { base, on, name: base.replace(/^https?:\/\//, ''), api: new HB.Api(base), model: HB.model.create(this) });
 		this.api.token = token(base);
 		this.stream = new HB.Stream(this.api, {
 			head: (head) => this.connected(head),
 			record: (record) => this.take(record),
-			aux: (name, data) => name === 'log' && on.log(this, data),
+			aux: (name, data) => on.aux(this, name, data),
 			state: (link) => on.change(Object.assign(this, { link })),
 		});
 		this.timers = [setInterval(() => this.readInfo(), INFO_MS), setInterval(() => this.remember(), REMEMBER_MS)];
