@@ -3,7 +3,7 @@
 {
 const { h, setText, setAttr, format } = HB;
 const STEP = 1 << 18; // bytes of a block, at most
-const HELD = 8e6 - STEP; // bytes in the page, before one more block
+const HELD = 30; // blocks in the page: below 8 MB
 const WALK = 4 * STEP; // bytes of growth that are read rather than asked about
 const SHOWN = 4096; // bytes of a line
 const FOUND = 10_000; // matches that the agent tells at once, at most
@@ -32,42 +32,48 @@ const join = (a, b) => {
 	all.set(b, a.length);
 	return all;
 };
+const rising = (a, b) => a - b;
 
-/** A log of which some blocks are here. Points [newlines before, offset] part them. Pure. */
+/** A log of which some blocks are here, parted by points [newlines before, offset]. undefined: a block is lacking. Pure. */
 class LogFile {
 	held = new Map(); // offset of a block → bytes; the last looked at is last
 	wanted = new Set(); // offsets of blocks that lookups lacked
 
-	constructor(size, points = [[0, 0]], lines = 0) {
+	constructor(size = 0, points = [[0, 0]], lines = 0) {
 		Object.assign(this, { size, points, told: lines, last: points.at(-1) });
+	}
+
+	/** False: its tail alone is known, without line numbers. */
+	get isWhole() {
+		return this.points[0][1] === 0;
 	}
 
 	at(offset) {
 		return lastUpTo(this.points, offset, (point) => point[1]);
 	}
 
+	end(i) {
+		return Math.min(this.points[i + 1]?.[1] ?? this.size, this.points[i][1] + STEP);
+	}
+
 	/** As much of block i as is here. */
 	block(i) {
 		const from = this.points[i][1];
-		const length = Math.min(this.points[i + 1]?.[1] ?? this.size, from + STEP) - from;
 		const bytes = this.held.get(from) ?? NONE;
-		if (bytes.length < length) this.wanted.add(from);
+		if (from + bytes.length < this.end(i)) this.wanted.add(from);
 		if (this.held.delete(from)) this.held.set(from, bytes);
-		return bytes.subarray(0, length);
+		return bytes.subarray(0, this.end(i) - from);
 	}
 
-	/** Bytes of the block at `from`, behind the `skip` that are here. */
+	/** Bytes of the block at `from`, behind the `skip` that are here. A full block lets another begin. */
 	put(from, skip, bytes) {
 		const all = join(this.held.get(from) ?? NONE, bytes);
 		if (all.length !== skip + bytes.length) return; // dropped meanwhile
-		let sum = 0;
-		for (const { length } of this.held.values()) sum += length;
-		for (const [key, { length }] of this.held) if (sum > HELD && this.held.delete(key)) sum -= length;
 		this.held.delete(from);
-		this.held.set(from, all);
+		if (this.held.set(from, all).size > HELD) this.held.delete(this.held.keys().next().value);
 		const i = this.at(from);
-		const end = from + STEP;
-		if (all.length >= STEP && !(this.points[i + 1]?.[1] <= end)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(all), end]);
+		const next = from + STEP;
+		if (all.length >= STEP && !(this.points[i + 1]?.[1] <= next)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(all), next]);
 	}
 
 	/** Lines, an unfinished one too. */
@@ -75,30 +81,33 @@ class LogFile {
 		const i = this.at(this.size - 1);
 		if (i < 0) return 0;
 		const bytes = this.block(i);
-		if (this.points[i][1] + bytes.length === this.size) this.told = this.points[i][0] + newlines(bytes) + (bytes.at(-1) !== LF);
+		const [line, from] = this.points[i];
+		if (from + bytes.length === this.size) this.told = line + newlines(bytes) + (bytes.at(-1) !== LF);
 		return this.told;
 	}
 
-	/** The offset of a line; undefined where a block is lacking. */
+	/** The offset of a line. */
 	start(n) {
 		if (n === 0) return this.points[0][1];
 		if (this.near?.n === n) return this.near.offset;
 		const i = lastUpTo(this.points, n - 1, (point) => point[0]);
 		const bytes = this.block(i);
+		const [line, from] = this.points[i];
 		let at = 0;
-		for (let line = this.points[i][0]; line < n; line++) if (!(at = bytes.indexOf(LF, at) + 1)) return undefined;
-		return this.points[i][1] + at;
+		for (let left = n - line; left > 0; left--) if (!(at = bytes.indexOf(LF, at) + 1)) return undefined;
+		return from + at;
 	}
 
-	/** The line that holds a byte; undefined where a block is lacking. */
+	/** The line that holds a byte. */
 	lineAt(offset) {
 		const i = this.at(offset);
-		const bytes = i < 0 ? NONE : this.block(i);
-		const [line, from] = this.points[i] ?? [];
+		if (i < 0) return undefined;
+		const bytes = this.block(i);
+		const [line, from] = this.points[i];
 		return offset - from < bytes.length ? line + newlines(bytes.subarray(0, offset - from)) : undefined;
 	}
 
-	/** A line: {offset, bytes: SHOWN at most, isWhole, isCut}; undefined where a block is lacking. */
+	/** A line: {offset, bytes: SHOWN at most, isWhole, isCut}. */
 	line(n) {
 		const offset = this.start(n);
 		let bytes = NONE;
@@ -124,17 +133,16 @@ function sgr(look, codes) {
 	look = { ...look };
 	for (let i = 0; i < codes.length; i++) {
 		const code = codes[i];
+		const digit = code % 10;
 		const layer = { 3: 'ink', 9: 'ink', 4: 'paper', 10: 'paper' }[Math.floor(code / 10)];
 		if (code === 0) look = {};
 		else if (code === 1 || code === 22) look.bold = code === 1;
 		else if (code === 4 || code === 24) look.under = code === 4;
-		else if (layer && code % 10 === 9) delete look[layer];
-		else if (layer && code % 10 < 8) look[layer] = (code % 10) + (code > 89 ? 8 : 0);
-		else if (layer) {
+		else if (layer && digit === 8) {
 			const isIndex = codes[i + 1] === 5;
 			look[layer] = isIndex ? of256(codes[i + 2]) : nearest(...codes.slice(i + 2, i + 5));
 			i += isIndex ? 2 : 4;
-		}
+		} else if (layer) look[layer] = digit === 9 ? undefined : digit + (code > 89 ? 8 : 0);
 	}
 	return look;
 }
@@ -148,44 +156,38 @@ const ODD = /[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/; // controls
 const TOKEN = /\x1b\[([0-9;:?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|./gsu;
 const visible = (c) => (!ODD.test(c) ? c : c < ' ' ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : `<${c.charCodeAt(0).toString(16)}>`);
 
-/** A line as a terminal leaves it: runs {text, look: class names}, other controls made visible. Pure. */
-function terminal(raw) {
+/** A line as a terminal leaves it, other controls made visible: runs {text, look: class names, found: part of `word`}. Pure. */
+function terminal(raw, word) {
 	raw = raw.replace(/\r+$/, '');
-	if (!ODD.test(raw)) return [{ text: raw, look: '' }];
+	const isFound = word && raw.includes(word);
+	if (!isFound && !ODD.test(raw)) return [{ text: raw, look: '', found: false }];
 	const cells = [];
 	let [look, name, at] = [{}, '', 0];
 	for (const [token, codes, final] of raw.matchAll(TOKEN)) {
 		if (token === '\r') at = 0;
 		else if (final === 'm') name = classes((look = sgr(look, codes.split(/[;:]/).map(Number))));
 		else if (final === 'K') cells.length = at;
-		else if (token.length === 1 || token[0] !== '\x1b') cells[at++] = { text: visible(token), look: name };
+		else if (token[0] !== '\x1b' || token === '\x1b') cells[at++] = { text: visible(token), look: name };
 	}
+	const plain = Array.from(cells, (cell) => cell?.text ?? ' ').join('');
 	const runs = [];
-	for (const cell of cells) {
-		if (cell && runs.at(-1)?.look === cell.look) runs.at(-1).text += cell.text;
-		else runs.push({ text: ' ', look: '', ...cell });
+	let from = 0;
+	let end = 0; // of the match that began last
+	for (const { text, look } of Array.from(cells, (cell) => cell ?? { text: ' ', look: '' })) {
+		if (isFound && from >= end && plain.startsWith(word, from)) end = from + word.length;
+		const found = from < end;
+		const run = runs.at(-1);
+		if (run?.look === look && run.found === found) run.text += text;
+		else runs.push({ text, look, found });
+		from += text.length;
 	}
 	return runs;
-}
-
-/** The runs, cut where `word` stands in them: those pieces are `found`. Pure. */
-function highlight(runs, word) {
-	const plain = runs.map((run) => run.text).join('');
-	const cuts = [];
-	for (let at = plain.indexOf(word); at >= 0; at = plain.indexOf(word, at + word.length)) cuts.push(at, at + word.length);
-	let end = 0;
-	return runs.flatMap(({ text, look }) => {
-		const from = end;
-		end += text.length;
-		const edges = [from, ...cuts.filter((cut) => cut > from && cut < end), end];
-		return edges.slice(1).map((to, i) => ({ text: plain.slice(edges[i], to), look, found: lastUpTo(cuts, edges[i], Number) % 2 === 0 }));
-	});
 }
 
 /** '120' or '120-140' → [first, last], from 1; null: neither. Pure. */
 const lineRange = (text) => {
 	const [, a, b = a] = /^\s*(\d{1,15})(?:\s*-\s*(\d{1,15}))?\s*$/.exec(text ?? '') ?? [];
-	return a > 0 && b > 0 ? [+a, +b].sort((x, y) => x - y) : null;
+	return a > 0 && b > 0 ? [+a, +b].sort(rising) : null;
 };
 
 /** The pane: one stream of one attempt at a time. */
@@ -197,17 +199,17 @@ class LogPane {
 		const quiet = (text, name, click) => h('button', { class: 'quiet', 'aria-label': name, title: name, click }, text);
 		this.tabs = ['stdout', 'stderr'].map((name) => h('button', { class: 'chip', click: () => this.select(name) }, name));
 		this.attempts = h('select', { 'aria-label': 'Attempt', change: () => this.select(this.stream, this.attempts.value) });
+		this.marks = h('span', null, quiet('◆↑', 'Previous D1_STABLE', () => this.anchor(-1)), quiet('◆↓', 'Next D1_STABLE', () => this.anchor(1)));
 		this.end = h('button', { class: 'quiet end', click: () => this.list.to(Infinity) });
 		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener' }, 'Download');
-		this.text = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the output', spellcheck: 'false', search: () => this.text.value || this.find(''), keydown: (event) => event.key === 'Enter' && this.find(this.text.value, event.shiftKey ? -1 : 1) });
+		this.text = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the output', search: () => this.text.value || this.find(''), keydown: ({ key, shiftKey }) => key === 'Enter' && this.find(this.text.value, shiftKey ? -1 : 1) });
 		this.hits = h('span', { class: 'note', role: 'status' });
 		this.steps = h('span', null, quiet('↑', 'Previous match', () => this.step(-1)), quiet('↓', 'Next match', () => this.step(1)));
-		this.where = h('input', { placeholder: 'Line', size: 8, 'aria-label': 'Go to line, or lines as 120-140', keydown: ({ key }) => key === 'Enter' && this.jump(lineRange(this.where.value)) });
-		this.marks = h('span', null, quiet('◆↑', 'Previous D1_STABLE', () => this.anchor(-1)), quiet('◆↓', 'Next D1_STABLE', () => this.anchor(1)));
-		this.rows = h('div', { class: 'rows', click: (event) => this.pick(event), pointerover: ({ target }) => this.point(target.closest('.line')), pointerleave: () => this.point() });
+		this.where = h('input', { placeholder: 'Line', 'aria-label': 'Go to line, or lines as 120-140', keydown: ({ key }) => key === 'Enter' && this.jump(lineRange(this.where.value)) });
+		this.rows = h('div', { class: 'rows', click: (event) => this.pick(event), pointerover: ({ target }) => this.point(target.closest('[data-stable]')), pointerleave: () => this.point() });
 		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
 		this.note = h('p', { class: 'note' });
-		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.end, this.raw), h('header', null, this.text, this.hits, this.steps, this.where, this.marks), this.view, this.note);
+		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.marks, this.end, this.raw), h('header', null, this.text, this.steps, this.hits, this.where), this.view, this.note);
 		this.list = new HB.Windowed({
 			scroller: this.view,
 			rows: this.rows,
@@ -218,10 +220,9 @@ class LogPane {
 			rowHeight: () => parseFloat(getComputedStyle(this.view).lineHeight),
 		});
 		page.time.on(() => this.list.refresh());
-		const route = (name) => HB.route?.get(name) ?? '';
-		const lines = lineRange(route('l'));
-		this.select(route('s') || 'stdout', route('a')); // attempt '': always the newest
-		this.jump(lines);
+		const [stream, attempt, lines] = ['s', 'a', 'l'].map((name) => HB.route?.get(name) ?? '');
+		this.select(stream || 'stdout', attempt); // attempt '': always the newest
+		this.jump(lineRange(lines));
 		this.timer = setInterval(() => this.poke(), POLL_MS);
 	}
 
@@ -236,7 +237,8 @@ class LogPane {
 	/** Shows another stream or attempt, from its tail. */
 	select(stream, attempt = this.attempt) {
 		// `run` stands for this selection: answers of an earlier one are dropped.
-		Object.assign(this, { stream, attempt, file: new LogFile(0), problem: '', run: { flying: new Map() }, found: null });
+		Object.assign(this, { stream, attempt, file: new LogFile(), run: {}, found: null });
+		this.epoch++;
 		this.mark(null);
 		this.list.atEnd = true;
 		this.update();
@@ -244,7 +246,7 @@ class LogPane {
 		if (this.text.value) this.find(this.text.value);
 	}
 
-	/** Picks lines [first, last], from 1. */
+	/** Marks lines [first, last], from 1. */
 	mark(lines) {
 		this.picked = lines;
 		HB.route?.set({ s: this.stream === 'stdout' ? null : this.stream, a: this.attempt || null, l: lines && [...new Set(lines)].join('-') });
@@ -262,90 +264,98 @@ class LogPane {
 	/** New events. A pane that shows the newest attempt goes on to a new one. */
 	update() {
 		const { job, events = [] } = this.page;
-		const goesOn = this.known && this.known !== job.attempt && !this.attempt;
-		if (this.known !== job.attempt) this.attempts.replaceChildren(h('option', { value: '' }, `newest (${job.attempt})`), ...Array.from({ length: job.attempt }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
-		this.known = job.attempt;
+		const newest = job.attempt;
+		const goesOn = this.known && this.known !== newest && !this.attempt;
+		if (this.known !== newest) this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
+		this.known = newest;
 		if (goesOn) return this.select(this.stream);
-		this.anchors = events.filter(({ state, attempt, detail: d }) => state === 'D1_STABLE' && attempt === this.shown && d.stream === this.stream).map(({ time, detail: d }) => ({ ms: Date.parse(time), offset: d.offset }));
+		this.attempts.value = this.attempt;
+		this.attempts.hidden = newest < 2;
+		const path = this.path();
+		this.anchors = events.filter(({ state, attempt, detail }) => state === 'D1_STABLE' && attempt === this.shown && detail.stream === this.stream).map(({ time, detail }) => ({ ms: Date.parse(time), offset: detail.offset }));
+		this.marks.hidden = this.anchors.length === 0;
+		for (const button of this.tabs) setAttr(button, 'aria-pressed', button.textContent === this.stream);
+		setAttr(this.raw, 'href', this.api.base + path);
+		setAttr(this.raw, 'download', `${this.page.id}-${this.shown}-${this.stream}.log`);
 		this.draw();
 	}
 
-	/** Does what asks the agent. A failure is told below the lines. */
+	/** Does what asks the agent, and draws. A failure is told below the lines; nothing is fetched until a poll succeeds. */
 	async trying(work) {
 		const { run } = this;
+		let value;
 		try {
-			await work(run);
-			if (run === this.run) this.problem = '';
+			value = await work(run);
+			Object.assign(run, { problem: '', isLost: false });
 		} catch (error) {
-			// 404: no such attempt was started.
-			if (run === this.run) this.problem = error.status === 404 && !this.file.size ? '' : error.message;
+			// 404: this attempt was never started.
+			Object.assign(run, { problem: error.status === 404 ? '' : error.message, isLost: true, isSettled: this.page.job.phase === 'ended' });
 		}
 		if (this.run && run === this.run) this.draw();
+		return value;
 	}
 
 	/** Reads how long the file is now. Called by the clock and by `log` messages; one request at a time. */
 	async poke() {
-		const { run } = this;
-		if (!run || run.isBusy || (run.isSettled && !this.problem)) return;
+		const { run, file } = this;
+		if (!run || run.isBusy || (run.isSettled && !run.problem)) return;
 		run.isBusy = true;
 		const isEnded = this.page.job.phase === 'ended';
 		await this.trying(async () => {
 			// HEAD and `bytes=N-M` need no preflight from another origin.
 			const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
 			const size = Number(headers.get('Content-Length'));
+			if (run !== this.run) return;
 			const { size: known } = this.file;
-			if (run !== this.run || size === known) return void (run.isSettled = isEnded); // one look after the end saw all
 			if (size < known) return this.select(this.stream);
-			if (!known) this.file.points = [[0, Math.max(0, size - STEP)]]; // the tail, until line numbers are known
+			run.isSettled = isEnded; // one look after the end sees all
 			this.file.size = size;
-			this.draw();
-			while (run === this.run && (await this.fetch(this.file)));
-			run.numbers = this.number(run);
-			if (this.found?.total >= 0) this.count(this.found);
+			if (!known) file.points = [[0, Math.max(0, size - STEP)]]; // at first the tail alone
+			if (size > known && this.found?.total >= 0) this.count(this.found);
 		});
 		run.isBusy = false;
+		while (run === this.run && !run.isLost && (await this.fetch()));
+		run.numbers = this.number(run);
 	}
 
 	/** Fetches what lookups lacked. True: something came. */
-	async fetch(file) {
+	fetch(file = this.file) {
 		const { run } = this;
-		const wanted = [...file.wanted].slice(0, 4);
-		file.wanted.clear();
-		const got = wanted.map((from) => {
-			if (!run.flying.has(from)) run.flying.set(from, this.fetchBlock(run, file, from).finally(() => run.flying.delete(from)));
-			return run.flying.get(from);
-		});
-		return (await Promise.all(got)).some(Boolean);
+		return (run.fetching ??= this.trying(async () => {
+			const wanted = [...file.wanted].slice(0, 4);
+			file.wanted.clear();
+			try {
+				const got = await Promise.all(wanted.map((block) => this.fetchBlock(run, file, block)));
+				return got.some(Boolean);
+			} finally {
+				run.fetching = null;
+			}
+		}));
 	}
 
 	async fetchBlock(run, file, block) {
 		const skip = file.held.get(block)?.length ?? 0;
-		const from = block + skip;
-		const to = Math.min(block + STEP, file.points[file.at(block) + 1]?.[1] ?? file.size);
-		let bytes = NONE;
-		if (from < to) {
-			await this.trying(async () => {
-				const response = await this.api.request(this.path(), { headers: { Range: `bytes=${from}-${to - 1}` } });
-				bytes = new Uint8Array(await response.arrayBuffer());
-				if (response.status !== 206) bytes = bytes.slice(from, to); // the range was not honoured
-				if (run === this.run) file.put(block, skip, bytes);
-			});
-		}
-		return bytes.length > 0;
+		const [from, to] = [block + skip, file.end(file.at(block))];
+		if (from >= to) return 0;
+		const response = await this.api.request(this.path(), { headers: { Range: `bytes=${from}-${to - 1}` } });
+		let bytes = new Uint8Array(await response.arrayBuffer());
+		if (response.status !== 206) bytes = bytes.slice(from, to); // the range was not honoured
+		if (run === this.run) file.put(block, skip, bytes);
+		return bytes.length;
 	}
 
 	/** The agent's account of all from a line's beginning to the end of the file. */
 	async scan([line, from], find) {
-		const all = { points: [], matches: [], matching: 0, unfinished: null };
-		let size = Infinity;
-		while (from < size) {
-			const part = await this.api.json(this.path('/lines', `from=${from}`, ...(find ? [`limit=${FOUND}`, `find=${encodeURIComponent(find)}`] : [])));
-			part.offsets.forEach((offset, i) => all.points.push([line + i * part.every, offset]));
-			for (const [n, offset] of part.matches.slice(0, FOUND - all.matches.length)) all.matches.push([line + n, offset]);
+		const all = { points: [], matches: [], matching: 0 };
+		const query = find ? [`limit=${FOUND}`, `find=${encodeURIComponent(find)}`] : [];
+		for (let size = Infinity; from < size; ) {
+			const part = await this.api.json(this.path('/lines', `from=${from}`, ...query));
+			const first = line;
+			part.offsets.forEach((offset, i) => all.points.push([first + i * part.every, offset]));
+			all.matches.push(...part.matches.slice(0, FOUND - all.matches.length).map(([n, offset]) => [first + n, offset]));
 			all.matching += part.matching;
 			line += part.lines;
-			from = part.end;
-			({ size } = part);
+			({ size, end: from } = part);
 			Object.assign(all, { end: [line, from], unfinished: part.unfinished });
 		}
 		return all;
@@ -353,26 +363,21 @@ class LogPane {
 
 	/** Has the agent say where lines begin, unless the bytes at hand tell. */
 	async number(run) {
-		const { file } = this;
-		const isNumbered = file.points[0][1] === 0;
-		if (run.isNumbering || (isNumbered && file.size - file.points.at(-1)[1] <= WALK)) return;
+		const { file, list } = this;
+		if (run !== this.run || run.isNumbering || (file.isWhole && file.size - file.points.at(-1)[1] <= WALK)) return;
 		run.isNumbering = true;
 		await this.trying(async () => {
-			const known = isNumbered ? file.last : [0, 0]; // a line's beginning
-			const told = await this.scan(known).catch((error) => {
-				if (error.status !== 404) throw error; // an older agent
-			});
-			if (!told) return;
-			const next = new LogFile(file.size, [...(isNumbered ? file.points.filter(([, offset]) => offset < known[1]) : []), ...told.points], told.end[0]);
+			const known = file.isWhole ? file.last : [0, 0]; // a line's beginning
+			const { points, end } = await this.scan(known);
+			const next = new LogFile(file.size, [...file.points.filter(([, offset]) => offset < known[1]), ...points], end[0]);
 			while (next.line(next.lines - 1) === undefined && (await this.fetch(next)));
 			if (run !== this.run) return;
 			// What is looked at stays where it is.
-			const { list } = this;
-			const top = list.top / list.rowHeight() + next.lines - file.lines;
-			const isKept = isNumbered || list.atEnd;
-			Object.assign(this, { file: next, epoch: this.epoch + 1 });
+			const top = file.isWhole || list.atEnd ? undefined : (list.top / list.rowHeight() + next.lines - file.lines) * list.rowHeight();
+			this.file = next;
+			this.epoch++;
 			list.count = next.lines;
-			if (!isKept) list.to(top);
+			list.paint(top);
 		});
 		run.isNumbering = false;
 	}
@@ -385,42 +390,36 @@ class LogPane {
 	drawLine(row, n) {
 		const { file, picked, found } = this;
 		const [no, body] = row.children;
-		const number = file.points[0][1] === 0 ? n + 1 : null;
+		const number = file.isWhole ? n + 1 : null;
 		const key = `${this.epoch} ${n}`;
 		if (row.key !== key) {
 			const line = file.line(n);
 			const raw = decoder.decode(line?.bytes);
 			row.key = line?.isWhole || line?.isCut ? key : null;
 			row.offset = line?.offset;
-			const runs = terminal(raw);
-			const parts = found && raw.includes(found.text) ? highlight(runs, found.text) : runs;
-			body.replaceChildren(...parts.map(({ text, look, found }) => (look || found ? h(found ? 'mark' : 'span', { class: look }, text) : text)), line?.isCut ? h('em', null, ' … cut at 4 KiB') : '');
+			body.replaceChildren(...terminal(raw, found?.text).map(({ text, look, found }) => (look || found ? h(found ? 'mark' : 'span', { class: look }, text) : text)), line?.isCut ? h('em', null, ' … cut at 4 KiB') : '');
 			setAttr(no, 'data-n', number);
-			setAttr(row, 'data-stable', raw.startsWith('[D1_STABLE]') ? '' : null);
+			row.toggleAttribute('data-stable', raw.startsWith('[D1_STABLE]'));
 		}
-		setAttr(row, 'data-picked', picked && number >= picked[0] && number <= picked[1] ? '' : null);
-		setAttr(row, 'data-at', found?.line === n || (row.offset >= 0 && row.offset === this.pointed) ? '' : null);
+		row.toggleAttribute('data-picked', number >= picked?.[0] && number <= picked[1]);
+		row.toggleAttribute('data-at', found?.line === n || (row.offset >= 0 && row.offset === this.pointed));
 	}
 
-	/** After every paint: the controls, and what it lacked. */
+	/** After every paint: what the controls say, and what it lacked. */
 	painted() {
-		const { file, found, list, anchors } = this;
+		const { file, found, list, run } = this;
 		const { cursor } = this.page.time;
-		this.pointed = cursor === null ? null : anchors.findLast(({ ms }) => ms <= cursor)?.offset;
-		for (const button of this.tabs) setAttr(button, 'aria-pressed', button.textContent === this.stream);
-		this.attempts.value = this.attempt;
-		this.attempts.hidden = this.known < 2;
-		setAttr(this.raw, 'href', this.api.base + this.path());
-		setAttr(this.raw, 'download', `${this.page.id}-${this.shown}-${this.stream}.log`);
+		const pointed = cursor === null ? null : this.anchors.findLast(({ ms }) => ms <= cursor)?.offset;
+		if (this.pointed !== pointed) list.refresh();
+		this.pointed = pointed;
 		setText(this.end, list.atEnd ? 'Following' : 'To the end');
-		setAttr(this.end, 'data-on', list.atEnd ? '' : null);
+		this.end.toggleAttribute('data-on', list.atEnd);
 		this.steps.hidden = !found?.total;
 		const of = found?.n > 0 ? `${found.n.toLocaleString('en')} of ` : '';
 		setText(this.hits, !found ? '' : found.total >= 0 ? of + format.count(found.total, 'line') : 'Searching …');
-		this.marks.hidden = anchors.length === 0;
 		this.view.style.setProperty('--digits', `${String(list.count).length}ch`);
-		setText(this.note, this.problem || format.join(format.bytes(file.size), file.points[0][1] === 0 ? format.count(list.count, 'line') : 'the end'));
-		if (file.wanted.size && this.run && !this.problem) this.fetch(file);
+		setText(this.note, run?.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
+		if (file.wanted.size && run && !run.isLost) this.fetch();
 	}
 
 	/** What a lookup gives once what it lacks is here. */
@@ -430,7 +429,7 @@ class LogPane {
 		await run.numbers;
 		let value;
 		do value = run === this.run ? look(this.file) : null;
-		while (value === undefined && (await this.fetch(this.file)));
+		while (value === undefined && (await this.fetch()));
 		return value;
 	}
 
@@ -455,8 +454,8 @@ class LogPane {
 
 	/** To the D1_STABLE before or behind the picked line, or the first that is drawn. */
 	anchor(way) {
-		const drawn = this.list.pool.filter((row) => row.offset >= 0);
-		const at = (drawn.find((row) => 'picked' in row.dataset) ?? drawn.sort((a, b) => a.offset - b.offset)[0])?.offset;
+		const drawn = this.list.pool.filter(({ offset }) => offset >= 0).sort((a, b) => a.offset - b.offset);
+		const at = (drawn.find((row) => 'picked' in row.dataset) ?? drawn[0])?.offset;
 		const next = way < 0 ? this.anchors.findLast(({ offset }) => offset < at) : this.anchors.find(({ offset }) => offset > at);
 		if (!next) return;
 		this.page.time.point(next.ms, this);
@@ -464,14 +463,13 @@ class LogPane {
 	}
 
 	point(row) {
-		const at = row && 'stable' in row.dataset && this.anchors.find(({ offset }) => offset >= row.offset);
-		this.page.time.point(at ? at.ms : null, this);
+		this.page.time.point((row && this.anchors.find(({ offset }) => offset >= row.offset)?.ms) ?? null, this);
 	}
 
 	pick({ target, shiftKey }) {
 		const n = Number(target.dataset.n);
 		if (!n) return;
-		this.mark([n, shiftKey && this.picked ? this.picked[0] : n].sort((a, b) => a - b));
+		this.mark([n, shiftKey && this.picked ? this.picked[0] : n].sort(rising));
 		this.draw();
 	}
 
@@ -485,8 +483,8 @@ class LogPane {
 		this.draw();
 		if (!found) return;
 		await this.trying(() => this.count(found));
-		if ((!atEnd && (await this.step(1))) || found !== this.found) return;
-		Object.assign(found, { line: Infinity, n: found.total + 1 });
+		if ((!atEnd && (await this.step(1))) || !(found.total > 0)) return;
+		Object.assign(found, { line: Infinity, n: found.total + 1, ...(found.total > FOUND && { matches: [] }) });
 		await this.step(-1);
 	}
 
@@ -511,15 +509,16 @@ class LogPane {
 		const pick = () => (way > 0 ? found.matches.find(([n]) => n > line) : found.matches.findLast(([n]) => n < line));
 		let match = pick();
 		await this.trying(async () => {
-			// Matches that are not held: behind the line, or in the lines before, of which so many hold no more than can be told.
-			for (let at = way > 0 ? line + 1 : Math.min(line, file.lines); !match && total > FOUND && at >= 0 && at < file.lines + way; at = way > 0 ? Infinity : at - FOUND) {
+			// Those not held: behind the line; or in the lines before it, of which so many have no more matches than are told.
+			let at = way > 0 ? line + 1 : Math.min(line, file.lines);
+			while (!match && total > FOUND && (way > 0 ? at < file.lines : at > 0)) {
 				const low = Math.max(0, way > 0 ? at : at - FOUND);
-				const offset = await this.need((log) => log.start(low));
-				const part = await this.scan([low, offset], found.text);
+				const part = await this.scan([low, await this.need((log) => log.start(low))], found.text);
 				found.matches = part.matches;
 				match = pick();
 				if (way > 0 && !found.n) found.n = part.end[1] === found.end ? total - part.matching : NaN;
 				found.first = way > 0 ? found.n + 1 : found.n - 1 - part.matches.indexOf(match);
+				at = way > 0 ? Infinity : low;
 			}
 		});
 		found.isBusy = false;
@@ -541,5 +540,5 @@ class LogPane {
 	}
 }
 
-Object.assign(HB, { LogFile, LogPane, log: { terminal, highlight, lineRange, STEP, SHOWN } });
+Object.assign(HB, { LogFile, LogPane, log: { STEP, SHOWN, terminal, lineRange } });
 }
