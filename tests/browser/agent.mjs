@@ -1,14 +1,15 @@
 // One agent under test: a process on a port of its own, with a data directory that outlives it.
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { cpSync, mkdtempSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const START_MS = 30_000;
+const OPTIONS = ['env', 'token', 'name', 'args', 'data', 'port', 'origins', 'hosts'];
 
-async function freePort() {
+export async function freePort() {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address();
@@ -18,19 +19,47 @@ async function freePort() {
 }
 
 export class Agent {
-  static async create(env = {}) {
+  /**
+   * All optional: env (more variables), token (what it asks for), name (of the node), args (more flags), data (a directory
+   * that exists and is kept; otherwise one is made, and removed by close), port, origins and hosts (that may call it).
+   */
+  static async create(options = {}) {
+    const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(name));
+    if (unknown.length > 0) throw new Error(`unknown options of an agent: ${unknown}; known are ${OPTIONS}`);
     const agent = new Agent();
-    agent.env = { ...process.env, ...env };
-    agent.port = await freePort();
+    Object.assign(agent, { env: {}, args: [], origins: [], hosts: [], port: await freePort(), ...options });
     agent.base = `http://127.0.0.1:${agent.port}`;
-    agent.data = mkdtempSync(join(tmpdir(), 'hackbrain-viewer-'));
+    agent.dir = mkdtempSync(join(tmpdir(), 'hackbrain-viewer-'));
+    agent.data ??= join(agent.dir, 'data');
+    mkdirSync(agent.data, { recursive: true });
     await agent.start();
     return agent;
   }
 
+  /** Agents that may be shown by one page, served by any of them: each allows the origins of all. */
+  static async cluster(list) {
+    const ports = [];
+    for (const _ of list) ports.push(await freePort());
+    const origins = ports.map((port) => `http://127.0.0.1:${port}`);
+    return Promise.all(list.map((options, i) => Agent.create({ port: ports[i], origins, ...options })));
+  }
+
+  flags() {
+    const flags = ['serve', '--data', this.data, '--listen', `127.0.0.1:${this.port}`, '--pull', 'never', '--segment-size', '4194304'];
+    for (const origin of ['null', ...this.origins]) flags.push('--allow-origin', origin);
+    for (const host of this.hosts) flags.push('--allow-host', host);
+    if (this.name) flags.push('--node-name', this.name);
+    if (this.token) {
+      const file = join(this.dir, 'token');
+      writeFileSync(file, `${this.token}\n`, { mode: 0o600 });
+      flags.push('--token-file', file);
+    }
+    return [...flags, ...this.args];
+  }
+
   async start() {
-    const args = ['serve', '--data', join(this.data, 'data'), '--listen', `127.0.0.1:${this.port}`, '--pull', 'never', '--allow-origin', 'null', '--segment-size', '4194304'];
-    this.child = spawn(process.env.HACKBRAIN_BIN, args, { env: this.env, stdio: ['ignore', 'ignore', 'pipe'] });
+    const env = { ...process.env, ...this.env };
+    this.child = spawn(process.env.HACKBRAIN_BIN, this.flags(), { env, stdio: ['ignore', 'ignore', 'pipe'] });
     this.said = '';
     this.child.stderr.on('data', (text) => (this.said += text));
     const deadline = Date.now() + START_MS;
@@ -42,29 +71,64 @@ export class Agent {
     }
   }
 
-  async stop(signal) {
+  async stop(signal = 'SIGTERM') {
     if (this.child.exitCode !== null || this.child.signalCode !== null) return;
     const gone = once(this.child, 'exit');
     this.child.kill(signal);
     await gone;
   }
 
+  /** Containers that still run should be gone before. */
   async close() {
     await this.stop('SIGTERM');
+    // Their directories are bound below the data directory, and stay bound for the next agent.
+    const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n').map((line) => line.split(' ')[4]);
+    const ours = mounts.filter((at) => at?.startsWith(`${this.dir}/`) || at?.startsWith(`${this.data}/`)).reverse();
+    if (ours.length > 0) execFileSync('umount', ours);
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+
+  /** While it is stopped: its data as they are now, for restore. */
+  snapshot() {
+    rmSync(join(this.dir, 'snapshot'), { recursive: true, force: true });
+    cpSync(this.data, join(this.dir, 'snapshot'), { recursive: true });
+  }
+
+  /** While it is stopped: what a backup that is put back does. */
+  restore() {
     rmSync(this.data, { recursive: true, force: true });
+    cpSync(join(this.dir, 'snapshot'), this.data, { recursive: true });
   }
 
-  async submit(manifest) {
-    const response = await fetch(`${this.base}/api/submit_job`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(manifest) });
-    const body = await response.json();
-    if (response.status !== 200) throw new Error(`${response.status} ${JSON.stringify(body)}`);
-    return body;
+  /** Its ledger as stored, an event a line, read from its files and not by HTTP. */
+  dump() {
+    const out = execFileSync(process.env.HACKBRAIN_BIN, ['dump', '--data', this.data], { maxBuffer: 1 << 30 });
+    return out.toString().split('\n').filter(Boolean);
   }
 
+  async call(path, { body, ...options } = {}) {
+    const headers = { ...(this.token && { Authorization: `Bearer ${this.token}` }), ...(body !== undefined && { 'Content-Type': 'application/json' }) };
+    const method = body === undefined ? 'GET' : 'POST';
+    const response = await fetch(this.base + path, { method, headers, body: body && JSON.stringify(body), ...options });
+    if (!response.ok) throw new Error(`${path}: ${response.status} ${await response.text()}`);
+    return response;
+  }
+
+  async json(path, options) {
+    return (await this.call(path, options)).json();
+  }
+
+  submit(manifest) {
+    return this.json('/api/submit_job', { body: manifest });
+  }
+
+  /** Waits until a job has come to a state; throws where it ended otherwise. */
   async reached(id, state) {
-    const response = await fetch(`${this.base}/api/jobs/${id}?wait=${state}&timeout_s=60`);
-    const job = await response.json();
-    if (job.state !== state && !['SEALED'].includes(job.state)) throw new Error(`${id} is ${job.state} (${job.reason}), not ${state}`);
-    return job;
+    const job = await this.json(`/api/jobs/${id}?wait=${state}&timeout_s=60`);
+    if (job.state === state || job.state === 'SEALED') return job;
+    // It may have gone on since.
+    const trace = await (await this.call(`/api/jobs/${id}/trace`)).text();
+    if (trace.includes(`"state":"${state}"`)) return job;
+    throw new Error(`${id} is ${job.state} (${job.reason}), not ${state}`);
   }
 }

@@ -1,54 +1,18 @@
 // The viewer as a user has it: real Chromium, real agent, real containers.
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { before, test } from 'node:test';
 import { execFileSync } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
-import { chromium } from 'playwright-core';
-import { Agent } from './agent.mjs';
+import { INDEX, LOST_LINK, RUN, WAIT, live, row, rowIs, suite } from './support.mjs';
 
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
-const RUN = `v${process.pid}`; // job ids become container names, which are shared by all agents of one Docker
-const INDEX = fileURLToPath(new URL('../../static/index.html', import.meta.url));
 const STEPS = 'for i in 1 2 3; do echo "step $i"; echo "[D1_STABLE] step=$i"; sleep 1; done; echo problem >&2';
-const WAIT = { timeout: 60_000 };
-
+const { withPage, agent: createAgent } = suite();
 let agent;
-let browser;
 
 before(async () => {
-  agent = await Agent.create();
-  browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS });
+  agent = await createAgent();
 });
-
-after(async () => {
-  await browser?.close();
-  await agent?.close();
-  const ids = execFileSync('docker', ['ps', '-aq', '--filter', `name=^hb-${RUN}`]).toString().split('\n').filter(Boolean);
-  if (ids.length > 0) execFileSync('docker', ['rm', '-f', ...ids]);
-});
-
-/** A page on which every console error (a CSP violation is one) and every uncaught exception fails the test. */
-async function withPage(url, body, { allowed = /^$/, ...options } = {}) {
-  const context = await browser.newContext(options);
-  const page = await context.newPage();
-  const problems = [];
-  page.on('console', (message) => {
-    if (['error', 'warning'].includes(message.type()) && !allowed.test(message.text())) problems.push(message.text());
-  });
-  page.on('pageerror', (error) => problems.push(error.stack));
-  try {
-    await page.goto(url);
-    await body(page);
-    assert.deepEqual(problems, []);
-  } finally {
-    await context.close();
-  }
-}
 
 const states = (page) => page.$$eval('.trace .state', (marks) => marks.map((mark) => mark.textContent));
-const live = (page) => page.waitForSelector('#badge[data-is=live]', WAIT);
-const row = (page, id) => page.locator('.rows .row', { hasText: id });
-const rowIs = (page, id, state) => row(page, id).locator(`.state[data-is=${state}]`).waitFor(WAIT);
 
 test('the empty state teaches with this node’s own address', async () => {
   await withPage(agent.base, async (page) => {
@@ -137,7 +101,7 @@ test('the stream survives kill -9 of the agent: offline, live again, nothing los
       const stored = (await (await fetch(`${agent.base}/api/jobs/${id}/trace`)).text()).trim().split('\n').map((line) => JSON.parse(line).state);
       assert.deepEqual(await states(page), stored);
     },
-    { allowed: /ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE/ },
+    { allowed: LOST_LINK },
   );
 });
 
@@ -195,22 +159,18 @@ test('an unknown job, 320 px wide, in the dark: said plainly, nothing overflows'
 });
 
 test('a node without its engine says so, and a waiting job why it waits', async () => {
-  const lonely = await Agent.create({ DOCKER_HOST: 'unix:///nonexistent.sock' });
-  try {
-    const id = `${RUN}-waits`;
-    await lonely.submit({ job_id: id, image_hash: 'busybox:latest', command: ['true'] });
-    await withPage(lonely.base, async (page) => {
-      await live(page);
-      await page.locator('#engine').waitFor(WAIT);
-      assert.match(await page.locator('#engine-why').innerText(), /nonexistent\.sock/);
-      await row(page, id).locator('a').click();
-      await page.locator('.job .note', { hasText: 'Waits: the container engine' }).waitFor(WAIT);
-    });
-    await withPage(agent.base, async (page) => {
-      await live(page);
-      assert.equal(await page.locator('#engine').isVisible(), false);
-    });
-  } finally {
-    await lonely.close();
-  }
+  const lonely = await createAgent({ env: { DOCKER_HOST: 'unix:///nonexistent.sock' } });
+  const id = `${RUN}-waits`;
+  await lonely.submit({ job_id: id, image_hash: 'busybox:latest', command: ['true'] });
+  await withPage(lonely.base, async (page) => {
+    await live(page);
+    await page.locator('#engine').waitFor(WAIT);
+    assert.match(await page.locator('#engine-why').innerText(), /nonexistent\.sock/);
+    await row(page, id).locator('a').click();
+    await page.locator('.job .note', { hasText: 'Waits: the container engine' }).waitFor(WAIT);
+  });
+  await withPage(agent.base, async (page) => {
+    await live(page);
+    assert.equal(await page.locator('#engine').isVisible(), false);
+  });
 });
