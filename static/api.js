@@ -20,18 +20,18 @@ class Api {
 	}
 
 	/** A good response, or an ApiError. 416 is good: nothing new in a log. */
-	async request(path, { accept = 'application/json', headers, method, signal } = {}) {
+	async request(path, { accept = 'application/json', headers, method, body: sent, signal } = {}) {
 		const all = { Accept: accept, ...headers, ...(this.token && { Authorization: `Bearer ${this.token}` }) };
 		let response;
 		try {
-			response = await fetch(this.base + path, { method, headers: all, cache: 'no-store', signal: signal ?? AbortSignal.timeout(TIMEOUT_MS) });
+			response = await fetch(this.base + path, { method, headers: all, body: sent, cache: 'no-store', signal: signal ?? AbortSignal.timeout(TIMEOUT_MS) });
 		} catch {
 			const file = location.protocol === 'file:' ? ' A page from a file needs --allow-origin null as well.' : '';
 			throw new ApiError(0, `No answer from ${this.base}. Check that “hackbrain serve” listens there.${file}`);
 		}
 		if (response.ok || response.status === 416) return response;
 		const body = await response.json().catch(() => null);
-		throw new ApiError(response.status, body?.error?.message ?? `The node answered ${response.status} to ${path}.`);
+		throw Object.assign(new ApiError(response.status, body?.error?.message ?? `The node answered ${response.status} to ${path}.`), { field: body?.error?.field });
 	}
 
 	async json(path) {

@@ -110,10 +110,12 @@ function onState({ name, since, behind, message }) {
 function route() {
 	const id = /^#\/jobs\/(.+)$/.exec(location.hash)?.[1];
 	const wasPage = page;
+	const isNew = location.hash.startsWith('#/new');
 	page?.close();
 	page = null;
-	hide('jobs', id);
-	if (id) {
+	hide('jobs', id || isNew);
+	if (isNew) $('job').replaceChildren(new HB.SubmitForm([{ key: '0', base, name: '', api }], (node, id) => open(id)).element);
+	else if (id) {
 		grid.activeId = decodeURIComponent(id);
 		page = new HB.JobPage({ api, base }, grid.activeId, model.jobs.get(grid.activeId));
 		$('job').replaceChildren(page.element);
@@ -167,7 +169,7 @@ function announce() {
 function onKey(event) {
 	const { key, target } = event;
 	if (event.ctrlKey || event.metaKey || event.altKey || $('help').open) return;
-	if (target.closest('input, select')) {
+	if (target.closest('input, select, textarea')) {
 		if (key !== 'Escape' || target !== $('filter')) return;
 		setFilter({ text: '' });
 		grid.element.focus();
