@@ -15,6 +15,7 @@ const params = new URLSearchParams(location.search);
 const base = (params.get('node') ?? location.origin).replace(/\/+$/, '');
 const api = new HB.Api(base);
 const model = HB.model.create();
+const node = { key: '0', name: '', base, api, get follower() { return follower; } };
 const news = new Map(); // job id → state, since the last announcement
 const filter = { text: '', show: 'all' };
 let page = null; // the job's page, or null: the list
@@ -114,10 +115,10 @@ function route() {
 	page?.close();
 	page = null;
 	hide('jobs', id || isNew);
-	if (isNew) $('job').replaceChildren(new HB.SubmitForm([{ key: '0', base, name: '', api }], (node, id) => open(id)).element);
+	if (isNew) $('job').replaceChildren(new HB.SubmitForm([node], (node, id) => open(id)).element);
 	else if (id) {
 		grid.activeId = decodeURIComponent(id);
-		page = new HB.JobPage({ api, base }, grid.activeId, model.jobs.get(grid.activeId));
+		page = new HB.JobPage(node, grid.activeId, model.jobs.get(grid.activeId));
 		$('job').replaceChildren(page.element);
 		scrollTo(0, 0);
 		page.title.focus({ preventScroll: true });
