@@ -14,7 +14,7 @@ const post = async (api, path, body) => (await api.request(path, { method: 'POST
 const offline = (api, id, last) => `(cd "$(mktemp -d)" && pwd &&
 curl -fsS${api.token && ' -H "Authorization: Bearer $TOKEN"'} -o ${id}.tar ${api.base}/api/jobs/${id}/bundle &&
 tar xf ${id}.tar && (cd ${id} && sha256sum -c --quiet SHA256SUMS) &&
-python3 ${id}/verify.py --bundle ${id}.tar${last ? ` --expect ${last.event.seq}:${HB.sha256(last.bytes)}` : ''})
+python3 ${id}/verify.py --bundle ${id}.tar${last ? ` --expect ${last.event.seq}:${last.hash}` : ''})
 `;
 
 class Actions {
@@ -24,7 +24,7 @@ class Actions {
 		this.answer = h('p', { class: 'note', role: 'status' });
 		this.say = (...words) => this.answer.replaceChildren(...words);
 		const save = (event) => HB.save(event, api, page.events.at(-1).detail.bytes ?? 0, this.say);
-		this.atEnd = [h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: save }, 'Download bundle'), HB.copyButton('Copy the offline check', () => offline(api, id, page.records?.at(-1)))];
+		this.atEnd = [h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: save }, 'Download bundle'), HB.copyButton('Copy the offline check', () => offline(api, id, page.checker.last))];
 		const start = h('a', { class: 'quiet', href: '#/new', click: () => (HB.draft = { manifest: put(put(page.manifest, 'reproduces'), 'job_id'), node: page.node }) }, 'Start from this job');
 		this.element = h('div', { class: 'actions' }, this.deeds, this.atEnd, HB.copyButton('Copy as curl', () => api.curl(page.manifest)), start, h('button', { class: 'quiet', click: () => print() }, 'Print'), this.answer);
 		this.update();

@@ -13,8 +13,8 @@ use crate::rejection::Rejection;
 
 /// What the viewer may load and reach; the same stands in its page for `file://`.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
-     connect-src 'self' http: https:; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
-     require-trusted-types-for 'script'";
+     connect-src 'self' http: https:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+     require-trusted-types-for 'script'; trusted-types hackbrain";
 
 macro_rules! embedded {
     ($($name:literal),* $(,)?) => {
