@@ -82,6 +82,11 @@ class JobPage {
 		for (const part of this.parts) part.update();
 	}
 
+	/** A sample of what it uses, from the stream. */
+	telemetry(sample) {
+		for (const part of this.parts) part.sample?.(sample);
+	}
+
 	/** Why it does not go on, or how far it is: no event tells. */
 	async ask() {
 		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
