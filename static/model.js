@@ -4,7 +4,8 @@
 {
 const PHASE = { RECEIVED: 'waiting', SCHEDULED: 'waiting', RETRIGGERED: 'waiting', SEALED: 'ended', FAILED: 'ended', CANCELLED: 'ended' };
 const phaseOf = (state) => PHASE[state] ?? 'active';
-const create = () => ({ jobs: new Map(), order: [], seq: 0 });
+/** node: whose jobs these are. */
+const create = (node) => ({ node, jobs: new Map(), order: [], seq: 0 });
 
 /** Takes in a page of summaries. They never overwrite what later events have told; of equal times, the page's order counts. */
 function merge(model, summaries) {
@@ -12,7 +13,9 @@ function merge(model, summaries) {
 		const known = model.jobs.get(summary.job_id);
 		if (known) model.order.splice(model.order.indexOf(known), 1);
 		const isNewer = known?.seq > summary.seq;
-		insert(model, isNewer ? (known.partial ? completed(summary, known) : known) : { ...summary }, false);
+		const job = isNewer ? (known.partial ? completed(summary, known) : known) : { ...summary };
+		textOf(job); // now, and not of all at the first letter of a filter
+		insert(model, job, false);
 	}
 }
 
@@ -55,7 +58,8 @@ function apply(job, { seq, time, attempt, state, detail: d = {} }) {
 }
 
 /** Times sort as text. Of equal ones, a job from the stream goes first, one from a page last. */
-function insert({ jobs, order }, job, isNewest) {
+function insert({ node, jobs, order }, job, isNewest) {
+	job.node = node;
 	jobs.set(job.job_id, job);
 	let low = 0;
 	let high = order.length;
@@ -68,55 +72,64 @@ function insert({ jobs, order }, job, isNewest) {
 	order.splice(low, 0, job);
 }
 
-/** The jobs to list, and how many each group has with this text alone. */
-function select(model, { text = '', show = 'all' } = {}) {
-	const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+/** What jobs are sorted by. Of equal ones the newest is first. */
+const SORT = {
+	state: (job) => job.state,
+	job: (job) => job.job_id,
+	node: (job) => job.node?.name,
+	last: (job) => HB.format.marker(job.last_d1_stable),
+	image: (job) => job.image_hash,
+	attempts: (job) => job.attempt,
+	received: (job) => job.received,
+	duration: (job, now) => runTime(job, now) ?? -1,
+};
+const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+const textOf = (job) => (job.text ??= [job.job_id, job.state, job.image_hash, job.reason, HB.format.marker(job.last_d1_stable)].join(' ').toLowerCase());
+
+/**
+ * The jobs of some models that are to be listed, newest first or as `sort` says ('job', '-job' the other way round), and how
+ * many each group has with these words alone.
+ */
+function select(models, { text, show = 'all', sort } = {}, now = 0) {
+	const words = (text ?? '').toLowerCase().split(/\s+/).filter(Boolean);
 	const counts = { all: 0, waiting: 0, active: 0, sealed: 0, failed: 0, cancelled: 0 };
-	const jobs = [];
-	for (const job of model.order) {
-		job.text ??= [job.job_id, job.state, job.image_hash, job.reason, HB.format.marker(job.last_d1_stable)].join(' ').toLowerCase();
-		if (!words.every((word) => job.text.includes(word))) continue;
-		const group = job.phase === 'ended' ? job.state.toLowerCase() : job.phase;
-		counts.all++;
-		counts[group]++;
-		if (show === 'all' || show === group) jobs.push(job);
+	const found = [];
+	for (const { order } of models) {
+		for (const job of order) {
+			if (words.length > 0 && !words.every((word) => textOf(job).includes(word))) continue;
+			const group = job.phase === 'ended' ? job.state.toLowerCase() : job.phase;
+			counts.all++;
+			counts[group]++;
+			if (show === 'all' || show === group) found.push(job);
+		}
 	}
-	return { jobs, counts };
+	// Runs that are sorted already, so this is a merge.
+	if (models.length > 1) found.sort((a, b) => compare(b.received, a.received));
+	const [, down, name] = /^(-?)(.*)$/.exec(sort ?? '');
+	const key = Object.hasOwn(SORT, name) && SORT[name];
+	if (!key) return { jobs: found, counts };
+	const sign = down ? -1 : 1;
+	const keyed = found.map((job) => [key(job, now), job]).sort(([a], [b]) => sign * compare(a, b));
+	return { jobs: keyed.map(([, job]) => job), counts };
 }
 
 /** Milliseconds from the first start to the end, or now; null before. */
 const runTime = ({ started, ended }, now) => (started ? Math.max(0, (ended ? Date.parse(ended) : now) - Date.parse(started)) : null);
 
-/** A job's events → stretches {kind, attempt, from, to (ms), open}: wait, run, down (until the next attempt), seal. */
-function lane(events, now) {
-	const out = [];
-	for (const { state, time, attempt } of events) {
-		const kind = { RECEIVED: 'wait', RETRIGGERED: 'wait', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', COMPLETED: 'seal' }[state];
-		const last = out.at(-1);
-		const at = Date.parse(time);
-		if (last?.open && (kind || phaseOf(state) === 'ended')) Object.assign(last, { to: at, open: false });
-		if (kind) out.push({ kind, attempt, from: at, to: Math.max(at, now), open: true });
-	}
-	return out;
-}
-
-/** A job's events → its summary in one sentence. */
-function story(events, now) {
+/** A job's events → its summary in one sentence, to which `more` clauses are added. */
+function story(events, now, ...more) {
 	const { duration, count, cause, marker, describe } = HB.format;
 	const last = events.at(-1);
 	const { state, detail: d = {} } = last;
-	const total = { wait: 0, run: 0, down: 0, seal: 0 };
-	for (const { kind, from, to } of lane(events, now)) total[kind] += to - from;
+	const total = { queue: 0, run: 0, stop: 0 };
+	for (const { kind, from, to } of HB.timeline.stretches(events, now)) total[kind] += to - from;
 	const of = (name) => events.filter((event) => event.state === name);
 	const crashes = of('CRASH').length;
 	const stable = marker(of('RECOVERY').at(-1)?.detail.resumed_after);
+	const step = /\bstep[=: ]+(\d+)/.exec(stable)?.[1];
 	const isRunning = ['RUNNING', 'RECOVERY', 'D1_STABLE', 'STOPPING'].includes(state);
 	const survived = isRunning || state === 'COMPLETED' || state === 'SEALED';
-	const parts = [];
-	if (phaseOf(state) === 'waiting') parts.push(`has waited ${duration(total.wait)}`);
-	else if (of('RUNNING').length) parts.push(`waited ${duration(total.wait)}`, `${isRunning ? 'has run' : 'ran'} ${duration(total.run)}`);
-	if (crashes) parts.push(`${survived ? 'survived' : 'suffered'} ${count(crashes, 'crash', 'crashes')}`);
-	if (stable) parts.push(`resumed after “${stable}”`);
+	const wasStarted = of('RUNNING').length > 0;
 	const end = {
 		CRASH: () => `waits for another attempt, because ${cause(d.cause)}`,
 		STOPPING: () => `is being stopped (${d.asked})`,
@@ -125,13 +138,19 @@ function story(events, now) {
 		FAILED: () => `failed: ${describe(last)}`,
 		CANCELLED: () => 'was cancelled',
 	}[state];
-	if (end) parts.push(end());
-	const text = [parts.slice(0, -1).join(', '), parts.at(-1)].filter(Boolean).join(' and ');
+	const parts = [
+		crashes && `${survived ? 'survived' : 'suffered'} ${count(crashes, 'crash', 'crashes')}`,
+		stable && (step ? `resumed from step ${step}` : `resumed after “${stable}”`),
+		end?.(),
+		phaseOf(state) === 'waiting' ? `has waited ${duration(total.queue)}` : wasStarted && `${isRunning ? 'has run' : 'ran'} ${duration(total.run + total.stop)} after ${duration(total.queue)} of waiting`,
+		...more,
+	];
+	const text = parts.filter(Boolean).join('; ');
 	return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
 /** A retriggered job gets as many attempts again. */
 const attemptsMax = (events, manifest) => (events.findLast(({ state }) => state === 'RETRIGGERED')?.attempt ?? 0) + (manifest?.max_attempts ?? 3);
 
-HB.model = { attemptsMax, create, merge, fold, select, runTime, lane, story };
+HB.model = { attemptsMax, create, merge, fold, select, runTime, story };
 }

@@ -187,10 +187,11 @@ mod tests {
             }
             // Who gives it back and takes it again at once comes last.
             drop(held.pop());
-            held.push(Turn::take());
-            assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
+            let _turn = Turn::take();
+            order.lock().unwrap().push(3);
+            drop(held);
         });
-        drop(held);
+        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
         let turns = Turn::lock();
         assert_eq!((turns.taken, turns.waiting.len()), (0, 0));
     }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -16,11 +16,13 @@ const INDEX = fileURLToPath(new URL('../../static/index.html', import.meta.url))
 const FILES = 'mkdir -p d; for i in 1 2 3; do echo $i > d/file$i; done; echo x > "a b%c?#"; echo "[D1_STABLE] step=3"';
 
 let agent;
+let root; // directories in it may be mounted
 let browser;
 const sh = (job_id, script, more) => agent.submit({ job_id, image_hash: 'busybox:latest', command: ['sh', '-c', script], ...more });
 
 before(async () => {
-  agent = await Agent.create();
+  root = mkdtempSync(join(tmpdir(), 'hb-inputs-'));
+  agent = await Agent.create({ HACKBRAIN_MOUNT_ROOT: root });
   browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS });
   // Every test but the first looks at these.
   await sh(`${RUN}-made`, FILES);
@@ -31,9 +33,14 @@ before(async () => {
 
 after(async () => {
   await browser?.close();
-  await fetch(`${agent.base}/api/jobs/${RUN}-next/cancel`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' });
-  await fetch(`${agent.base}/api/jobs/${RUN}-next?wait=CANCELLED&timeout_s=60`); // or its mount would hold the data directory
+  // Also what a failed test left: a running job's mounts would hold the data directory.
+  const { jobs } = await (await fetch(`${agent.base}/api/jobs?limit=1000`)).json();
+  for (const { job_id } of jobs.filter(({ phase }) => phase !== 'ended')) {
+    await fetch(`${agent.base}/api/jobs/${job_id}/cancel`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' });
+    await fetch(`${agent.base}/api/jobs/${job_id}?wait=CANCELLED&timeout_s=60`);
+  }
   await agent?.close();
+  rmSync(root, { recursive: true, force: true });
   const ids = execFileSync('docker', ['ps', '-aq', '--filter', `name=^hb-${RUN}`]).toString().split('\n').filter(Boolean);
   if (ids.length > 0) execFileSync('docker', ['rm', '-f', ...ids]);
 });
@@ -61,6 +68,8 @@ const heading = (page, state) => page.waitForSelector(`.job > header .state[data
 const press = (page, name) => page.getByRole('button', { name, exact: true }).click();
 const answer = (page, text) => page.locator('.actions .note', { hasText: text }).waitFor(WAIT);
 const trace = async (id) => (await (await fetch(`${agent.base}/api/jobs/${id}/trace`)).text()).trim().split('\n').map((line) => JSON.parse(line));
+/** How many it takes to print it. */
+const pages = async (page) => (await page.pdf({ format: 'A4' })).toString('latin1').match(/\/Type \/Page\b/g).length;
 /** What the page would copy: the clipboard of a headless browser is nobody's. */
 const copied = async (page, name) => {
   await page.evaluate(() => Object.defineProperty(navigator, 'clipboard', { value: { writeText: async (text) => (window.copied = text) } }));
@@ -156,15 +165,20 @@ test('reproduce under a new id, and its artifacts beside those of the first', as
 });
 
 test('inputs that changed since are named when a reproduction is refused', async () => {
-  const refusal = { error: { code: 'inputs_changed', field: null, message: 'the inputs are not those of job a any more: /job/workdir/x differs' } };
+  const id = `${RUN}-reads`;
+  const inputs = join(root, 'in');
+  mkdirSync(inputs);
+  writeFileSync(join(inputs, 'table.csv'), '1');
+  await sh(id, 'cat /job/in/table.csv', { mount_spec: [`${inputs}:/job/in:ro`] });
+  await agent.reached(id, 'SEALED');
+  writeFileSync(join(inputs, 'table.csv'), '2');
   await withPage(
-    `#/jobs/${RUN}-made`,
+    `#/jobs/${id}`,
     async (page) => {
-      await page.route('**/reproduce', (route) => route.fulfill({ status: 409, contentType: 'application/json', headers: { 'Access-Control-Allow-Origin': 'null' }, body: JSON.stringify(refusal) }));
       await heading(page, 'SEALED');
       page.once('dialog', (dialog) => dialog.accept());
       await press(page, 'Reproduce');
-      await answer(page, '/job/workdir/x differs');
+      await answer(page, /not those of job .*table\.csv/);
     },
     { allowed: /409/ },
   );
@@ -215,6 +229,7 @@ test('ten thousand sealed files: few rows in the document, the last one is reach
     await page.route('**/seal', async (route) => route.fulfill({ contentType: 'application/json', headers: { 'Access-Control-Allow-Origin': 'null' }, body: JSON.stringify({ ...seal, artifacts }) }));
     await page.reload();
     await page.locator('.file').first().waitFor(WAIT);
+    assert.equal(await pages(page), 1, 'on paper, the first of them');
     await page.evaluate(() => (document.querySelector('.files').scrollTop = 1e9));
     await page.locator('.file a', { hasText: /^\/job\/workdir\/9999$/ }).waitFor(WAIT);
     assert.ok((await page.locator('.file').count()) < 60);
@@ -324,12 +339,11 @@ test('on paper: no controls, whole hashes, black on white', async () => {
       await page.emulateMedia({ media: 'print' });
       assert.equal(await page.locator('.actions:visible, .top:visible, input:visible, .log:visible').count(), 0);
       const [first] = await page.locator('.file').allInnerTexts();
-      assert.match(first, /^\/job\/workdir\/a b%25c\?#\s+2 B\s+[0-9a-f]{64}\s/);
+      assert.match(first, /^\/job\/workdir\/a b%25c\?#\s+2 B\s+[0-9a-f]{64}$/);
       const isWhole = await page.$$eval('.f2 > *', (cells) => cells.every((cell) => cell.scrollWidth <= cell.clientWidth));
       assert.equal(isWhole, true, 'no hash is cut');
       assert.deepEqual(await page.evaluate(() => [getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]), ['rgb(0, 0, 0)', 'rgb(255, 255, 255)']);
-      const pdf = (await page.pdf({ format: 'A4' })).toString('latin1');
-      assert.equal(pdf.match(/\/Type \/Page\b/g).length, 1);
+      assert.equal(await pages(page), 1);
     },
     { colorScheme: 'dark' },
   );

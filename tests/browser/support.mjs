@@ -61,8 +61,9 @@ export async function inPage(browser, url, body, { allowed, ...options } = {}) {
   try {
     const page = await made.newPage();
     const problems = watch(page, allowed);
-    await page.goto(url);
-    const result = await body(page);
+    // What the page threw explains more than whatever it did not do afterwards, and need not be waited for.
+    const broken = new Promise((_, reject) => page.once('pageerror', reject));
+    const result = await Promise.race([page.goto(url).then(() => body(page)), broken]);
     assert.deepEqual(problems, []);
     return result;
   } finally {

@@ -77,6 +77,7 @@ const FORMS = [
   ['command', '[ -f x ] && cat x', ['sh', '-c', '[ -f x ] && cat x']],
   ['command', '{ echo; }', ['sh', '-c', '{ echo; }']],
   ['command', '"true"', ['sh', '-c', '"true"']],
+  ['command', '  cat <<E\nx\nE\n', ['sh', '-c', '  cat <<E\nx\nE\n']],
   ['lines', 'a:/b\n\n  c:/d:ro \n', ['a:/b', 'c:/d:ro']],
   ['pairs', 'A=1\n B==x y \nC=', { A: '1', B: '=x y ', C: '' }],
   ['pairs', 'A=1\nnonsense', 'A=1\nnonsense'],
