@@ -1,7 +1,7 @@
 /* Checks against the node's ledger: a job's events with their neighbours, and the whole chain. */
 'use strict';
 HB.share((HB) => {
-const { START, each, records, hashOf, fault, verdict, plan } = HB.chain;
+const { each, records, hashOf, fault, verdict, plan } = HB.chain;
 const PAGE = 1000; // events per request of a walk
 const SLICE = 250; // events between two pauses, where there are any
 
@@ -51,11 +51,10 @@ HB.tasks = {
 			const head = ledger.length < limit ? HB.chain.parse(await read(api, '/api/ledger/head')).event : null;
 			const told = [];
 			for (let seq = from; seq < from + limit; seq++) {
-				const record = waiting.get(seq);
-				if (!record) continue;
-				const { ok, words } = verdict(record, ledger, from, head);
+				const { ok, words } = waiting.has(seq) ? verdict(waiting.get(seq), ledger, from, head) : {};
+				if (typeof ok !== 'boolean') continue; // a neighbour is not here, yet
 				told.push([seq, ok, ok ? '' : words]);
-				if (ok !== null) waiting.delete(seq);
+				waiting.delete(seq);
 			}
 			tell(told);
 			await scope.pause?.();
@@ -97,6 +96,7 @@ const GATHER_MS = 120; // events come in bursts; one range then serves several
 const PAGE = 1000;
 const FEW = 10;
 const VERIFY = 'Run “hackbrain verify” on the node.';
+const { START } = HB.chain;
 const access = ({ base, token }) => ({ base, token });
 
 /** → {ok, seq, hash, words}. onProgress(seq, events): events only where wanted. */
@@ -176,50 +176,49 @@ class Checker {
 	}
 }
 
-/** The whole chain of a node, as far as this browser has checked it. */
+/** The whole chain of a node, as far as this browser has checked it: up to `done`; at `at` of `to` while it reads on. */
 class Whole {
 	fault = ''; // what is wrong with it
+	at = 0;
+	to = 0;
 
 	constructor(node) {
-		Object.assign(this, { node, done: HB.memory?.get(node.base)?.checked ?? HB.chain.START, to: 0 });
+		this.node = node;
+		this.done = this.known?.checked ?? START;
 	}
 
-	/** Goes on where there is something new; `isAsked`: however much it is. */
+	get known() {
+		return HB.memory?.get(this.node.base);
+	}
+
+	/** Goes on where there is something new; `isAsked`: however much that is. */
 	async look(isAsked = false) {
-		const { node } = this;
+		const { follower, api } = this.node;
+		if (this.known?.checked === null && this.done.seq > 0) Object.assign(this, { done: START, fault: '' }); // another ledger was accepted
 		if (this.isBusy || this.fault) return;
+		// What the stream has brought since is linked to what was checked.
+		if (follower?.sound && follower === this.linked) return this.note(follower);
 		this.isBusy = true;
 		try {
-			const { follower } = node;
-			// What the stream has brought is linked to what was checked.
-			if (follower && follower === this.linked && follower.sound) return this.note(follower);
-			const { seq, hash } = follower ?? (await node.api.json('/api/ledger/head'));
-			this.to = seq;
-			if (seq < this.done.seq) this.fault = `The ledger ends at event ${seq}, but this browser has checked it up to ${this.done.seq}. ${VERIFY}`;
-			else if (isAsked || seq - this.done.seq <= AUTO) await this.walk(follower, seq, hash);
-		} catch {
-			// The node's badge tells; the next look tries again.
-		} finally {
-			this.isBusy = this.isWalking = false;
-		}
-	}
-
-	async walk(follower, to, hash) {
-		if (follower) follower.sound = true; // from here on it counts
-		this.isWalking = true;
-		this.at = this.done.seq;
-		const { ok, words, ...end } = await walk(this.node.api, this.done, to, (seq) => (this.at = seq), { hash });
-		if (ok === false) this.fault = `The chain does not hold at ${words}. ${VERIFY}`;
-		if (!ok) return;
-		this.note(end);
-		this.linked = follower;
+			const { seq, hash } = follower ?? (await api.json('/api/ledger/head'));
+			const { done } = this;
+			Object.assign(this, { to: seq, at: done.seq });
+			if (seq < done.seq) this.fault = `The ledger ends at event ${seq}, but this browser has checked it to ${done.seq}. ${VERIFY}`;
+			else if (isAsked || seq - done.seq <= AUTO) {
+				if (follower) follower.sound = true; // from here on it counts
+				const { ok, words, ...end } = await walk(api, done, seq, (seq) => (this.at = seq), { hash });
+				if (ok === false) this.fault = `The chain does not hold at ${words}. ${VERIFY}`;
+				if (ok) this.note(end, follower);
+			}
+		} catch {} // the node's badge tells; the next look tries again
+		this.isBusy = false;
 	}
 
 	/** {seq, hash} is linked to the beginning. */
-	note({ seq, hash }) {
+	note({ seq, hash }, linked = this.linked) {
+		this.linked = linked;
 		if (seq <= this.done.seq) return;
-		this.done = { seq, hash };
-		this.to = Math.max(seq, this.to);
+		Object.assign(this, { done: { seq, hash }, at: seq, to: Math.max(seq, this.to) });
 		HB.memory?.set(this.node.base, { checked: this.done });
 	}
 }

@@ -89,12 +89,18 @@ class Replay {
 	}
 
 	close() {
+		if (this.isClosed) return;
 		this.isClosed = true;
 		this.work.close();
 		cancelAnimationFrame(this.playing);
 		clearTimeout(this.later);
 		HB.route?.set({ at: null });
 		this.element.remove();
+		this.tell();
+	}
+
+	tell() {
+		this.node.page?.asOf(this.isClosed ? null : this.seq);
 		for (const listener of this.listeners) listener(this);
 	}
 
@@ -118,7 +124,7 @@ class Replay {
 		// Browsers allow few changes of the address in a short time.
 		clearTimeout(this.later);
 		this.later = setTimeout(() => HB.route?.set({ at: this.seq }), 300);
-		for (const listener of this.listeners) listener(this);
+		this.tell();
 	}
 
 	/** Plays by the ledger's clock, or pauses. */
@@ -145,7 +151,8 @@ class Replay {
 	}
 
 	/** True where the key meant something here. */
-	key(key) {
+	key(key, event) {
+		if (event?.target.matches('button, select, a')) return false; // they have keys of their own
 		if (key === ' ') this.play();
 		else if (KEYS[key]) this.seek((this.goal ?? this.seq) + KEYS[key]);
 		else return false;
@@ -153,8 +160,7 @@ class Replay {
 	}
 
 	typed(event) {
-		const isOwn = event.target.matches('button, select'); // they have keys of their own
-		if (isOwn || !this.key(event.key)) return;
+		if (!this.key(event.key, event)) return;
 		event.preventDefault();
 		event.stopPropagation();
 	}
