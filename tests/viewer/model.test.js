@@ -3,7 +3,7 @@ const { test } = require('node:test');
 const assert = require('node:assert/strict');
 const { HB, Ledger } = require('./load.js');
 
-const { create, merge, fold, select, runTime, lane, story } = HB.model;
+const { create, merge, fold, select, runTime, story } = HB.model;
 const manifest = { job_id: 'a', image_hash: 'busybox:latest', command: ['true'], max_attempts: 3 };
 /** The life of a job that is killed once: [state, detail, attempt]. */
 const LIFE = [
@@ -68,7 +68,6 @@ test('a retriggered job is active again', () => {
   assert.match(story(life('a', steps.slice(0, 7)), 0), /^Has waited .* suffered 1 crash/);
   const { phase, ended, reason } = folded(life('a', steps)).jobs.get('a');
   assert.deepEqual([phase, ended, reason], ['active', null, null]);
-  assert.deepEqual(lane(life('a', steps), 0).map(({ kind }) => kind), ['wait', 'run', 'down', 'wait', 'run']);
   assert.equal(HB.model.attemptsMax(life('a', steps), manifest), 4);
   assert.equal(HB.model.attemptsMax(life(), manifest), 3);
 });
@@ -145,21 +144,6 @@ test('what a job is found by follows its events', () => {
   assert.equal(select(model, { text: 'step=1' }).jobs.length, 0);
   fold(model, events[3]);
   assert.equal(select(model, { text: 'step=1' }).jobs.length, 1);
-});
-
-test('the lane: waiting, attempts, down and sealing follow one another without a gap', () => {
-  const events = life();
-  const parts = lane(events, Date.parse(events.at(-1).time) + 5000);
-  assert.deepEqual(parts.map(({ kind, attempt, from, to, open }) => [kind, attempt, to - from, open]), [
-    ['wait', 1, 2000, false],
-    ['run', 1, 2000, false],
-    ['down', 1, 1000, false],
-    ['run', 2, 2000, false],
-    ['seal', 2, 1000, false],
-  ]);
-  for (let i = 1; i < parts.length; i++) assert.equal(parts[i].from, parts[i - 1].to);
-  const open = lane(events.slice(0, 4), Date.parse(events[3].time) + 500).at(-1);
-  assert.deepEqual([open.kind, open.open, open.to - open.from], ['run', true, 1500]);
 });
 
 test('the story, at every state', () => {
