@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 import { execFileSync } from 'node:child_process';
-import { INDEX, LOST_LINK, RUN, WAIT, live, row, rowIs, suite } from './support.mjs';
+import { INDEX, LOST_LINK, RUN, WAIT, badge, live, row, rowIs, suite } from './support.mjs';
 
 const STEPS = 'for i in 1 2 3; do echo "step $i"; echo "[D1_STABLE] step=$i"; sleep 1; done; echo problem >&2';
 const { withPage, agent: createAgent } = suite();
@@ -90,7 +90,7 @@ test('the stream survives kill -9 of the agent: offline, live again, nothing los
       await page.goto(`${agent.base}/#/jobs/${id}`);
       await page.waitForSelector('.job');
       await agent.stop('SIGKILL');
-      await page.waitForSelector('#badge[data-is=offline]', WAIT);
+      await badge(page, 'offline');
       assert.match(await page.locator('#trouble').innerText(), /hackbrain serve/);
       await agent.start();
       await live(page);
