@@ -182,16 +182,17 @@ function drawList(isAsked) {
 	grid.show(jobs, sort, list.length > 1);
 	hide('none', jobs.length > 0);
 	const isPart = list.some(({ older }) => older);
-	const all = sum(list, ({ total, model }) => Math.max(total, model.order.length));
+	const all = sum(list, ({ info, model }) => Math.max(model.order.length, sum(Object.values(info?.jobs ?? {}), Number)));
 	setText($('foot'), `${isPart ? `The newest ${format.number(held)} of ${format.count(all, 'job')} are read: the list and the filter have those` : format.count(held, 'job')} · times in UTC`);
 	hide('more', !isPart || list.some(({ isReading }) => isReading));
 }
 
-/** What goes on where nothing is drawn, too: a hidden tab has a title. */
+/** Each second: what changes with the clock alone. */
 function tick() {
 	if (page) page.tick?.();
 	else grid.list.refresh();
-	const active = sum(nodes, ({ active }) => active);
+	if (document.hidden) draw(); // there are no frames
+	const active = selection?.counts.active;
 	document.title = `${page?.id ? `${page.id} · ` : active ? `${active} active · ` : ''}HackBrain Studio`;
 }
 
