@@ -54,7 +54,8 @@ export function quantile(values, q) {
 
 /** 'median (least to most)' of one member of the rounds, in the unit that format gives. */
 export function spread(all, name, format = ms) {
-  const values = all.map((round) => round[name]);
+  const values = all.map((round) => round[name]).filter((value) => value !== null);
+  if (values.length < all.length) return `not in ${all.length - values.length} of ${all.length} rounds`;
   return `${format(quantile(values, 0.5))} (${format(Math.min(...values))} to ${format(Math.max(...values))})`;
 }
 

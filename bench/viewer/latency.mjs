@@ -1,5 +1,5 @@
 // From an event's time to the frame that shows it, at 500 events a second: the viewer beside a bare page of SSE and one line.
-import { context, removeContainers, until } from '../../tests/browser/support.mjs';
+import { context } from '../../tests/browser/support.mjs';
 import { floorServer, ms, plain, quantile, seeded, withAgents } from './common.mjs';
 
 const RATE = 500;
@@ -74,26 +74,21 @@ export async function latency({ browser, dir, jobs, seconds, tell }) {
   const workers = RATE / PER_JOB;
   try {
     await withAgents([{ data: seeded(dir, jobs, 6), origins: [server.base], args: ['--workers', String(workers + 1)] }], async (agent) => {
-      try {
-        const manifest = (i) => ({ job_id: `${RUN}-${i}`, image_hash: 'python:3.9-slim', command: ['python', '-c', MARKERS], resources: { cpus: 0.2, memory_mib: 64 } });
-        await agent.json('/api/submit_jobs', { body: { jobs: Array.from({ length: workers }, (_, i) => manifest(i)) } });
-        for (let i = 0; i < workers; i++) await agent.reached(`${RUN}-${i}`, 'D1_STABLE');
-        const head = async () => (await agent.json('/api/ledger/head')).seq;
-        const floor = async () => measure(browser, `${server.base}/?node=${agent.base}&after=${await head()}`, Math.ceil(seconds / 4), false);
-        const before = await floor();
-        const viewer = await measure(browser, agent.base, seconds, true);
-        const after = await floor();
-        const bare = { samples: [...before.samples, ...after.samples], long: [...before.long, ...after.long] };
-        const over = ({ long }) => `${long.length}${long.length ? ` (longest ${ms(Math.max(...long))})` : ''}`;
-        const rate = plain(Math.round(viewer.samples.length / seconds));
-        tell(`event to pixel, ${rate} events/s for ${seconds} s beside ${plain(jobs)} jobs: p50`, told(viewer, 0.5), told(bare, 0.5));
-        tell('… p99', told(viewer, 0.99), told(bare, 0.99), '100 ms');
-        tell('… most', told(viewer, 1), told(bare, 1));
-        tell('… tasks over 50 ms', over(viewer), over(bare), '0');
-      } finally {
-        await agent.stop();
-        await until('the containers are gone', () => removeContainers(RUN) ?? true);
-      }
+      const manifest = (i) => ({ job_id: `${RUN}-${i}`, image_hash: 'python:3.9-slim', command: ['python', '-c', MARKERS], resources: { cpus: 0.2, memory_mib: 64 } });
+      await agent.json('/api/submit_jobs', { body: { jobs: Array.from({ length: workers }, (_, i) => manifest(i)) } });
+      for (let i = 0; i < workers; i++) await agent.reached(`${RUN}-${i}`, 'D1_STABLE');
+      const head = async () => (await agent.json('/api/ledger/head')).seq;
+      const floor = async () => measure(browser, `${server.base}/?node=${agent.base}&after=${await head()}`, Math.ceil(seconds / 4), false);
+      const before = await floor();
+      const viewer = await measure(browser, agent.base, seconds, true);
+      const after = await floor();
+      const bare = { samples: [...before.samples, ...after.samples], long: [...before.long, ...after.long] };
+      const over = ({ long }) => `${long.length}${long.length ? ` (longest ${ms(Math.max(...long))})` : ''}`;
+      const rate = plain(Math.round(viewer.samples.length / seconds));
+      tell(`event to pixel, ${rate} events/s for ${seconds} s beside ${plain(jobs)} jobs: p50`, told(viewer, 0.5), told(bare, 0.5));
+      tell('… p99', told(viewer, 0.99), told(bare, 0.99), '100 ms');
+      tell('… most', told(viewer, 1), told(bare, 1));
+      tell('… tasks over 50 ms', over(viewer), over(bare), '0');
     });
   } finally {
     server.close();

@@ -65,10 +65,11 @@ export class Agent {
     const deadline = Date.now() + START_MS;
     for (;;) {
       if (this.child.exitCode !== null) throw new Error(`the agent ended with ${this.child.exitCode}: ${this.said}`);
-      if (await fetch(`${this.base}/readyz`).then((r) => r.ok, () => false)) return;
+      if (await fetch(`${this.base}/readyz`).then((r) => r.ok, () => false)) break;
       if (Date.now() > deadline) throw new Error(`the agent is not ready: ${this.said}`);
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
+    this.logId = (await this.json('/api/node')).log_id;
   }
 
   async stop(signal = 'SIGTERM') {
@@ -78,10 +79,17 @@ export class Agent {
     await gone;
   }
 
-  /** Containers that still run should be gone before. */
+  /** Ends it, and removes what it made: containers that still run, names of images, mounts, data. */
   async close() {
     await this.stop('SIGTERM');
-    // Their directories are bound below the data directory, and stay bound for the next agent.
+    if (this.logId) {
+      const docker = (...args) => execFileSync('docker', args, { stdio: ['ignore', 'pipe', 'ignore'] }).toString().split('\n').filter(Boolean);
+      const left = docker('ps', '-aq', '--filter', `label=hackbrain.log=${this.logId}`);
+      if (left.length > 0) docker('rm', '-f', ...left);
+      const pins = docker('images', '--format', '{{.Tag}}', 'hackbrain/pin').filter((tag) => tag.startsWith(this.logId.slice(0, 8)));
+      if (pins.length > 0) docker('rmi', '--no-prune', ...pins.map((tag) => `hackbrain/pin:${tag}`));
+    }
+    // The directories of running containers are bound below the data directory, and stay bound for the next agent.
     const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n').map((line) => line.split(' ')[4]);
     const ours = mounts.filter((at) => at?.startsWith(`${this.dir}/`) || at?.startsWith(`${this.data}/`)).reverse();
     if (ours.length > 0) execFileSync('umount', ours);

@@ -39,7 +39,15 @@ for step in range(1, 40):
         sys.exit(3)
 `;
 const oscillators = (job_id, steps, pause, more) => ({ job_id, image_hash: 'python:3.9-slim', command: ['python', '-c', OSCILLATORS, String(steps), String(pause)], resources: { cpus: 0.5, memory_mib: 256 }, ...more });
-const quick = (job_id, more) => ({ job_id, image_hash: 'busybox:latest', command: ['sh', '-c', 'for i in 1 2 3; do echo "[D1_STABLE] sample=$i"; done; echo 0.7071 > estimate.txt'], ...more });
+/** Volume of the unit ball in d dimensions by sampling; mean of the logistic map at r. In awk without a mathematics library. */
+const BALL = 'BEGIN { srand(d); cube = 1; for (i = 0; i < d; i++) cube *= 2; for (n = 1; n <= 30000; n++) { q = 0; for (i = 0; i < d; i++) { x = 2 * rand() - 1; q += x * x } hits += q <= 1; if (n % 10000 == 0) printf "[D1_STABLE] samples=%d volume=%.4f\n", n, hits / n * cube } }';
+const LOGISTIC = 'BEGIN { x = 0.4; for (n = 1; n <= 30000; n++) { x = r * x * (1 - x); s += x; if (n % 10000 == 0) printf "[D1_STABLE] iterations=%d mean=%.5f\n", n, s / n } }';
+/** A job of a second or less; its name says what it computes: ball-d4, logistic-r3.83. */
+function quick(id, name, more) {
+  const [, parameter, value] = /-([dr])([\d.]+)$/.exec(name);
+  const script = `set -o pipefail; awk -v ${parameter}=${value} '${parameter === 'd' ? BALL : LOGISTIC}' | tee result.txt`;
+  return { job_id: id(name), image_hash: 'busybox:latest', command: ['sh', '-c', script], ...more };
+}
 const LONG = [100_000, 0.4];
 
 /**
@@ -51,7 +59,7 @@ export async function makeStates(cluster, id) {
   const [empty, main, second, forked] = await cluster([{ name: 'bench-01' }, { name: 'perseus', args: workers }, { name: 'andromeda', args: workers }, { name: 'cassiopeia', args: workers }]);
   const agents = { empty, main, second, forked };
   const jobs = { sealed: id('phonons-diamond-64'), failed: id('md-argon-dt09'), recovering: id('phonons-silicon-relax'), running: id('phonons-graphene-zone') };
-  await Promise.all([fillMain(main, id, jobs), fill(second, id, 'ising-L32-b', 5), fill(forked, id, 'mcmc-h0-chain', 2)]);
+  await Promise.all([fillMain(main, id, jobs), fill(second, id, ['ball-d7', 'ball-d8', 'logistic-r3.50', 'logistic-r3.45']), fill(forked, id, ['ball-d9', 'logistic-r3.20'])]);
   const { seq } = await main.json('/api/ledger/head');
   const job = (name) => `${main.base}/#/jobs/${encodeURIComponent(jobs[name])}`;
   const shows = (state) => async (page) => {
@@ -97,8 +105,7 @@ export async function makeStates(cluster, id) {
 const checked = (page) => page.locator('[data-is=checked]:visible').first().waitFor(WAIT);
 
 async function fillMain(agent, id, jobs) {
-  await agent.submit(quick(id('lattice-u1-thermalize')));
-  await agent.reached(id('lattice-u1-thermalize'), 'SEALED');
+  await fill(agent, id, ['ball-d2']);
   await Promise.all([
     agent.submit(oscillators(jobs.sealed, 24, 0.05)),
     agent.submit({ ...oscillators(jobs.failed, 1, 0), command: ['python', '-c', DIVERGES] }),
@@ -108,9 +115,9 @@ async function fillMain(agent, id, jobs) {
   execFileSync('docker', ['kill', '-s', 'KILL', `hb-${jobs.recovering}-1`], { stdio: 'ignore' });
   await agent.reached(jobs.recovering, 'RECOVERY');
   await Promise.all([agent.reached(jobs.sealed, 'SEALED'), agent.reached(jobs.failed, 'FAILED')]);
-  await fill(agent, id, 'ising-L16-b', 8);
+  await fill(agent, id, ['ball-d3', 'ball-d4', 'ball-d5', 'ball-d6', 'logistic-r3.57', 'logistic-r3.83', 'logistic-r3.95', 'logistic-r4.00']);
   await agent.submit(oscillators(jobs.running, ...LONG));
-  await agent.submit(quick(id('dispersion-plot'), { depends_on: [jobs.running] }));
+  await agent.submit(quick(id, 'after-graphene-r3.99', { depends_on: [jobs.running] }));
   await agent.submit(oscillators(id('phonons-germanium-scan'), ...LONG));
   await agent.reached(id('phonons-germanium-scan'), 'D1_STABLE');
   await agent.json(`/api/jobs/${id('phonons-germanium-scan')}/cancel`, { body: {} });
@@ -118,10 +125,9 @@ async function fillMain(agent, id, jobs) {
   await Promise.all([jobs.running, jobs.recovering].map((name) => agent.reached(name, 'D1_STABLE')));
 }
 
-async function fill(agent, id, name, count) {
-  const ids = Array.from({ length: count }, (_, i) => id(`${name}${40 + 2 * i}`));
-  await agent.json('/api/submit_jobs', { body: { jobs: ids.map((job) => quick(job)) } });
-  await Promise.all(ids.map((job) => agent.reached(job, 'SEALED')));
+async function fill(agent, id, names) {
+  const { jobs } = await agent.json('/api/submit_jobs', { body: { jobs: names.map((name) => quick(id, name)) } });
+  await Promise.all(jobs.map(({ job_id }) => agent.reached(job_id, 'SEALED')));
 }
 
 /** The page has shown this node, and its browser remembers the head. */
@@ -137,7 +143,7 @@ async function fork(agent, id) {
   await agent.stop();
   agent.restore();
   await agent.start();
-  for (let i = 0; (await agent.json('/api/ledger/head')).seq <= seq; i++) await fill(agent, id, `mcmc-h0-again${i}-`, 2);
+  for (let i = 0; (await agent.json('/api/ledger/head')).seq <= seq; i++) await fill(agent, id, [`restored-r3.${10 + i}`, `restored-d${i + 2}`]);
 }
 
 /** Before the page remembers: what `fork` puts back. Call it once, before the first `remember`. */
@@ -145,5 +151,5 @@ export async function prepareFork({ forked }, id) {
   await forked.stop();
   forked.snapshot();
   await forked.start();
-  await fill(forked, id, 'mcmc-h0-late', 1);
+  await fill(forked, id, ['logistic-r3.70']);
 }
