@@ -63,7 +63,7 @@ class Trace {
 	}
 
 	tick() {
-		this.soon();
+		if (this.page.job.phase !== 'ended') this.soon();
 	}
 
 	soon() {
