@@ -13,7 +13,13 @@ const h = (tag, attributes, ...children) => {
 	return element;
 };
 
-const svg = (tag) => document.createElementNS('http://www.w3.org/2000/svg', tag);
+/** An SVG element of that text; null and undefined are left out. */
+const svg = (tag, attributes, text = '') => {
+	const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
+	for (const [name, value] of Object.entries(attributes ?? {})) if (value != null) element.setAttribute(name, value);
+	element.append(text);
+	return element;
+};
 
 /** Write only what changed: untouched nodes keep selections and cost no layout. */
 const setText = (element, text) => {
@@ -33,27 +39,10 @@ function reconcile(parent, nodes) {
 	});
 }
 
-/** SVG elements of one drawing after another: add(attributes, text) takes the next one, end() drops those left over. Every add gives the same names. */
-function pool(parent, tag) {
-	let used = 0;
-	const add = (attributes, text = '') => {
-		const element = parent.children[used++] ?? parent.appendChild(svg(tag));
-		for (const [name, value] of Object.entries(attributes)) setAttr(element, name, typeof value === 'number' ? Math.round(value * 10) / 10 : value);
-		if (element.textContent !== text) element.textContent = text;
-	};
-	const end = () => {
-		while (parent.childElementCount > used) parent.lastChild.remove();
-		used = 0;
-	};
-	return { add, end };
-}
-
 /** An icon of index.html with its word; update(name, words) changes both. */
 function mark(className, name) {
-	const icon = svg('svg');
-	const use = icon.appendChild(svg('use'));
-	for (const [name, value] of Object.entries({ class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' })) setAttr(icon, name, value);
-	const element = h('span', { class: className }, icon, h('span', { class: 'word' }));
+	const use = svg('use');
+	const element = h('span', { class: className }, svg('svg', { class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' }, use), h('span', { class: 'word' }));
 	element.update = (next, words = next) => {
 		setAttr(element, 'data-is', next);
 		setAttr(use, 'href', `#i-${next}`);
@@ -83,5 +72,5 @@ async function copy(text) {
 	return done;
 }
 
-Object.assign(HB, { h, svg, pool, setText, setAttr, reconcile, mark, copyButton });
+Object.assign(HB, { h, svg, setText, setAttr, reconcile, mark, copyButton });
 }

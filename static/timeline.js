@@ -1,18 +1,16 @@
 /* Time on a job's page: stretches, a scale that folds idle ones, the visible part, the instant pointed at. Pure. */
 'use strict';
 {
-const KIND = { RECEIVED: 'queue', RETRIGGERED: 'queue', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', STOPPING: 'stop', COMPLETED: 'seal' };
-const ENDS = ['SEALED', 'FAILED', 'CANCELLED'];
-const IDLE = ['queue', 'down', 'rest'];
-const FOLDED_SHARE = 0.35; // of the width, for all breaks together
-const SECOND = 1000;
-const LEAST_MS = 200; // that fill the plot
-const HOUR = 3_600_000;
-const STEPS = [...[0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800].map((s) => s * SECOND), ...[1, 2, 3, 6, 12, 24, 48, 96].map((h) => h * HOUR)];
-const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
+const KIND = { RECEIVED: 'queue', RETRIGGERED: 'queue', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', STOPPING: 'stop', COMPLETED: 'seal', SEALED: '', FAILED: '', CANCELLED: '' };
+const IDLE = { queue: true, down: true, rest: true };
+const DAY = 86_400_000;
+const STEPS = [100, 200, 500, 1e3, 2e3, 5e3, 1e4, 15e3, 3e4, 6e4, 12e4, 3e5, 6e5, 9e5, 18e5, 36e5, 72e5, 108e5, 216e5, 432e5];
+const LEAST = 200; // ms that fill the plot
+const clamp = (value, low = 0, high = 1) => Math.max(low, Math.min(high, value));
+const msOf = (event) => (event.ms ??= Date.parse(event.time));
 
 /** Index of the last item whose key is not above value, or -1. */
-function floor(list, value, key) {
+function floor(list, value, key = 'ms') {
 	let [low, high] = [0, list.length];
 	while (low < high) {
 		const mid = (low + high) >> 1;
@@ -22,66 +20,67 @@ function floor(list, value, key) {
 	return low - 1;
 }
 
-/** A job's events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down (after a crash), stop, seal, rest (ended, then retriggered). */
+/** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
 function stretches(events, now) {
 	const out = [];
-	for (const { state, time, attempt } of events) {
-		const kind = KIND[state];
-		if (!kind && !ENDS.includes(state)) continue;
+	for (const event of events) {
+		const kind = KIND[event.state];
+		if (kind === undefined) continue;
+		const { attempt } = event;
 		const last = out.at(-1);
-		const at = Date.parse(time);
-		if (last?.open) Object.assign(last, { to: at, open: false });
-		else if (last) out.push({ kind: 'rest', attempt: last.attempt, from: last.to, to: at, open: false });
-		if (kind) out.push({ kind, attempt, from: at, to: Math.max(at, now), open: true });
+		const from = msOf(event);
+		if (last?.open) Object.assign(last, { to: from, open: false });
+		else if (last) out.push({ kind: 'rest', attempt: last.attempt, from: last.to, to: from, open: false });
+		if (kind) out.push({ kind, attempt, from, to: Math.max(from, now), open: true });
 	}
 	return out;
 }
 
 /** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are half of the work. */
 function fold(parts, room) {
-	const length = ({ from, to }) => to - from;
-	const idle = parts.filter(({ kind }) => IDLE.includes(kind)).sort((a, b) => length(b) - length(a));
-	const work = parts.reduce((sum, part) => sum + length(part), 0) - idle.reduce((sum, part) => sum + length(part), 0);
-	let shown = work + idle.reduce((sum, part) => sum + length(part), 0);
-	const folded = new Set();
+	const size = ({ from, to }) => to - from;
+	const sum = (list) => list.reduce((total, part) => total + size(part), 0);
+	const idle = parts.filter(({ kind }) => IDLE[kind]).sort((a, b) => size(b) - size(a));
+	let shown = sum(parts);
+	const work = shown - sum(idle);
+	const breaks = new Set();
 	for (const part of idle) {
-		if (!work || shown <= 1.5 * work || length(part) <= room * shown) break;
-		folded.add(part);
-		shown -= length(part);
+		if (!work || shown <= 1.5 * work || size(part) <= room * shown) break;
+		breaks.add(part);
+		shown -= size(part);
 	}
-	const share = Math.min(room, FOLDED_SHARE / folded.size);
-	let u = 0;
-	return parts.filter(length).map((part) => {
-		const from = u;
-		u += folded.has(part) ? share : (length(part) / shown) * (1 - share * folded.size);
-		return { ...part, u: from, v: u, folded: folded.has(part) };
+	const share = Math.min(room, 0.35 / breaks.size);
+	let v = 0;
+	return parts.filter(size).map((part) => {
+		const folded = breaks.has(part);
+		return { ...part, folded, u: v, v: (v += folded ? share : (size(part) / shown) * (1 - share * breaks.size)) };
 	});
 }
 
-/** Marks {ms, count} by ms → {from, to, count} per `step` ms: bins that stay where they are while time goes on. */
-function bins(marks, from, to, step) {
+/** Markers by ms → {attempt, from, to, count} per `step` ms: bins that stay where they are while time goes on. */
+function bins(events, from, to, step) {
 	const out = [];
-	for (let i = floor(marks, from - step, 'ms') + 1; i < marks.length && marks[i].ms <= to + step; i++) {
-		const { ms, count } = marks[i];
+	for (let i = floor(events, from - step) + 1; events[i]?.ms <= to + step; i++) {
+		const { ms, attempt, detail } = events[i];
 		const key = Math.floor(ms / step);
 		const last = out.at(-1);
-		if (last?.key === key) Object.assign(last, { to: ms, count: last.count + count });
-		else out.push({ key, from: ms, to: ms, count });
+		const count = detail?.count ?? 1;
+		if (last?.key === key && last.attempt === attempt) Object.assign(last, { to: ms, count: last.count + count });
+		else out.push({ key, attempt, from: ms, to: ms, count });
 	}
 	return out;
 }
 
-/** The instant pointed at, the visible part, the scale. on(fn) is told of every change, with its origin; `version` counts those of the scale. */
+/** on(fn) is told of every change, with its origin; `version` counts those of the scale. */
 class TimeView {
 	cursor = null; // ms since 1970, or null
 	listeners = new Set();
-	left = 0; // px before the plot, of it, and behind it: the parts of a page stand below each other
+	// px before the plot, of it, and behind it: the parts of a page stand below each other.
+	left = 0;
 	width = 600;
 	right = 0;
 	version = 0;
 	span = [-Infinity, Infinity];
-	parts = [];
-	pieces = [{ from: 0, to: SECOND, u: 0, v: 1 }];
 
 	on(listener) {
 		this.listeners.add(listener);
@@ -102,8 +101,8 @@ class TimeView {
 	take(events, now, room = 70) {
 		this.parts = stretches(events, now);
 		const pieces = fold(this.parts, Math.min(0.25, room / this.width));
-		const [at] = this.parts;
-		if (at) this.pieces = pieces.length ? pieces : [{ ...at, to: at.from + SECOND, u: 0, v: 1 }];
+		const { from } = this.parts[0];
+		this.pieces = pieces.length ? pieces : [{ from, to: from + 1000, u: 0, v: 1 }];
 		this.look();
 	}
 
@@ -112,18 +111,22 @@ class TimeView {
 		[this.start, this.end] = [pieces[0].from, pieces.at(-1).to];
 		[this.from, this.to] = [Math.max(span[0], this.start), Math.min(span[1], this.end)];
 		[this.u, this.v] = [this.all(this.from), this.all(this.to)];
+		this.isWhole = this.v - this.u > 1 - 1e-9;
+		const { from, to, u, v } = pieces.find(({ folded }) => !folded);
+		this.rate = (to - from) / (v - u); // ms per 1, where nothing is folded
+		this.density = (this.rate * (this.v - this.u)) / this.width; // ms per px
 		this.version++;
 	}
 
 	/** ms → 0..1 of everything, and back. */
 	all(ms) {
 		const { from, to, u, v } = this.pieces[Math.max(0, floor(this.pieces, ms, 'from'))];
-		return u + clamp((ms - from) / (to - from), 0, 1) * (v - u);
+		return u + clamp((ms - from) / (to - from)) * (v - u);
 	}
 
 	when(share) {
 		const { from, to, u, v } = this.pieces[Math.max(0, floor(this.pieces, share, 'u'))];
-		return from + clamp((share - u) / (v - u), 0, 1) * (to - from);
+		return from + clamp((share - u) / (v - u)) * (to - from);
 	}
 
 	/** ms → 0..1 of the visible part, beyond it too, and back. */
@@ -135,14 +138,13 @@ class TimeView {
 		return this.when(this.u + x * (this.v - this.u));
 	}
 
+	/** px within the plot. */
 	px(ms) {
-		return this.left + this.x(ms) * this.width;
+		return this.left + clamp(this.x(ms)) * this.width;
 	}
 
-	/** ms per px where nothing is folded. */
-	get density() {
-		const { from, to, u, v } = this.pieces.find(({ folded }) => !folded);
-		return (((to - from) / (v - u)) * (this.v - this.u)) / this.width;
+	has(ms) {
+		return ms >= this.from && ms <= this.to;
 	}
 
 	/** Makes [from, to] ms visible. What reaches the newest instant goes on with it. */
@@ -152,39 +154,33 @@ class TimeView {
 		this.tell(this);
 	}
 
-	/** The same by shares of everything; no smaller than can be told apart. */
 	showShare(u, v) {
-		const size = clamp(v - u, Math.min(1, (LEAST_MS / this.density / this.width) * (this.v - this.u)), 1);
+		const size = clamp(v - u, Math.min(1, LEAST / this.rate));
 		const low = clamp(u, 0, 1 - size);
 		this.show(this.when(low), low + size > 1 - 1e-9 ? Infinity : this.when(low + size));
 	}
 
-	/** Shows `factor` times as much; x stays where it is. */
-	zoom(factor, x = 0.5) {
+	/** Shows `factor` times as much; x stays where it is, or moves by `by`. */
+	zoom(factor, x = 0.5, by = 0) {
 		const size = this.v - this.u;
-		const u = this.u + x * size * (1 - factor);
+		const u = this.u + size * (x * (1 - factor) + by);
 		this.showShare(u, u + size * factor);
 	}
 
-	pan(x) {
-		const size = this.v - this.u;
-		this.showShare(this.u + x * size, this.v + x * size);
-	}
-
-	/** Visible round instants in UTC, `gap` px apart at least; none within a break. Their step is {step}. */
-	ticks(gap = 90) {
-		const step = STEPS.find((ms) => ms >= gap * this.density) ?? 2 ** Math.ceil(Math.log2((gap * this.density) / HOUR / 24)) * HOUR * 24;
-		const out = [];
+	/** Visible round instants in UTC, `gap` px apart at least, none in a break; and their step. */
+	ticks(gap) {
+		const least = gap * this.density;
+		const step = STEPS.find((ms) => ms >= least) ?? DAY * 2 ** Math.max(0, Math.ceil(Math.log2(least / DAY)));
+		const out = Object.assign([], { step });
 		for (const { from, to, folded } of this.pieces) {
-			const last = Math.min(to, this.to);
-			for (let ms = Math.ceil(Math.max(from, this.from) / step) * step; !folded && ms <= last; ms += step) {
+			for (let ms = Math.ceil(Math.max(from, this.from) / step) * step; !folded && ms <= Math.min(to, this.to); ms += step) {
 				if (!out.length || this.px(ms) - this.px(out.at(-1)) >= gap) out.push(ms);
 			}
 		}
-		return Object.assign(out, { step });
+		return out;
 	}
 }
 
 HB.TimeView = TimeView;
-HB.timeline = { stretches, fold, bins, floor };
+HB.timeline = { stretches, fold, bins, floor, clamp, msOf };
 }
