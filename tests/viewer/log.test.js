@@ -70,7 +70,7 @@ test('every line and every offset, across blocks, with and without an account of
   for (const every of [0, 1, 64, 1024, 1 << 20]) {
     const { points, lines } = every ? account(bytes, every) : { points: [[0, 0]], lines: 0 };
     const served = new Served(bytes, new LogFile(bytes.length, points, lines));
-    for (const n of [19_999, 0, 1, 499, 500, 501, 502, 503, 10_000, 19_500, 19_501, 19_502, expected.length - 1, 3]) {
+    for (const n of [19_999, 0, 1, 501, 499, 500, 502, 503, 10_000, 19_502, 19_501, 19_500, expected.length - 1, 3]) {
       const line = served.ask((file) => file.line(n));
       const { offset, bytes: all } = expected[n];
       assert.equal(line.offset, offset, `line ${n}, every ${every}`);
@@ -141,12 +141,25 @@ test('no more than 8 MB is held, of which a view of the tail needs a few blocks'
   const served = new Served(bytes, new LogFile(bytes.length, points, lines));
   for (let n = lines - 50; n < lines; n++) served.ask((file) => file.line(n));
   assert.ok(served.fetched <= 4 * STEP, `${served.fetched} bytes`);
+  // Without an account of the lines, blocks are as long as they become.
+  const walked = new Served(bytes);
   let most = 0;
   for (let n = 0; n < lines; n += 300) {
-    served.ask((file) => file.line(n));
-    most = Math.max(most, [...served.file.held.values()].reduce((sum, { length }) => sum + length, 0));
+    walked.ask((file) => file.line(n));
+    most = Math.max(most, [...walked.file.held.values()].reduce((sum, { length }) => sum + length, 0));
   }
   assert.ok(most <= 8e6, `${most} bytes`);
+});
+
+test('a line is cut behind what is shown, and no sooner', () => {
+  for (const length of [SHOWN - 1, SHOWN, SHOWN + 1, 3 * SHOWN]) {
+    for (const before of [1, STEP - 100, STEP - SHOWN]) {
+      const bytes = Buffer.concat([Buffer.alloc(before - 1, 'b'), Buffer.from('\n'), Buffer.alloc(length, 'x'), Buffer.from('\nend\n')]);
+      const line = new Served(new Uint8Array(bytes)).ask((file) => file.line(1));
+      assert.deepEqual([line.bytes.length, line.isCut], [Math.min(length, SHOWN), length > SHOWN], `${length} behind ${before}`);
+      assert.ok(line.bytes.every((byte) => byte === 120));
+    }
+  }
 });
 
 test('bytes that arrive after their block was dropped are not misplaced', () => {
@@ -192,7 +205,7 @@ test('other controls are made visible, and what turns text around; a tab stays',
 
 test('matches are found in the text as it is shown, and only where the line has them', () => {
   assert.deepEqual(look('one two one', 'one'), [['one', '', 'found'], [' two ', ''], ['one', '', 'found']]);
-  assert.deepEqual(look('aaaa', 'aa'), [['aaaa', '', 'found']]);
+  assert.deepEqual(look('aaa', 'aa'), [['aa', '', 'found'], ['a', '']]);
   assert.deepEqual(look('\x1b[31merror: x\x1b[0m', 'or: x'), [['err', 'a1'], ['or: x', 'a1', 'found']]);
   // grep counts bytes: a match that only the terminal joins is none.
   assert.deepEqual(look('er\x1b[31mror', 'error'), [['er', ''], ['ror', 'a1']]);
@@ -200,7 +213,7 @@ test('matches are found in the text as it is shown, and only where the line has 
 });
 
 test('lines of an address', () => {
-  const table = [['120', [120, 120]], ['120-140', [120, 140]], ['140 - 120', [120, 140]], ['0', null], ['', null], ['x', null], ['1-', null], [null, null], ['1-2-3', null]];
+  const table = [['120', [120, 120]], ['120-140', [120, 140]], ['140 - 120', [120, 140]], ['0', null], ['0-5', null], ['5-0', null], ['', null], ['x', null], ['1-', null]];
   for (const [text, expected] of table) assert.deepEqual(lineRange(text), expected, text);
 });
 
