@@ -1,111 +1,74 @@
 /* The entry: which nodes are watched, what of them is drawn, and the way between the list, a job and the form. */
 'use strict';
 {
-const { h, setText, setAttr, format } = HB;
+const { h, setText, setAttr, format, nodes } = HB;
 const ANNOUNCE_MS = 5000; // to screen readers, at most one in this time
-const SHARE = 8; // a pass over all jobs waits so many times as long as the last one took
+const REST = 8; // a pass over all jobs waits so many times as long as the last one took
 const GROUPS = { all: 'All', waiting: 'Waiting', active: 'Active', sealed: 'Sealed', failed: 'Failed', cancelled: 'Cancelled' };
 const LESSON = { job_id: 'hello', image_hash: 'busybox:latest', command: ['sh', '-c', 'for i in 1 2 3; do echo "[D1_STABLE] step=$i"; sleep 1; done'] };
+const NAME_ONE = 'Name a node: press Nodes, or add ?node=http://127.0.0.1:4005 to this address. Run that node with --allow-origin null.';
+const news = new Map(); // since the last announcement: name → state
+const fresh = []; // records for the job's page, handed over once a frame
+let page = null; // a job's page, or the form's, or null: the list
+let replay = null;
+let left = {}; // where the list was left
+let selection;
+let passAt = 0;
 const $ = (id) => document.getElementById(id);
 const hide = (id, isHidden) => ($(id).hidden = Boolean(isHidden));
-
-const { nodes } = HB;
-const news = new Map(); // what has changed since the last announcement: name → state
-const fresh = []; // records for the job's page, handed over once a frame
-let page = null; // the job's page, or null
-let form = null; // the form's page, or null
-let replay = null;
-let listHash = '#/'; // where the list was left
-let selection = { jobs: [], counts: {} };
-let passAt = 0;
+const on = (id, type, run) => $(id).addEventListener(type, run);
+const sum = (list, value) => list.reduce((total, one) => total + value(one), 0);
 
 /** Where the page is: '#/jobs/ID?n=1' is the path ['jobs', 'ID'] and n. */
 const route = (HB.route = {
 	read() {
-		const [path, query = ''] = location.hash.replace(/^#\/?/, '').split('?');
-		route.path = path.split('/').filter(Boolean).map(decoded);
+		const [path, query] = location.hash.replace(/^#\/?/, '').split('?');
+		route.path = path.split('/').filter(Boolean).map((part) => decodeURIComponent(part.replace(/%(?![\da-f]{2})/gi, '%25')));
 		route.query = new URLSearchParams(query);
 	},
 	get: (name) => route.query.get(name) ?? (name === 'at' ? new URLSearchParams(location.search).get(name) : null),
 	/** null takes a name out. No step in the browser's history. */
-	set(change) {
+	set(change, search = location.search) {
 		for (const [name, value] of Object.entries(change)) {
-			if (value === null || value === '') route.query.delete(name);
-			else route.query.set(name, value);
+			if (value) route.query.set(name, value);
+			else route.query.delete(name);
 		}
-		const query = route.query.toString();
-		const search = change.at === null ? searchOf(nodes) : location.search;
+		if (change.at === null) search = search.replace(/([?&])at=[^&]*&?/, '$1').replace(/[?&]$/, '');
+		const query = String(route.query);
 		history.replaceState(null, '', `${location.pathname}${search}#/${route.path.map(encodeURIComponent).join('/')}${query && `?${query}`}`);
 	},
 });
-function decoded(text) {
-	try {
-		return decodeURIComponent(text);
-	} catch {
-		return text;
-	}
-}
-const searchOf = (list) => (/[?&]node=/.test(location.search) || list.length !== 1 || list[0].base !== origin ? `?${list.map(({ base }) => `node=${base}`).join('&')}` : '');
 
 const open = (node, id) => (location.hash = HB.jobLink(node, id));
 const toList = () => (location.hash = '#/');
-const grid = new HB.JobGrid((job) => open(job.node ?? replay.node, job.job_id), (sort) => setFilter({ sort }));
-const panel = new HB.NodesPanel(nodes, (bases) => {
-	history.replaceState(null, '', `${location.pathname}?${bases.map((base) => `node=${base}`).join('&')}${location.hash}`);
+const grid = new HB.JobGrid((job) => open(job.node, job.job_id), (sort) => setFilter({ sort }));
+const panel = new HB.NodesPanel((bases) => {
 	watch(bases);
-	route.set({ n: null });
+	route.set({ n: null }, `?${bases.map((base) => `node=${base}`).join('&')}`);
 	go();
 });
 
-$('grid').append(grid.element);
-document.body.append(panel.element);
-for (const [show, name] of Object.entries(GROUPS)) $('groups').append(h('button', { class: 'chip', 'data-show': show, click: () => setFilter({ show: show === 'all' ? null : show }) }, `${name} `, h('b')));
-$('lesson').after(HB.copyButton('Copy', () => $('lesson').textContent));
-$('filter').addEventListener('input', () => setFilter({ q: $('filter').value }));
-$('help-open').addEventListener('click', help);
-$('nodes-open').addEventListener('click', () => panel.open());
-$('replay-open').addEventListener('click', () => {
-	const at = chosen()?.follower?.seq;
-	if (at) route.set({ at: replay ? null : at });
-	syncReplay();
-});
-$('more').addEventListener('click', () => shown().forEach((node) => node.readOlder(Infinity)));
-$('token').addEventListener('submit', (event) => {
-	event.preventDefault();
-	nodes.find(({ badge }) => badge.name === 'token needed')?.setToken($('token-input').value.trim());
-	$('token-input').value = '';
-});
-addEventListener('hashchange', go);
-addEventListener('keydown', onKey);
-addEventListener('pagehide', () => nodes.forEach((node) => node.remember()));
-addEventListener('online', () => nodes.forEach((node) => node.stream.retry()));
-setInterval(tick, 1000);
-setInterval(announce, ANNOUNCE_MS);
-
 /** Watches these nodes, in this order; those that are watched already stay as they are. */
 function watch(bases) {
-	const known = new Map(nodes.map((node) => [node.base, node]));
-	const list = [...new Set(bases)].map((base) => known.get(base) ?? new HB.Node(base, { change: onChange, record: onRecord, aux: onAux, reset: onReset }));
+	const list = [...new Set(bases)].map((base) => nodes.find((node) => node.base === base) ?? new HB.Node(base, { change: onChange, record: onRecord, aux: onAux, reset: () => go() }));
 	for (const node of nodes) if (!list.includes(node)) node.close();
-	list.forEach((node, i) => (node.key = String(i)));
-	nodes.splice(0, nodes.length, ...list);
-	if (bases.length > 0) HB.memory.set('nodes', { list: bases });
+	nodes.splice(0, Infinity, ...list);
+	nodes.forEach((node, i) => (node.key = String(i)));
+	HB.memory.set('nodes', { list: bases });
 }
 
 /** The nodes that the list shows. */
 const shown = () => nodes.filter(({ key }) => key === (route.get('n') ?? key));
-const chosen = () => page?.node ?? shown()[0] ?? nodes[0];
+const chosen = () => page?.node ?? shown()[0];
 
 function onChange(node) {
-	if (node.badge.name !== node.told) {
-		if (node.told) news.set(`Node ${node.name}`, node.badge.name);
-		node.told = node.badge.name;
-	}
+	if (node.told && node.told !== node.badge.name) news.set(node.name, node.badge.name);
+	node.told = node.badge.name;
 	drawSoon();
 }
 
 function onRecord(node, record, job) {
-	if (job && node.badge.name === 'live') news.set(job.job_id, job.state);
+	if (job && node.told === 'live') news.set(job.job_id, job.state);
 	if (page?.node === node && page.id === record.event.job_id) fresh.push(record);
 	drawSoon();
 }
@@ -117,64 +80,49 @@ function onAux(node, name, data) {
 	if (name === 'telemetry') page.telemetry(event);
 }
 
-function onReset(node) {
-	if (page?.node === node) go();
-}
-
 /** To where the address says. */
 function go() {
-	const was = page ?? form;
-	const wasList = !was && listHash;
+	const was = page;
 	page?.close();
-	form?.close();
-	page = form = null;
 	fresh.length = 0;
 	route.read();
 	const [place, id] = route.path;
-	const isList = !(place === 'jobs' && id) && !(place === 'new' && nodes.length > 0);
-	if (isList && was && location.hash.length < 3) {
-		history.replaceState(null, '', listHash); // “back to the list” is back to where it was
-		route.read();
-	}
-	hide('jobs', !isList);
-	if (isList) {
-		$('job').replaceChildren();
-		if (document.activeElement !== $('filter')) $('filter').value = route.get('q') ?? '';
-		if (was) grid.element.focus();
-	} else {
-		if (place === 'new') form = new HB.SubmitForm(nodes, open);
-		else {
-			const node = nodes.find(({ key }) => key === route.get('n')) ?? nodes.find(({ model }) => model.jobs.has(id)) ?? nodes[0];
-			if (!node) return draw();
-			grid.activeKey = `${node.key} ${id}`;
-			page = new HB.JobPage(node, id, node.model.jobs.get(id));
-		}
-		$('job').replaceChildren((page ?? form).element);
+	page = null;
+	if (place === 'new' && nodes.length > 0) page = new HB.SubmitForm(nodes, open);
+	else if (place === 'jobs' && id && nodes.length > 0) {
+		const node = nodes.find(({ key }) => key === route.get('n')) ?? nodes.find(({ model }) => model.jobs.has(id)) ?? nodes[0];
+		grid.activeKey = `${node.key} ${id}`;
+		page = new HB.JobPage(node, id, node.model.jobs.get(id));
+	} else if (was && location.hash.length < 3) route.set(left); // back to where it was left
+	if (replay && !route.get('at')) route.set({ at: replay.seq });
+	hide('jobs', page);
+	$('job').replaceChildren(...(page ? [page.element] : []));
+	if (page) {
 		scrollTo(0, 0);
-		(page ?? form).title.focus({ preventScroll: true });
-	}
-	syncReplay();
+		page.title.focus({ preventScroll: true });
+	} else if (was) grid.element.focus();
+	if (document.activeElement !== $('filter')) $('filter').value = route.get('q') ?? '';
+	drawReplay();
 	draw(true);
 }
 
-/** Begins or ends the replay, as the address says. */
-function syncReplay() {
+/** Begins the replay where the address says so; the list and the job's page follow it. */
+function drawReplay() {
 	const node = chosen();
-	const isWanted = HB.Replay && route.get('at') !== null && node?.follower;
-	if (Boolean(isWanted) === Boolean(replay) && (!replay || replay.node === node)) return;
-	replay?.close?.();
-	if (replay) replay.node.replay = null;
-	replay = isWanted ? Object.assign(new HB.Replay(node), { node }) : null;
-	$('replay').replaceChildren(...(replay ? [replay.element] : []));
-	replay?.on(() => {
-		if (route.get('at') === null) syncReplay();
-		drawSoon();
-	});
-	if (replay) node.replay = replay;
-	draw(true);
+	if (!replay && route.get('at') && node?.follower) {
+		replay = new HB.Replay(node);
+		replay.on((now) => {
+			if (now.isClosed) replay = null;
+			drawReplay();
+			draw(true);
+		});
+		$('replay').replaceChildren(replay.element);
+	}
+	if (page?.asOf) page.asOf((replay?.node === node && replay.seq) || null);
 }
 
 function setFilter(change) {
+	if (page) toList();
 	route.set(change);
 	if (change.q === null) $('filter').value = '';
 	grid.element.scrollTop = 0;
@@ -183,100 +131,68 @@ function setFilter(change) {
 
 let frame = null;
 function drawSoon() {
-	frame ??= requestAnimationFrame(() => {
-		frame = null;
-		draw();
-	});
+	frame ??= requestAnimationFrame(() => draw());
 }
 
-function draw(isAsked = false) {
+function draw(isAsked) {
+	frame = null;
 	if (fresh.length > 0) page?.take(fresh.splice(0));
-	if (!replay && route.get('at') !== null) syncReplay(); // its node may just have answered
+	if (!replay && route.get('at')) drawReplay(); // its node may just have answered
 	drawNodes();
-	panel.draw();
-	if (!page && !form) drawList(isAsked);
+	if (!page) drawList(isAsked);
 }
 
 function drawNodes() {
 	const isMany = nodes.length > 1;
-	for (const node of nodes) node.view ??= h('li', { class: 'badge' }, h('b'), h('span', { class: 'note' }), h('span'));
-	HB.reconcile($('badges'), nodes.map(({ view }) => view));
-	for (const { view, name, words, badge, follower, base, info } of nodes) {
-		const [title, seq, state] = view.children;
-		setText(title, name);
-		setText(seq, isMany || !follower ? '' : `event ${follower.seq.toLocaleString('en')}`);
-		setText(state, words);
+	for (const node of nodes) {
+		const press = () => (nodes.length > 1 ? setFilter({ n: route.get('n') === node.key ? null : node.key }) : panel.open());
+		node.view ??= h('button', { class: 'badge', click: press }, h('b'), h('span', { class: 'note' }), h('span'));
+		const { view, name, words, badge, follower, base, key } = node;
+		[name, isMany || !follower ? '' : `event ${format.number(follower.seq)}`, words].forEach((text, i) => setText(view.children[i], text));
 		setAttr(view, 'data-is', badge.name);
-		setAttr(view, 'title', format.join(base, info && `hackbrain ${info.version}`, info && `up ${format.duration(info.uptime_s * 1000)}`));
+		setAttr(view, 'title', base);
+		setAttr(view, 'aria-pressed', isMany ? route.get('n') === key : null);
 	}
-	const of = (node, words) => (isMany ? `${node.name}: ${words}` : words);
-	const troubles = nodes.flatMap((node) => [node.doubt && [node, `${node.name} ${node.advice}`], node.badge.message && [node, of(node, node.badge.message)]]).filter(Boolean);
-	if (nodes.length === 0) troubles.push([{}, 'Name a node: add ?node=http://127.0.0.1:4005 to this address, or press Nodes; run that node with --allow-origin null.']);
-	const said = JSON.stringify(troubles.map(([, words]) => words));
-	if (said !== $('trouble').said) {
-		$('trouble').said = said;
-		$('trouble').replaceChildren(...troubles.map(([node, words]) => h('p', null, words, ' ', node.doubt && words.includes('--expect') && h('button', { click: () => node.accept() }, 'Accept this ledger'))));
-	}
-	hide('trouble', troubles.length === 0);
-	const without = nodes.filter(({ info }) => info?.engine?.available === false);
-	hide('engine', without.length === 0);
-	setText($('engine-why'), without.map((node) => of(node, node.info.engine.message ?? '')).join(' '));
-	const broken = nodes.filter(({ isBroken }) => isBroken);
-	hide('broken', broken.length === 0);
-	setText($('broken-where'), isMany ? `${broken.map(({ name }) => name)}: ` : '');
-	const locked = nodes.find(({ badge }) => badge.name === 'token needed');
-	hide('token', !locked);
-	setText($('token-of'), locked ? ` for ${locked.name}` : '');
-	hide('waiting', nodes.some(({ follower }) => follower) || troubles.length > 0);
+	HB.reconcile($('badges'), nodes.map(({ view }) => view));
+	HB.reconcile($('trouble'), nodes.length ? nodes.map((node) => node.notice(isMany)).filter(Boolean) : [(panel.hint ??= h('p', { class: 'notice' }, NAME_ONE))]);
+	panel.draw();
+	hide('waiting', nodes.some(({ follower }) => follower) || $('trouble').firstChild);
 }
 
 function drawList(isAsked) {
-	listHash = location.hash || '#/';
+	const [q, show, sort, n] = ['q', 'show', 'sort', 'n'].map(route.get);
+	left = { q, show, sort, n };
 	const list = shown();
-	const { text, show, sort } = { text: route.get('q') ?? '', show: route.get('show') ?? 'all', sort: route.get('sort') };
 	const began = performance.now();
 	if (isAsked || began >= passAt) {
-		selection = HB.model.select(replay ? [replay.model] : list.map(({ model }) => model), { text, show, sort }, Date.now());
-		passAt = performance.now() + SHARE * (performance.now() - began);
+		selection = HB.model.select(replay ? [replay.model] : list.map(({ model }) => model), { text: q, show: show ?? 'all', sort }, Date.now());
+		passAt = performance.now() + REST * (performance.now() - began);
 	} else setTimeout(drawSoon, passAt - began);
 	const { jobs, counts } = selection;
-	const held = list.reduce((sum, { model }) => sum + model.order.length, 0);
-	const isEmpty = held === 0 && !replay;
+	const held = sum(list, ({ model }) => model.order.length);
 	const teacher = list.find(({ follower }) => follower);
+	const isEmpty = held === 0 && !replay;
 	hide('empty', !isEmpty || !teacher);
 	hide('list', isEmpty);
-	if (isEmpty) return setText($('lesson'), teacher?.api.curl(LESSON) ?? '');
+	if (isEmpty) setText($('lesson'), teacher?.api.curl(LESSON) ?? '');
 	for (const button of $('groups').children) {
-		setText(button.lastChild, counts[button.dataset.show].toLocaleString('en'));
-		setAttr(button, 'aria-pressed', button.dataset.show === show);
+		setText(button.lastChild, format.number(counts[button.name]));
+		setAttr(button, 'aria-pressed', button.name === (show ?? 'all'));
 	}
-	drawChips();
 	grid.show(jobs, sort, list.length > 1);
 	hide('none', jobs.length > 0);
-	const left = list.some(({ older }) => older);
-	const all = list.reduce((sum, { info, model }) => sum + Math.max(model.order.length, ...(info ? [Object.values(info.jobs).reduce((a, b) => a + b, 0)] : [])), 0);
-	setText($('foot'), `${left ? `The newest ${held.toLocaleString('en')} of ${format.count(all, 'job')} are read; the filter sees those` : format.count(held, 'job')} · times in UTC`);
-	hide('more', !left || list.some(({ isReading }) => isReading));
-}
-
-/** One for each node, where there are several. */
-function drawChips() {
-	hide('chips', nodes.length < 2);
-	const chip = (node) => (node.chip ??= h('button', { class: 'chip', click: () => setFilter({ n: route.get('n') === node.key ? null : node.key }) }, h('span'), ' ', h('b')));
-	HB.reconcile($('chips'), nodes.map(chip));
-	for (const { chip, key, name, model } of nodes) {
-		setText(chip.firstChild, name);
-		setText(chip.lastChild, model.order.length.toLocaleString('en'));
-		setAttr(chip, 'aria-pressed', route.get('n') === key);
-	}
+	const isPart = list.some(({ older }) => older);
+	const all = sum(list, ({ total, model }) => Math.max(total, model.order.length));
+	setText($('foot'), `${isPart ? `The newest ${format.number(held)} of ${format.count(all, 'job')} are read: the list and the filter have those` : format.count(held, 'job')} · times in UTC`);
+	hide('more', !isPart || list.some(({ isReading }) => isReading));
 }
 
 /** What goes on where nothing is drawn, too: a hidden tab has a title. */
 function tick() {
-	if (page) page.tick();
-	else if (!form) grid.list.refresh();
-	const active = nodes.reduce((sum, { info }) => sum + ['RUNNING', 'D1_STABLE', 'CRASH', 'RECOVERY', 'STOPPING', 'COMPLETED'].reduce((n, state) => n + (info?.jobs[state] ?? 0), 0), 0);
-	document.title = `${page ? `${page.id} · ` : active ? `${active} active · ` : ''}HackBrain Studio`;
+	if (page) page.tick?.();
+	else grid.list.refresh();
+	const active = sum(nodes, ({ active }) => active);
+	document.title = `${page?.id ? `${page.id} · ` : active ? `${active} active · ` : ''}HackBrain Studio`;
 }
 
 function announce() {
@@ -291,30 +207,26 @@ function help() {
 }
 
 function toFilter() {
-	if (page || form) toList();
+	if (page) toList();
 	setTimeout(() => $('filter').focus());
 }
 
-function move(event) {
-	grid.element.focus();
-	grid.move(event.key === 'j' ? 1 : -1);
-}
-
-HB.keys.unshift(
-	[['?'], 'show the keys', 'Everywhere', help],
-	[['/'], 'filter the jobs', 'Everywhere', toFilter],
-	[['Escape'], 'back; out of a filter', 'Everywhere', back],
-	[['j', 'k'], 'next, previous job', 'List of jobs', move],
-	[['Enter'], 'open the job', 'List of jobs'],
-	[['j', 'k'], 'next, previous event', 'A job'],
-	[['Enter'], 'the proof of an event', 'A job'],
-	[['l'], 'to the output', 'A job'],
-);
-
 function back() {
-	if (page || form) toList();
+	if (page) toList();
+	else if (replay) replay.close();
 	else setFilter({ q: null, show: null, n: null });
 }
+
+function move({ key }) {
+	grid.element.focus();
+	grid.move(key === 'j' ? 1 : -1);
+}
+
+const inTime = (event) => page.parts.find((part) => part instanceof HB.Trace).pressed(event);
+HB.keys.add('Everywhere', [['?', 'the keys', help], ['/', 'filter the jobs', toFilter], ['Escape', 'back; out of a replay, a filter', back]]);
+HB.keys.add('List of jobs', [['j k', 'next, previous job', move], ['Enter', 'open it']]);
+HB.keys.add('A job', [['j k', 'next, previous event'], ['Enter', 'its proof'], ['+ - 0', 'time: closer, wider, all of it', inTime], [', .', 'time: previous, next mark', inTime]]);
+HB.keys.add('Its output', [['l', 'to the output'], ['f g', 'find; go to a line'], ['n N', 'next, previous match'], ['] [', 'next, previous D1_STABLE'], ['End', 'follow it']]);
 
 function onKey(event) {
 	const { key, target } = event;
@@ -323,11 +235,31 @@ function onKey(event) {
 		if (key !== 'Escape' || target !== $('filter')) return;
 		setFilter({ q: null });
 		grid.element.focus();
-	} else if (!replay?.key?.(key, event) && !page?.key(key, event) && !HB.keys.run(['Everywhere', ...(page || form ? [] : ['List of jobs'])], event)) return;
+	} else if (!page?.key?.(key, event) && !HB.keys.run(['Everywhere', page?.parts ? 'A job' : page ? '' : 'List of jobs'], event)) return;
 	event.preventDefault();
 }
 
-const typed = new URLSearchParams(location.search).getAll('node').join(',');
-watch(HB.addresses(typed || (/^http/.test(origin) ? origin : (HB.memory.get('nodes').list ?? []).join())));
+$('grid').append(grid.element);
+document.body.append(panel.element);
+for (const [name, label] of Object.entries(GROUPS)) $('groups').append(h('button', { class: 'chip', name, click: () => setFilter({ show: name === 'all' ? null : name }) }, `${label} `, h('b')));
+$('lesson').after(HB.copyButton('Copy', () => $('lesson').textContent));
+on('filter', 'input', () => setFilter({ q: $('filter').value }));
+on('help-open', 'click', help);
+on('nodes-open', 'click', () => panel.open());
+on('more', 'click', () => shown().forEach((node) => node.readOlder(Infinity)));
+on('replay-open', 'click', () => {
+	if (replay) return replay.close();
+	route.set({ at: chosen()?.follower?.seq });
+	drawReplay();
+});
+addEventListener('hashchange', go);
+addEventListener('keydown', onKey);
+addEventListener('pagehide', () => nodes.forEach((node) => node.remember()));
+addEventListener('online', () => nodes.forEach((node) => node.stream.retry()));
+setInterval(tick, 1000);
+setInterval(announce, ANNOUNCE_MS);
+
+const typed = new URLSearchParams(location.search).getAll('node').join();
+watch(HB.addresses(typed || (/^http/.test(origin) ? origin : String(HB.memory.get('nodes').list ?? ''))));
 go();
 }

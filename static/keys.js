@@ -2,24 +2,28 @@
 'use strict';
 {
 const { h } = HB;
-const NAMES = { Escape: 'Esc', ArrowLeft: '←', ArrowRight: '→', ArrowUp: '↑', ArrowDown: '↓', ' ': 'Space' };
+const NAMES = { Escape: 'Esc' };
 
-/** Rows [keys, words, where, run(event)]. Without `run`, the part that put it here listens by itself. */
-const keys = [];
+const rows = []; // [where, names, words, run]
 
-/** Does what a key means in one of these places; whether it means anything. */
-keys.run = (places, event) => {
-	const row = keys.find(([names, , where, run]) => run && places.includes(where) && names.includes(event.key));
-	row?.[3](event);
-	return Boolean(row);
+const keys = {
+	/** more: [names, words, run(event)]. Without `run`, the part that told it listens by itself. */
+	add: (where, more) => rows.push(...more.map(([names, ...rest]) => [where, names.split(' '), ...rest])),
+
+	/** Does what a key means in one of these places; whether it means anything. */
+	run(places, event) {
+		const run = rows.find(([where, names, , run]) => run && places.includes(where) && names.includes(event.key))?.[3];
+		run?.(event);
+		return Boolean(run);
+	},
+
+	/** The list, by place. */
+	list: () =>
+		[...new Set(rows.map(([where]) => where))].map((place) => {
+			const here = rows.filter(([where]) => where === place);
+			return h('section', null, h('h3', null, place), h('dl', null, ...here.map(([, names, words]) => [h('dt', null, names.map((name) => h('kbd', null, NAMES[name] ?? name))), h('dd', null, words)]).flat()));
+		}),
 };
-
-/** The list, by place. */
-keys.list = () =>
-	[...new Set(keys.map(([, , where]) => where))].map((place) => {
-		const rows = keys.filter(([, , where]) => where === place);
-		return h('section', null, h('h3', null, place), h('dl', null, rows.map(([names, words]) => [h('dt', null, names.map((name) => h('kbd', null, NAMES[name] ?? name))), h('dd', null, words)]).flat()));
-	});
 
 HB.keys = keys;
 }

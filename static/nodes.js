@@ -9,6 +9,7 @@ const INFO_MS = 15_000;
 const REMEMBER_MS = 2000;
 
 /** What this browser remembers of a node, by its address: {head: {seq, hash}, checked: {seq, hash}}. */
+const nodes = [];
 const kept = {}; // where there is no storage
 const memory = {
 	get(base) {
@@ -67,17 +68,20 @@ class Node {
 		return this.doubt ? { ...this.link, name: this.doubt.name } : this.link;
 	}
 
+	/** Jobs of the node, whether read or not, and those of them that are at work. */
+	get total() {
+		return Object.values(this.info?.jobs ?? {}).reduce((a, b) => a + b, 0);
+	}
+
+	get active() {
+		return ['RUNNING', 'D1_STABLE', 'CRASH', 'RECOVERY', 'STOPPING', 'COMPLETED'].reduce((sum, state) => sum + (this.info?.jobs[state] ?? 0), 0);
+	}
+
 	/** The badge in words. */
 	get words() {
 		const { name, since, behind } = this.badge;
-		if (name === 'catching up') return `${name}, ${behind.toLocaleString('en')} behind`;
+		if (name === 'catching up') return `${name}, ${format.number(behind)} behind`;
 		return /^(stale|offline)$/.test(name) ? `${name} since ${format.moment(new Date(since).toISOString(), Date.now())}` : name;
-	}
-
-	setToken(value) {
-		this.api.token = value;
-		token(this.base, value);
-		this.stream.retry();
 	}
 
 	/** Before every connection: is it still the ledger it was? Gives the seq to go on after. */
@@ -88,7 +92,7 @@ class Node {
 		this.doubt = name ? { name, ...known } : null;
 		const isOther = this.follower && (await this.differs(this.follower, head));
 		if (!this.follower || isOther) {
-			Object.assign(this, { follower: null, older: null, isBroken: false, model: HB.model.create(this) });
+			Object.assign(this, { follower: null, older: null, isBroken: false, whole: null, model: HB.model.create(this) });
 			// The head first, then the list: what happens between comes twice, and `seq` sorts it out. Otherwise it would be lost.
 			await this.readJobs(FIRST_JOBS);
 			this.model.seq = head.seq;
@@ -153,16 +157,45 @@ class Node {
 	/** From now on this ledger is the one. */
 	accept() {
 		memory.set(this.base, { head: null, checked: null });
-		this.doubt = null;
+		this.doubt = this.whole = null;
 		this.remember();
 		this.on.change(this);
 	}
 
-	/** What to do about its doubt. */
-	get advice() {
-		const { name, seq, hash } = this.doubt;
-		const what = name === 'forked' ? `its event ${seq} is not the one that this browser has seen` : `its ledger ends before event ${seq}, which this browser has seen`;
-		return `is ${name}: ${what}. Run “hackbrain verify --expect ${seq}:${hash}” on the node. If a backup was put back on purpose, accept its ledger.`;
+	/** What is wrong, and what to do about it. */
+	get troubles() {
+		const { doubt, link, isBroken, info, follower } = this;
+		const said = [];
+		if (doubt) {
+			const what = doubt.name === 'forked' ? `its event ${doubt.seq} is not the one that this browser has seen` : `its ledger ends at event ${follower?.seq}, and this browser has seen ${doubt.seq}`;
+			said.push(`This ledger is ${doubt.name}: ${what}. Run “hackbrain verify --expect ${doubt.seq}:${doubt.hash}” on the node. If a backup was put back on purpose, accept its ledger.`);
+		}
+		if (isBroken) said.push('The hash chain is broken in the live stream. Run “hackbrain verify” on the node.');
+		if (link.message) said.push(link.message);
+		if (info?.engine?.available === false) said.push(`The container engine is unavailable: ${info.engine.message}. Jobs wait until it is back; see “docker info” on the node.`);
+		return said;
+	}
+
+	/** The troubles as an element, with what can be done here; null where there are none. */
+	notice(isNamed) {
+		const { troubles, name, doubt, link } = this;
+		const said = `${isNamed ? `${name}: ` : ''}${troubles.join(' ')}`;
+		if (troubles.length === 0) return null;
+		if (said !== this.said) this.note = h('div', { class: 'notice bad' }, said, doubt && h('button', { click: () => this.accept() }, 'Accept this ledger'), link.name === 'token needed' && this.tokenForm());
+		this.said = said;
+		return this.note;
+	}
+
+	tokenForm() {
+		const input = h('input', { type: 'password', autocomplete: 'off', placeholder: 'Access token', 'aria-label': `Access token of ${this.base}` });
+		const submit = (event) => {
+			event.preventDefault();
+			this.api.token = input.value.trim();
+			token(this.base, this.api.token);
+			input.value = '';
+			this.stream.retry();
+		};
+		return h('form', { submit }, input, h('button', null, 'Connect'));
 	}
 }
 
@@ -177,13 +210,13 @@ const addresses = (text) => [...new Set(text.split(/[\s,]+/).map((one) => /^http
 
 /** The dialog that adds and removes nodes. change(bases) is called with the new list. */
 class NodesPanel {
-	constructor(nodes, change) {
-		Object.assign(this, { nodes, change });
+	constructor(change) {
+		Object.assign(this, { change });
 		this.rows = h('ul');
-		this.input = h('input', { type: 'url', required: '', placeholder: 'http://127.0.0.1:4005', 'aria-label': 'Address of a node', spellcheck: false });
-		this.answer = h('p', { class: 'note', role: 'status' });
+		this.input = h('input', { required: '', placeholder: 'http://127.0.0.1:4005', 'aria-label': 'Address of a node', spellcheck: false });
 		const choice = h('select', { change: () => theme(choice.value) }, ['system', 'light', 'dark'].map((name) => h('option', null, name)));
 		choice.value = theme();
+		this.answer = h('p', { class: 'note', role: 'status' }, 'A node answers this page only if it runs with ', h('code', null, `--allow-origin ${origin}`));
 		this.element = h(
 			'dialog',
 			{ id: 'panel', 'aria-labelledby': 'panel-title' },
@@ -191,7 +224,6 @@ class NodesPanel {
 			this.rows,
 			h('form', { submit: (event) => this.add(event) }, this.input, h('button', null, 'Add')),
 			this.answer,
-			h('p', { class: 'note' }, 'A node answers this page only if it allows it: ', h('code', null, `hackbrain serve --allow-origin ${origin}`)),
 			h('label', { class: 'note' }, 'Colours ', choice),
 		);
 	}
@@ -204,44 +236,30 @@ class NodesPanel {
 	add(event) {
 		event.preventDefault();
 		const found = addresses(this.input.value);
-		setText(this.answer, found.length ? '' : 'An address begins with http:// or https://, as http://127.0.0.1:4005.');
-		if (!found.length) return;
+		if (found.length === 0) return setText(this.answer, 'An address begins with http:// or https://, as in http://127.0.0.1:4005.');
 		this.input.value = '';
-		this.change([...this.nodes.map(({ base }) => base), ...found]);
+		this.change([...nodes.map(({ base }) => base), ...found]);
 	}
 
 	draw() {
-		if (!this.element.open) return;
-		HB.reconcile(this.rows, this.nodes.map((node) => this.row(node)));
+		if (this.element.open) HB.reconcile(this.rows, nodes.map((node) => this.row(node)));
 	}
 
 	row(node) {
-		const { base, name, follower, badge } = node;
-		node.row ??= this.make(node);
-		const [title, state, seq, why] = node.row.texts;
-		setText(title, name);
-		setText(state, node.words);
-		setAttr(node.row, 'data-is', badge.name);
-		setText(seq, format.join(base, follower && `event ${follower.seq.toLocaleString('en')}`, node.info && `hackbrain ${node.info.version}`));
-		setText(why, node.doubt ? `It ${node.advice}` : (badge.message ?? ''));
+		const { base, name, follower, badge, info, words, troubles } = node;
+		const remove = () => this.change(nodes.map(({ base }) => base).filter((other) => other !== base));
+		node.row ??= h('li', null, h('span', { class: 'badge' }, h('b'), h('span')), h('small'), h('small'), node.tokenForm(), h('button', { class: 'quiet', 'aria-label': `Remove ${base}`, click: remove }, 'Remove'));
+		const [title, facts, why] = node.row.children;
+		setAttr(title, 'data-is', badge.name);
+		setText(title.firstChild, name);
+		setText(title.lastChild, words);
+		setText(facts, format.join(base, follower && `event ${format.number(follower.seq)}`, info && `hackbrain ${info.version}`, info && `up ${format.duration(info.uptime_s * 1000)}`));
+		setText(why, troubles.join(' '));
 		return node.row;
-	}
-
-	make(node) {
-		const texts = [h('b'), h('span', { class: 'badge' }), h('small'), h('small')];
-		const secret = h('input', { type: 'password', autocomplete: 'off', placeholder: 'Access token', 'aria-label': `Access token of ${node.base}` });
-		const use = (event) => {
-			event.preventDefault();
-			node.setToken(secret.value.trim());
-			secret.value = '';
-		};
-		const remove = () => this.change(this.nodes.filter((other) => other !== node).map(({ base }) => base));
-		const form = h('form', { submit: use }, secret, h('button', null, 'Use'), h('button', { type: 'button', class: 'quiet', 'aria-label': `Remove ${node.base}`, click: remove }, 'Remove'));
-		return Object.assign(h('li', null, texts, form), { texts });
 	}
 }
 
 const jobLink = (node, id) => `#/jobs/${encodeURIComponent(id)}${HB.nodes.length > 1 ? `?n=${node.key}` : ''}`;
 
-Object.assign(HB, { nodes: [], Node, NodesPanel, memory, addresses, jobLink });
+Object.assign(HB, { nodes, Node, NodesPanel, memory, addresses, jobLink });
 }
