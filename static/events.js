@@ -114,7 +114,7 @@ class Events {
 			const [{ from, limit }] = HB.chain.plan([seq]);
 			const ledger = await api.lines(`/api/ledger?from=${from}&limit=${limit}`);
 			const record = ledger[seq - from];
-			if (record?.event?.seq !== seq) throw new Error(`The ledger does not hold event ${seq} in its place. Run “hackbrain verify” on the node.`);
+			if (record?.event?.seq !== seq) throw new Error(`The ledger does not hold event ${seq} in its place. ${HB.VERIFY}`);
 			const head = ledger[seq - from + 1] ? null : await api.json('/api/ledger/head');
 			if (run !== this.run) return;
 			const now = HB.chain.verdict(record, ledger, from, head);

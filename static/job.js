@@ -24,12 +24,11 @@ class JobPage {
 	all = []; // its events, by seq
 	events; // those that are shown: a replay shows the first of them
 	early = []; // records of the stream before the trace is here
+	at = null; // the seq that a replay is at; null: live
 	ticks = 0;
 
 	constructor(node, id, summary) {
 		Object.assign(this, { node, api: node.api, id, time: new HB.TimeView(), whole: HB.whole(node) });
-		node.page = this;
-		this.at = node.replay?.seq || null; // the seq that a replay is at; null: live
 		this.job = summary ?? { job_id: id, state: 'RECEIVED', phase: 'waiting', attempt: 0 };
 		this.checker = new HB.Checker(this.api, () => this.drawSoon());
 		this.title = h('h1', { tabindex: -1 }, id);
@@ -59,7 +58,6 @@ class JobPage {
 
 	close() {
 		this.isClosed = true;
-		this.node.page = null;
 		this.checker.close();
 		for (const part of this.parts) part.close();
 	}
@@ -208,7 +206,7 @@ class JobPage {
 		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : 'checking';
 		const words = {
 			checked: `This browser has checked all ${all} against the ledger’s hash chain.`,
-			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. Run “hackbrain verify” on the node.`,
+			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. ${HB.VERIFY}`,
 			unread: `${good} of ${all} checked. ${problem}`,
 			checking: `Checking the hash chain: ${good} of ${all} …`,
 		};
