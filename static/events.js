@@ -52,7 +52,9 @@ class Events {
 		const words = format.describe(event);
 		row.seq = event.seq;
 		row.id = `event-${event.seq}`;
-		for (const [name, value] of Object.entries({ 'aria-posinset': i + 1, 'aria-setsize': events.length, 'aria-selected': event.seq === this.seq })) setAttr(row, name, value);
+		setAttr(row, 'aria-posinset', i + 1);
+		setAttr(row, 'aria-setsize', events.length);
+		setAttr(row, 'aria-selected', event.seq === this.seq);
 		if (event.seq === this.seq) setAttr(this.box, 'aria-activedescendant', row.id);
 		state.update(event.state);
 		setText(what, words);
