@@ -228,6 +228,7 @@ HB.keys.add('Everywhere', [['?', 'the keys', help], ['/', 'filter the jobs', toF
 HB.keys.add('List of jobs', [['j k', 'next, previous job', move], ['Enter', 'open it']]);
 HB.keys.add('A job', [['j k', 'next, previous event'], ['Enter', 'its proof'], ['+ - 0', 'time: closer, wider, all of it', inTime], [', .', 'time: previous, next mark', inTime]]);
 HB.keys.add('Its output', [['l', 'to the output'], ['f g', 'find; go to a line'], ['n N', 'next, previous match'], ['] [', 'next, previous D1_STABLE'], ['End', 'follow it']]);
+HB.keys.add('Replay', [['← →', 'one event'], ['PageUp PageDown', 'a hundred'], ['Home End', 'first, last'], ['Space', 'play, pause']]);
 
 function onKey(event) {
 	const { key, target } = event;

@@ -1,28 +1,30 @@
-/* One job's page: its story, and its parts. */
+/* One job's page: its story, its checks, its facts, and its parts. */
 'use strict';
 {
-const { h, setText, setAttr, format } = HB;
+const { h, setText, format } = HB;
 const ASK_TICKS = 3;
+const FAR = 1000; // events of the ledger that are checked without a word
+const AGAIN = 'then submit it under a new job id.';
 /** What to do about a failure, by its reason. */
-const again = 'Submit it under a new job id';
 const ADVICE = {
-	exit: () => `The payload itself ended so: the end of its output says why. Mend it. ${again}.`,
-	attempt_limit: () => 'Every attempt ended in a crash; the events say how. “Retrigger” gives it as many again.',
-	oom: ({ resources: r }) => `It needs more memory than ${r?.memory_mib ? `its ${r.memory_mib} MiB` : 'the node’s default'}. ${again} with a larger “memory_mib” in “resources”.`,
-	dependency: () => 'See to that job first, then “Retrigger” this one.',
-	mount: () => `The message names the directory: put it right on the node. ${again}.`,
-	inputs: () => `Its input files were not what they had to be, or changed while they were read. Restore them and leave them alone. ${again}.`,
-	image: ({ image_hash }) => `Bring the image to the node with “docker pull ${image_hash}”. ${again}.`,
-	timeout: ({ timeout_s }) => `It took longer than its ${timeout_s} s. ${again} with a larger “timeout_s”.`,
-	resources: () => `It asks for more than the node has. ${again} with less in “resources”.`,
-	not_started: () => `The container could not be started: the message says what to mend in the command or the image. ${again}.`,
-	seal: () => `The payload ended well, but its files could not be sealed: the message says why. ${again}.`,
+	exit: () => `The payload ended so by itself: read the end of its output, mend it, ${AGAIN}`,
+	attempt_limit: () => 'Each attempt crashed: the events say how. Retrigger gives it as many again.',
+	oom: ({ resources: r }) => `It needs more memory than ${r?.memory_mib ? `its ${r.memory_mib} MiB` : 'the node’s default'}: raise “memory_mib” in “resources”, ${AGAIN}`,
+	dependency: () => 'See to that job first, then Retrigger this one.',
+	mount: () => `Put that directory right on the node, ${AGAIN}`,
+	inputs: () => `Restore its input files, leave them as they are, ${AGAIN}`,
+	image: ({ image_hash }) => `Run “docker pull ${image_hash}” on the node, ${AGAIN}`,
+	timeout: ({ timeout_s }) => `It took longer than ${timeout_s} s: raise “timeout_s”, ${AGAIN}`,
+	resources: () => `Ask for less in “resources”, ${AGAIN}`,
+	not_started: () => `Mend the command or the image, ${AGAIN}`,
+	seal: () => `It ended well, but its files could not be hashed: put them right, ${AGAIN}`,
 };
 
 class JobPage {
 	all = []; // its events, by seq
-	early = []; // records that the stream brought before the trace was here
-	at = null; // the seq up to which it is shown; null: live
+	events; // those that are shown: a replay shows the first of them
+	early = []; // records of the stream before the trace is here
+	at = null; // the seq that a replay is at; null: live
 	ticks = 0;
 
 	constructor(node, id, summary) {
@@ -35,39 +37,22 @@ class JobPage {
 		this.waits = h('p', { class: 'note' });
 		this.advice = h('p', { class: 'notice bad', hidden: '' });
 		this.chain = HB.mark('verdict', 'checking');
-		this.more = h('button', { click: () => this.checker.judge(Infinity), hidden: '' });
-		this.ledger = h('button', { click: () => this.whole.look(true), hidden: '' });
+		this.more = h('button', { click: () => this.checker.judge(Infinity) });
+		this.ledger = h('button', { click: () => this.whole.look(true) });
 		this.broken = HB.mark('verdict', 'mismatch');
+		const checks = [this.more, this.ledger, this.broken];
+		for (const element of checks) element.hidden = true;
 		this.facts = h('dl', { class: 'facts' });
 		this.stable = h('span');
-		this.actions = new HB.Actions(this);
 		this.list = new HB.Events(this);
 		this.log = new HB.LogPane(this);
-		const [trace, charts, artifacts, graph] = [new HB.Trace(this), new HB.Charts(this), new HB.Artifacts(this), new HB.Graph(this)];
-		this.parts = [this.actions, trace, charts, this.list, this.log, artifacts, graph];
-		this.body = h(
-			'div',
-			{ class: 'job', hidden: '' },
-			trace.element,
-			charts.element,
-			h('section', null, h('h2', null, 'Facts'), this.facts),
-			h('div', { class: 'columns' }, this.list.element, this.log.element),
-			artifacts.element,
-			graph.element,
-		);
-		this.element = h(
-			'article',
-			{ class: 'job' },
-			h('nav', null, h('a', { href: '#/' }, '← All jobs')),
-			h('header', null, this.title, this.state),
-			this.story,
-			this.waits,
-			this.advice,
-			this.chain,
-			h('p', { class: 'checks' }, this.more, this.ledger, this.broken),
-			this.actions.element,
-			this.body,
-		);
+		const [actions, trace, charts, artifacts, graph] = (this.parts = [new HB.Actions(this), new HB.Trace(this), new HB.Charts(this), new HB.Artifacts(this), new HB.Graph(this)]);
+		this.parts.push(this.list, this.log);
+		const facts = h('section', null, h('h2', null, 'Facts'), this.facts);
+		const columns = h('div', { class: 'columns' }, this.list.element, this.log.element);
+		this.body = h('div', { class: 'job', hidden: '' }, [trace, charts].map(({ element }) => element), facts, columns, artifacts.element, graph.element);
+		const top = [h('nav', null, h('a', { href: '#/' }, '← All jobs')), h('header', null, this.title, this.state), this.story, this.waits, this.advice, this.chain];
+		this.element = h('article', { class: 'job' }, top, h('p', { class: 'checks' }, checks), actions.element, this.body);
 		this.load();
 	}
 
@@ -82,31 +67,46 @@ class JobPage {
 			await this.checker.load(this.api.jobPath(this.id, '/trace'), (events) => this.join(events));
 			this.isLoaded = true;
 			this.take(this.early);
-		} catch (error) {
-			if (!this.events) setText(this.story, error.status === 404 ? 'This node has no job of that name.' : error.message);
-			if (error.status !== 404 && !this.isClosed) setTimeout(() => this.load(), 3000);
+			this.drawSoon();
+		} catch ({ status, message }) {
+			setText(this.story, status === 404 ? 'This node has no job of that name.' : message);
+			if (status !== 404) setTimeout(() => this.isClosed || this.load(), 3000);
 		}
 	}
 
 	/** Takes in records of the stream. */
 	take(records) {
 		if (!this.isLoaded) return this.early.push(...records);
-		const last = this.all.at(-1)?.seq ?? 0;
-		const fresh = records.filter(({ event }) => event.seq > last);
+		const fresh = records.filter(({ event }) => event.seq > this.all.at(-1).seq);
 		for (const record of fresh) this.checker.add(record);
 		this.join(fresh.map(({ event }) => event));
 	}
 
+	/** While the trace comes in pieces, the first alone is drawn. */
 	join(events) {
-		if (events.length === 0 || this.isClosed) return;
 		this.all.push(...events);
-		this.asOf(this.at);
+		if (this.at === null) this.fold(this.all.length);
+		if (this.isLoaded || this.all.length === events.length) this.drawSoon();
 	}
 
-	/** Shows the job as it was at that seq; null: as it is. */
+	/** A sample of what it uses, from the stream. */
+	telemetry(sample) {
+		for (const part of this.parts) part.sample?.(sample);
+	}
+
+	/** Shows the job as of a seq; null: as it is. */
 	asOf(seq) {
 		this.at = seq;
 		this.drawSoon();
+	}
+
+	/** Its events stand still at that time, in a replay. */
+	get now() {
+		return this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
+	}
+
+	select(seq) {
+		this.list.select(seq, true);
 	}
 
 	drawSoon() {
@@ -118,72 +118,65 @@ class JobPage {
 
 	draw() {
 		const { at, all } = this;
-		const shown = at === null ? all.length : all.filter(({ seq }) => seq <= at).length;
+		const later = at === null ? -1 : all.findIndex(({ seq }) => seq > at);
+		const shown = later < 0 ? all.length : later;
 		this.body.hidden = shown === 0;
-		if (shown === 0) return setText(this.story, `At event ${at} this node had not received it yet.`);
+		if (shown === 0) return setText(this.story, `At event ${at} it had not been received.`);
 		if (shown !== this.shown) this.fold(shown);
-		else this.list.update();
+		if (shown === this.drawn) this.list.update();
+		else {
+			this.drawn = shown;
+			this.state.update(this.job.state);
+			this.drawFacts();
+			this.tick();
+			for (const part of this.parts) part.update();
+		}
 		this.drawChecks();
 	}
 
 	/** The list's own fold, over this job's events alone. */
 	fold(shown) {
-		const goesOn = shown > this.shown;
-		if (!goesOn) Object.assign(this, { model: HB.model.create(), detail: {} });
-		for (const event of this.all.slice(goesOn ? this.shown : 0, shown)) {
-			this.job = HB.model.fold(this.model, event);
-			if (/SCHEDULED|SEALED|FAILED/.test(event.state)) Object.assign(this.detail, event.detail);
-		}
+		const from = shown >= this.shown ? this.shown : 0;
+		if (from === 0) this.model = HB.model.create();
+		for (const event of this.all.slice(from, shown)) this.job = HB.model.fold(this.model, event);
 		this.shown = shown;
 		this.events = shown === this.all.length ? this.all : this.all.slice(0, shown);
 		this.manifest = this.events[0].detail?.manifest;
-		this.state.update(this.job.state);
-		this.drawFacts();
-		this.tick();
-		for (const part of this.parts) part.update();
-	}
-
-	/** A sample of what it uses, from the stream. */
-	telemetry(sample) {
-		for (const part of this.parts) part.sample?.(sample);
-	}
-
-	/** Why it does not go on, or how far it is: no event tells. */
-	async ask() {
-		this.whole.look().then(() => this.isClosed || this.drawStory());
-		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
-		setText(this.waits, summary && this.at === null ? format.going(summary) : '');
 	}
 
 	/** What changes with the clock alone. */
 	tick() {
-		if (!this.events) return;
+		if (!this.events || this.body.hidden) return;
 		if (this.ticks++ % ASK_TICKS === 0) this.ask();
-		this.drawStory();
+		const { done, fault } = this.whole;
+		const isChecked = !fault && done.seq >= this.events.at(-1).seq;
+		setText(this.story, HB.model.story(this.events, this.now, isChecked && `chain checked by this browser to seq\u00a0${done.seq}`));
 		this.drawChecks();
 		for (const part of this.parts) part.tick();
 	}
 
-	drawStory() {
-		const { done, fault } = this.whole;
-		const now = this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
-		const isChecked = !fault && done.seq >= this.events.at(-1).seq;
-		setText(this.story, HB.model.story(this.events, now).replace(/\.$/, isChecked ? `; chain checked by this browser to seq ${done.seq}.` : '.'));
+	/** How far the ledger is checked; why the job does not go on, or how far it is: no event tells. */
+	async ask() {
+		const { done } = this.whole;
+		await this.whole.look();
+		if (done !== this.whole.done && !this.isClosed) this.tick();
+		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
+		setText(this.waits, summary && this.at === null ? format.going(summary) : '');
 	}
 
 	drawFacts() {
-		const { job, manifest: m = {}, detail } = this;
+		const { job, manifest: m = {}, events } = this;
+		const limit = HB.model.attemptsMax(events, m);
 		setText(this.stable, format.marker(job.last_d1_stable));
-		const limit = HB.model.attemptsMax(this.events, m);
 		// What stays is left alone: somebody may be about to copy it.
-		const key = [job.attempt, limit, job.exit_code, job.image_id, this.stable.textContent && 1, Object.keys(detail)].join();
+		const key = [job.state === 'FAILED', job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
 		if (key === this.factsKey) return;
 		this.factsKey = key;
 		const link = (id) => h('a', { href: HB.jobLink(this.node, id) }, id);
-		const lines = (list) => list?.map((line) => h('div', { title: line.title ?? line }, line));
+		const lines = (list = []) => list.length > 0 && list.map((line) => h('div', null, line));
 		const digest = (value) => value && [h('code', { title: value }, format.hash(value)), HB.copyButton('Copy', () => value)];
 		const facts = {
-			Command: m.command && h('pre', { tabindex: 0, 'aria-label': 'Command' }, m.command.join(' ')),
+			Command: m.command && h('pre', { tabindex: 0 }, m.command.join(' ')),
 			Image: m.image_hash,
 			Attempts: `${job.attempt} of ${limit}`,
 			'Exit code': job.exit_code?.toString(),
@@ -194,41 +187,37 @@ class JobPage {
 			'Depends on': lines(m.depends_on?.map(link)),
 			Reproduces: m.reproduces && link(m.reproduces),
 			'Image id': digest(job.image_id),
-			'Manifest hash': digest(this.events[0].detail?.manifest_hash),
-			'Input hash': digest(detail.input_hash),
+			'Manifest hash': digest(events[0].detail?.manifest_hash),
+			'Input hash': digest(events.find(({ state }) => state === 'SCHEDULED')?.detail?.input_hash),
 			'Execution hash': digest(job.execution_hash),
-			'Seal hash': digest(detail.seal_hash),
-			'Artifacts root': digest(detail.artifacts_root),
 		};
-		const shown = Object.entries(facts).filter(([, value]) => value?.length !== 0 && value);
-		this.facts.replaceChildren(...shown.map(([name, value]) => h('div', null, h('dt', null, name), h('dd', { title: typeof value === 'string' ? value : '' }, value))));
+		this.facts.replaceChildren(...Object.entries(facts).map(([name, value]) => (value ? h('div', null, h('dt', null, name), h('dd', null, value)) : '')));
 		const advice = job.state === 'FAILED' && ADVICE[job.reason]?.(m);
 		this.advice.hidden = !advice;
-		const { ancestor } = detail;
-		this.advice.replaceChildren(h('b', null, `${detail.message ?? job.reason}. `.replace('..', '.')), ...(ancestor ? ['It needs ', link(ancestor), '. '] : []), advice || '');
+		this.advice.replaceChildren(...(job.ancestor ? ['It needs ', link(job.ancestor), '. '] : []), advice || '');
 	}
 
 	/** The verdicts in words: on this job's events, and on the whole ledger. */
 	drawChecks() {
-		const { checker, whole } = this;
-		const { good, bad, left, problem } = checker;
-		const all = format.count(this.all.length, 'event');
-		const name = bad ? 'mismatch' : good === this.all.length ? 'checked' : left || problem ? 'unread' : 'checking';
+		const { good, bad, left, problem, isBusy } = this.checker;
+		const { done, at, to, fault, isBusy: isWalking } = this.whole;
+		const total = this.all.length;
+		const all = format.count(total, 'event');
+		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : 'checking';
 		const words = {
 			checked: `This browser has checked all ${all} against the ledger’s hash chain.`,
-			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. Run “hackbrain verify” on the node.`,
+			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. ${HB.VERIFY}`,
 			unread: `${good} of ${all} checked. ${problem}`,
 			checking: `Checking the hash chain: ${good} of ${all} …`,
 		};
 		this.chain.update(name, words[name]);
-		this.more.hidden = !left || checker.isBusy;
-		setText(this.more, `Check the other ${format.count(left, 'event')}`);
-		const far = `the whole ledger: ${format.number(whole.done.seq)} of ${format.number(whole.to)}`;
-		this.ledger.hidden = whole.to - whole.done.seq < 1000 || whole.fault;
-		this.ledger.disabled = whole.isBusy;
-		setText(this.ledger, whole.isBusy ? `Checking ${far} …` : `Check ${far}`);
-		this.broken.hidden = !whole.fault;
-		this.broken.update('mismatch', whole.fault);
+		this.more.hidden = !left || isBusy;
+		setText(this.more, `Check the other ${format.number(left)}`);
+		this.ledger.hidden = to - done.seq < FAR || fault;
+		this.ledger.disabled = isWalking;
+		setText(this.ledger, `${isWalking ? 'Checking' : 'Check'} the whole ledger: ${format.number(at)} of ${format.number(to)}`);
+		this.broken.hidden = !fault;
+		this.broken.update('mismatch', fault);
 	}
 
 	/** True where the key meant something here. */

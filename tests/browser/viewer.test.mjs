@@ -12,7 +12,7 @@ before(async () => {
   agent = await createAgent();
 });
 
-const states = (page) => page.$$eval('.trace .state', (marks) => marks.map((mark) => mark.textContent));
+const states = (page) => page.$$eval('.events .state', (marks) => marks.map((mark) => mark.textContent));
 
 test('the empty state teaches with this node’s own address', async () => {
   await withPage(agent.base, async (page) => {
@@ -43,7 +43,7 @@ test('the list shows states live, and the job’s page its whole trace, every ev
     await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
     const trace = await states(page);
     assert.deepEqual(trace.filter((state, i) => state !== trace[i - 1]), ['RECEIVED', 'SCHEDULED', 'RUNNING', 'D1_STABLE', 'COMPLETED', 'SEALED']);
-    assert.deepEqual(await page.$$eval('.trace .verdict', (marks) => [...new Set(marks.map((mark) => mark.textContent))]), ['checked']);
+    assert.deepEqual(await page.$$eval('.events .verdict', (marks) => [...new Set(marks.map((mark) => mark.textContent))]), ['checked']);
 
     // The proof: the stored bytes, and a hash of the predecessor that equals prev.
     await page.keyboard.press('j');
@@ -120,7 +120,7 @@ test('a ledger that was tampered with is called a mismatch, in the row and in wo
     await row(page, id).locator('a').click();
     await page.waitForSelector('.job > .verdict[data-is=mismatch]', WAIT);
     assert.match(await page.locator('.job > .verdict').innerText(), /hackbrain verify/);
-    const verdicts = await page.$$eval('.trace li', (rows) => rows.map((li) => [li.querySelector('.state').textContent, li.querySelector('.verdict').textContent]));
+    const verdicts = await page.$$eval('.events .event', (rows) => rows.map((row) => [row.querySelector('.state').textContent, row.querySelector('.verdict').textContent]));
     const of = (state) => verdicts.filter(([name]) => name === state).map(([, verdict]) => verdict);
     assert.deepEqual([of('SCHEDULED'), of('RUNNING'), of('SEALED')], [['mismatch'], ['mismatch'], ['checked']]);
   });
