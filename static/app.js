@@ -182,16 +182,17 @@ function drawList(isAsked) {
 	grid.show(jobs, sort, list.length > 1);
 	hide('none', jobs.length > 0);
 	const isPart = list.some(({ older }) => older);
-	const all = sum(list, ({ total, model }) => Math.max(total, model.order.length));
+	const all = sum(list, ({ info, model }) => Math.max(model.order.length, sum(Object.values(info?.jobs ?? {}), Number)));
 	setText($('foot'), `${isPart ? `The newest ${format.number(held)} of ${format.count(all, 'job')} are read: the list and the filter have those` : format.count(held, 'job')} · times in UTC`);
 	hide('more', !isPart || list.some(({ isReading }) => isReading));
 }
 
-/** What goes on where nothing is drawn, too: a hidden tab has a title. */
+/** Each second: what changes with the clock alone. */
 function tick() {
 	if (page) page.tick?.();
 	else grid.list.refresh();
-	const active = sum(nodes, ({ active }) => active);
+	if (document.hidden) draw(); // there are no frames
+	const active = selection?.counts.active;
 	document.title = `${page?.id ? `${page.id} · ` : active ? `${active} active · ` : ''}HackBrain Studio`;
 }
 
@@ -227,6 +228,7 @@ HB.keys.add('Everywhere', [['?', 'the keys', help], ['/', 'filter the jobs', toF
 HB.keys.add('List of jobs', [['j k', 'next, previous job', move], ['Enter', 'open it']]);
 HB.keys.add('A job', [['j k', 'next, previous event'], ['Enter', 'its proof'], ['+ - 0', 'time: closer, wider, all of it', inTime], [', .', 'time: previous, next mark', inTime]]);
 HB.keys.add('Its output', [['l', 'to the output'], ['f g', 'find; go to a line'], ['n N', 'next, previous match'], ['] [', 'next, previous D1_STABLE'], ['End', 'follow it']]);
+HB.keys.add('Replay', [['← →', 'one event'], ['PageUp PageDown', 'a hundred'], ['Home End', 'first, last'], ['Space', 'play, pause']]);
 
 function onKey(event) {
 	const { key, target } = event;

@@ -27,7 +27,7 @@ function* each(bytes) {
 /** What is wrong with a record that should follow {seq, hash}; '' for nothing. */
 function fault({ event }, { seq, hash }) {
 	if (event?.seq !== seq + 1) return `event ${seq + 1} is not in its place`;
-	return event.prev === hash ? '' : seq ? `its prev is not the hash of event ${seq}: one of the two was changed` : 'the first event names a predecessor';
+	return event.prev === hash ? '' : `prev is not the hash of ${seq ? `event ${seq}` : 'nothing, 64 zeros'}`;
 }
 
 /**
@@ -36,22 +36,18 @@ function fault({ event }, { seq, hash }) {
  * came *after* an event ties down its own bytes.
  */
 function verdict(record, ledger, from, head) {
-	const { seq, prev } = record.event;
+	const { seq } = record.event;
 	const [before, at, after] = [-1, 0, 1].map((step) => ledger[seq + step - from]);
-	let computed = '';
-	const say = (ok, words) => ({ ok, words, computed });
-	if (seq > 1 && !before) return say(null, `event ${seq - 1} could not be read`);
-	if (seq > 1 && before.event?.seq !== seq - 1) return say(false, `event ${seq - 1} is not in its place`);
-	computed = seq === 1 ? START.hash : hashOf(before);
-	if (computed !== prev) return say(false, `prev is not the hash of event ${seq - 1}`);
-	const own = hashOf(record);
-	if (!at) return say(false, 'the ledger does not hold it');
-	if (hashOf(at) !== own) return say(false, 'the ledger holds other bytes than the job’s trace');
-	if (after && after.event?.seq !== seq + 1) return say(false, `event ${seq + 1} is not in its place`);
-	if (after && after.event.prev !== own) return say(false, `event ${seq + 1} names another hash for its bytes`);
+	if (seq > 1 && !before) return { ok: null, words: `event ${seq - 1} could not be read`, computed: '' };
+	const last = seq > 1 ? { seq: before.event?.seq, hash: hashOf(before) } : START;
+	const own = { seq, hash: hashOf(record) };
+	const say = (ok, words) => ({ ok, words, computed: last.hash });
+	const wrong = fault(record, last) || (at && hashOf(at) === own.hash ? '' : 'the ledger holds other bytes than the job’s trace');
+	if (wrong) return say(false, wrong);
 	if (!after && head?.seq !== seq) return say(null, 'nothing that came after it has been read');
-	if (!after && head.hash !== own) return say(false, 'the head of the ledger names another hash for its bytes');
-	return say(true, `linked to ${seq > 1 ? `event ${seq - 1}` : 'the beginning'} and ${after ? `event ${seq + 1}` : 'the head of the ledger'}`);
+	const next = after ? `event ${seq + 1}` : 'the head of the ledger';
+	if (after ? fault(after, own) : head.hash !== own.hash) return say(false, `${next} names another hash for its bytes`);
+	return say(true, `linked to ${seq > 1 ? `event ${seq - 1}` : 'the beginning'} and ${next}`);
 }
 
 /** The ranges of the ledger that hold these seqs and their neighbours, near ones joined. */

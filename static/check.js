@@ -1,60 +1,57 @@
 /* Checks against the node's ledger: a job's events with their neighbours, and the whole chain. */
 'use strict';
 HB.share((HB) => {
-const { each, records, hashOf, fault, verdict, plan } = HB.chain;
+const { parse, records, each, hashOf, fault, verdict, plan } = HB.chain;
 const PAGE = 1000; // events per request of a walk
 const SLICE = 250; // events between two pauses, where there are any
 
 async function read({ base, token }, path) {
-	const headers = token ? { Authorization: `Bearer ${token}` } : {};
-	const response = await fetch(base + path, { headers, cache: 'no-store' }).catch(() => null);
-	if (!response) throw { status: 0, message: `No answer from ${base}.` };
-	if (response.ok) return new Uint8Array(await response.arrayBuffer());
-	const body = await response.json().catch(() => null);
-	throw { status: response.status, message: body?.error?.message ?? `The node answered ${response.status} to ${path}.` };
+	const response = await fetch(base + path, { headers: token ? { Authorization: `Bearer ${token}` } : {}, cache: 'no-store' }).catch(() => null);
+	if (response?.ok) return new Uint8Array(await response.arrayBuffer());
+	const told = await response?.json().catch(() => null);
+	throw { status: response?.status ?? 0, message: told?.error?.message ?? (response ? `The node answered ${response.status}.` : `No answer from ${base}.`) };
 }
 
 /** An event without what only a proof needs, and without what may be long. */
 function compact({ prev, detail, ...event }) {
-	const flat = (value) => Object.fromEntries(Object.entries(value).filter(([, v]) => Object(v) !== v));
-	return { ...event, detail: { ...flat(detail ?? {}), ...(detail?.manifest && { manifest: flat(detail.manifest) }) } };
+	const flat = (value) => Object.fromEntries(Object.entries(value ?? {}).filter(([, inner]) => Object(inner) !== inner));
+	return { ...event, detail: { ...flat(detail), ...(detail?.manifest && { manifest: flat(detail.manifest) }) } };
 }
 
 /** Each takes (scope: what lives as long as the worker, args, tell). */
 HB.tasks = {
 	/** Tells a job's events, and keeps of each what `judge` needs. → that of the last. */
 	async trace(scope, { api, path }, tell) {
-		const waiting = (scope.waiting = new Map());
+		scope.waiting = new Map();
 		let events = [];
 		let last;
 		for (const record of each(await read(api, path))) {
 			if (!record.event) continue;
 			const { prev, ...event } = record.event;
 			last = { event: { seq: event.seq, prev }, hash: hashOf(record) };
-			waiting.set(event.seq, last);
+			scope.waiting.set(event.seq, last);
 			if (events.push(event) < SLICE) continue;
-			tell(events);
-			events = [];
+			tell(events.splice(0));
 			await scope.pause?.();
 		}
 		tell(events);
 		return last;
 	},
 
-	/** Judges what waits and what is given besides, newest first: that is where the reader looks. → how many wait still. */
+	/** Judges what waits and what is fresh, newest first: that is where the reader looks. → how many wait still. */
 	async judge(scope, { api, fresh, most }, tell) {
 		const waiting = (scope.waiting ??= new Map());
 		for (const record of fresh) waiting.set(record.event.seq, record);
 		for (const { from, limit } of plan(waiting.keys()).reverse()) {
 			if (scope.isClosed || (most -= limit) < 0) break;
 			const ledger = records(await read(api, `/api/ledger?from=${from}&limit=${limit}`));
-			const head = ledger.length < limit ? HB.chain.parse(await read(api, '/api/ledger/head')).event : null;
+			const head = ledger.length < limit ? parse(await read(api, '/api/ledger/head')).event : null;
 			const told = [];
 			for (let seq = from; seq < from + limit; seq++) {
-				const { ok, words } = waiting.has(seq) ? verdict(waiting.get(seq), ledger, from, head) : {};
-				if (typeof ok !== 'boolean') continue; // a neighbour is not here, yet
-				told.push([seq, ok, ok ? '' : words]);
+				const { ok = null, words } = waiting.has(seq) ? verdict(waiting.get(seq), ledger, from, head) : {};
+				if (ok === null) continue; // a neighbour is not here, yet
 				waiting.delete(seq);
+				told.push([seq, ok, ok ? '' : words]);
 			}
 			tell(told);
 			await scope.pause?.();
@@ -62,18 +59,18 @@ HB.tasks = {
 		return waiting.size;
 	},
 
-	/** The chain from {seq, hash} on → {ok (null: undecided), seq and hash: how far it holds, words}. `hash`: what the last must have. */
-	async walk(scope, { api, from, to, hash, wants }, tell) {
-		let at = from;
+	/** The chain from {seq, hash} on → {ok (null: undecided), seq and hash: how far it holds, words}. `hash`: the last one's. */
+	async walk(scope, { api, from: at, to, hash, wants }, tell) {
 		const say = (ok, words) => ({ ok, ...at, words });
 		const page = (seq) => read(api, `/api/ledger?from=${seq + 1}&limit=${Math.min(PAGE, to - seq)}`);
 		for (let next = page(at.seq); at.seq < to; ) {
-			const events = [];
 			const bytes = await next;
+			if (scope.isClosed) return null;
 			// While these are checked, the node sends the next.
-			const last = at.seq + PAGE;
-			next = last < to ? page(last) : null;
+			const end = Math.min(at.seq + PAGE, to);
+			next = end < to ? page(end) : null;
 			next?.catch(() => {});
+			const events = [];
 			for (const record of each(bytes)) {
 				const words = fault(record, at);
 				if (words) return say(false, `event ${at.seq + 1}: ${words}`);
@@ -81,8 +78,7 @@ HB.tasks = {
 				if (wants) events.push(compact(record.event));
 				if (at.seq % SLICE === 0) await scope.pause?.();
 			}
-			if (scope.isClosed) return null;
-			if (at.seq < Math.min(last, to)) return say(null, `event ${at.seq + 1} could not be read`);
+			if (at.seq < end) return say(null, `event ${at.seq + 1} could not be read`);
 			tell({ ...at, events });
 		}
 		return hash && hash !== at.hash ? say(false, `event ${at.seq}: the head of the ledger names another hash for its bytes`) : say(true, '');
@@ -90,19 +86,18 @@ HB.tasks = {
 };
 });
 {
+const { START, hashOf } = HB.chain;
 const AUTO = 50_000; // events that are read without being asked to
+const SOME = 1000; // and where that was not enough
+const FEW = 10; // may wait for the ledger to go on behind them
 const RETRY_MS = 3000;
 const GATHER_MS = 120; // events come in bursts; one range then serves several
-const PAGE = 1000;
-const FEW = 10;
 const VERIFY = 'Run “hackbrain verify” on the node.';
-const { START } = HB.chain;
 const access = ({ base, token }) => ({ base, token });
 
 /** → {ok, seq, hash, words}. onProgress(seq, events): events only where wanted. */
 function walk(api, from, to, onProgress, { hash, wants, work = new HB.Work() } = {}) {
-	const told = work.run('walk', { api: access(api), from, to, hash, wants }, ({ seq, events }) => onProgress(seq, events));
-	return told.finally(() => work.close());
+	return work.run('walk', { api: access(api), from, to, hash, wants }, ({ seq, events }) => onProgress(seq, events)).finally(() => work.close());
 }
 
 /** Judges a job's events. */
@@ -132,7 +127,7 @@ class Checker {
 
 	add(record) {
 		const { seq, prev } = record.event;
-		this.last = { event: { seq, prev }, hash: HB.chain.hashOf(record) };
+		this.last = { event: { seq, prev }, hash: hashOf(record) };
 		this.fresh.push(this.last);
 		this.soon(GATHER_MS);
 	}
@@ -141,19 +136,17 @@ class Checker {
 		this.timer ??= setTimeout(() => this.judge(), delay);
 	}
 
-	async judge(most = this.left ? PAGE : AUTO) {
+	async judge(most = this.left ? SOME : AUTO) {
 		this.timer = clearTimeout(this.timer);
 		if (this.isBusy) return this.soon(GATHER_MS);
-		this.isBusy = true;
+		Object.assign(this, { isBusy: true, problem: '' });
 		const fresh = this.fresh.splice(0);
-		this.problem = '';
 		try {
 			const left = await this.work.run('judge', { api: access(this.api), fresh, most }, (told) => this.take(told));
-			// Few: the ledger had not gone on behind them yet.
 			this.left = left > FEW ? left : 0;
 			if (left && !this.left) this.soon(RETRY_MS);
-		} catch (error) {
-			this.problem = error.message;
+		} catch ({ message }) {
+			this.problem = message;
 			this.fresh.push(...fresh);
 			this.soon(RETRY_MS);
 		}
@@ -165,7 +158,7 @@ class Checker {
 		for (const [seq, ok, words] of told) {
 			this.verdicts.set(seq, { ok, words });
 			if (ok) this.good++;
-			else if (ok === false && !(this.bad?.seq < seq)) this.bad = { seq, words };
+			else if (!(this.bad?.seq < seq)) this.bad = { seq, words };
 		}
 		this.onChange();
 	}
@@ -184,17 +177,17 @@ class Whole {
 
 	constructor(node) {
 		this.node = node;
-		this.done = this.known?.checked ?? START;
+		this.done = this.kept?.checked ?? START;
 	}
 
-	get known() {
+	get kept() {
 		return HB.memory?.get(this.node.base);
 	}
 
 	/** Goes on where there is something new; `isAsked`: however much that is. */
-	async look(isAsked = false) {
+	async look(isAsked) {
 		const { follower, api } = this.node;
-		if (this.known?.checked === null && this.done.seq > 0) Object.assign(this, { done: START, fault: '' }); // another ledger was accepted
+		if (this.kept?.checked === null) Object.assign(this, { done: START, fault: '', linked: null }); // another ledger was accepted
 		if (this.isBusy || this.fault) return;
 		// What the stream has brought since is linked to what was checked.
 		if (follower?.sound && follower === this.linked) return this.note(follower);
@@ -223,5 +216,5 @@ class Whole {
 	}
 }
 
-Object.assign(HB, { walk, Checker, whole: (node) => (node.whole ??= new Whole(node)) });
+Object.assign(HB, { VERIFY, walk, Checker, whole: (node) => (node.whole ??= new Whole(node)) });
 }

@@ -52,7 +52,9 @@ class Events {
 		const words = format.describe(event);
 		row.seq = event.seq;
 		row.id = `event-${event.seq}`;
-		for (const [name, value] of Object.entries({ 'aria-posinset': i + 1, 'aria-setsize': events.length, 'aria-selected': event.seq === this.seq })) setAttr(row, name, value);
+		setAttr(row, 'aria-posinset', i + 1);
+		setAttr(row, 'aria-setsize', events.length);
+		setAttr(row, 'aria-selected', event.seq === this.seq);
 		if (event.seq === this.seq) setAttr(this.box, 'aria-activedescendant', row.id);
 		state.update(event.state);
 		setText(what, words);
@@ -114,7 +116,7 @@ class Events {
 			const [{ from, limit }] = HB.chain.plan([seq]);
 			const ledger = await api.lines(`/api/ledger?from=${from}&limit=${limit}`);
 			const record = ledger[seq - from];
-			if (record?.event?.seq !== seq) throw new Error(`The ledger does not hold event ${seq} in its place. Run “hackbrain verify” on the node.`);
+			if (record?.event?.seq !== seq) throw new Error(`The ledger does not hold event ${seq} in its place. ${HB.VERIFY}`);
 			const head = ledger[seq - from + 1] ? null : await api.json('/api/ledger/head');
 			if (run !== this.run) return;
 			const now = HB.chain.verdict(record, ledger, from, head);

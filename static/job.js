@@ -4,32 +4,31 @@
 const { h, setText, format } = HB;
 const ASK_TICKS = 3;
 const FAR = 1000; // events of the ledger that are checked without a word
-const AGAIN = 'Then submit it under a new job id.';
+const AGAIN = 'then submit it under a new job id.';
 /** What to do about a failure, by its reason. */
 const ADVICE = {
-	exit: () => `The payload ended so by itself; the end of its output says why. ${AGAIN}`,
-	attempt_limit: () => 'Each attempt crashed; the events say how. Retrigger gives it as many again.',
-	oom: ({ resources: r }) => `It needs more than ${r?.memory_mib ? `its ${r.memory_mib} MiB` : 'the node’s default'} of memory: raise “memory_mib” in “resources”. ${AGAIN}`,
-	dependency: () => 'See to that job, then Retrigger this one.',
-	mount: () => `Put that directory right on the node. ${AGAIN}`,
-	inputs: () => `Its input files must stay as they are while it waits and runs. ${AGAIN}`,
-	image: ({ image_hash }) => `Run “docker pull ${image_hash}” on the node. ${AGAIN}`,
-	timeout: ({ timeout_s }) => `Raise “timeout_s”, now ${timeout_s}. ${AGAIN}`,
-	resources: () => `Ask for less in “resources”. ${AGAIN}`,
-	not_started: () => `Mend the command or the image. ${AGAIN}`,
-	seal: () => `It ended well, but its files could not be hashed. ${AGAIN}`,
+	exit: () => `The payload ended so by itself: read the end of its output, mend it, ${AGAIN}`,
+	attempt_limit: () => 'Each attempt crashed: the events say how. Retrigger gives it as many again.',
+	oom: ({ resources: r }) => `It needs more memory than ${r?.memory_mib ? `its ${r.memory_mib} MiB` : 'the node’s default'}: raise “memory_mib” in “resources”, ${AGAIN}`,
+	dependency: () => 'See to that job first, then Retrigger this one.',
+	mount: () => `Put that directory right on the node, ${AGAIN}`,
+	inputs: () => `Restore its input files, leave them as they are, ${AGAIN}`,
+	image: ({ image_hash }) => `Run “docker pull ${image_hash}” on the node, ${AGAIN}`,
+	timeout: ({ timeout_s }) => `It took longer than ${timeout_s} s: raise “timeout_s”, ${AGAIN}`,
+	resources: () => `Ask for less in “resources”, ${AGAIN}`,
+	not_started: () => `Mend the command or the image, ${AGAIN}`,
+	seal: () => `It ended well, but its files could not be hashed: put them right, ${AGAIN}`,
 };
 
 class JobPage {
 	all = []; // its events, by seq
 	events; // those that are shown: a replay shows the first of them
 	early = []; // records of the stream before the trace is here
+	at = null; // the seq that a replay is at; null: live
 	ticks = 0;
 
 	constructor(node, id, summary) {
 		Object.assign(this, { node, api: node.api, id, time: new HB.TimeView(), whole: HB.whole(node) });
-		node.page = this;
-		this.at = node.replay?.seq || null; // the seq that a replay is at; null: live
 		this.job = summary ?? { job_id: id, state: 'RECEIVED', phase: 'waiting', attempt: 0 };
 		this.checker = new HB.Checker(this.api, () => this.drawSoon());
 		this.title = h('h1', { tabindex: -1 }, id);
@@ -59,7 +58,6 @@ class JobPage {
 
 	close() {
 		this.isClosed = true;
-		this.node.page = null;
 		this.checker.close();
 		for (const part of this.parts) part.close();
 	}
@@ -69,6 +67,7 @@ class JobPage {
 			await this.checker.load(this.api.jobPath(this.id, '/trace'), (events) => this.join(events));
 			this.isLoaded = true;
 			this.take(this.early);
+			this.drawSoon();
 		} catch ({ status, message }) {
 			setText(this.story, status === 404 ? 'This node has no job of that name.' : message);
 			if (status !== 404) setTimeout(() => this.isClosed || this.load(), 3000);
@@ -83,9 +82,11 @@ class JobPage {
 		this.join(fresh.map(({ event }) => event));
 	}
 
+	/** While the trace comes in pieces, the first alone is drawn. */
 	join(events) {
 		this.all.push(...events);
-		this.drawSoon();
+		if (this.at === null) this.fold(this.all.length);
+		if (this.isLoaded || this.all.length === events.length) this.drawSoon();
 	}
 
 	/** A sample of what it uses, from the stream. */
@@ -122,25 +123,25 @@ class JobPage {
 		this.body.hidden = shown === 0;
 		if (shown === 0) return setText(this.story, `At event ${at} it had not been received.`);
 		if (shown !== this.shown) this.fold(shown);
-		else this.list.update();
+		if (shown === this.drawn) this.list.update();
+		else {
+			this.drawn = shown;
+			this.state.update(this.job.state);
+			this.drawFacts();
+			this.tick();
+			for (const part of this.parts) part.update();
+		}
 		this.drawChecks();
 	}
 
 	/** The list's own fold, over this job's events alone. */
 	fold(shown) {
-		const from = shown > this.shown ? this.shown : 0;
-		if (from === 0) Object.assign(this, { model: HB.model.create(), detail: {} });
-		for (const event of this.all.slice(from, shown)) {
-			this.job = HB.model.fold(this.model, event);
-			if (/SCHEDULED|SEALED|FAILED/.test(event.state)) Object.assign(this.detail, event.detail);
-		}
+		const from = shown >= this.shown ? this.shown : 0;
+		if (from === 0) this.model = HB.model.create();
+		for (const event of this.all.slice(from, shown)) this.job = HB.model.fold(this.model, event);
 		this.shown = shown;
 		this.events = shown === this.all.length ? this.all : this.all.slice(0, shown);
 		this.manifest = this.events[0].detail?.manifest;
-		this.state.update(this.job.state);
-		this.drawFacts();
-		this.tick();
-		for (const part of this.parts) part.update();
 	}
 
 	/** What changes with the clock alone. */
@@ -149,7 +150,7 @@ class JobPage {
 		if (this.ticks++ % ASK_TICKS === 0) this.ask();
 		const { done, fault } = this.whole;
 		const isChecked = !fault && done.seq >= this.events.at(-1).seq;
-		setText(this.story, HB.model.story(this.events, this.now, isChecked && `chain checked by this browser to seq ${done.seq}`));
+		setText(this.story, HB.model.story(this.events, this.now, isChecked && `chain checked by this browser to seq\u00a0${done.seq}`));
 		this.drawChecks();
 		for (const part of this.parts) part.tick();
 	}
@@ -164,11 +165,11 @@ class JobPage {
 	}
 
 	drawFacts() {
-		const { job, manifest: m = {}, detail, events } = this;
+		const { job, manifest: m = {}, events } = this;
 		const limit = HB.model.attemptsMax(events, m);
 		setText(this.stable, format.marker(job.last_d1_stable));
 		// What stays is left alone: somebody may be about to copy it.
-		const key = [job.state === 'FAILED', job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent, Object.keys(detail)].join();
+		const key = [job.state === 'FAILED', job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
 		if (key === this.factsKey) return;
 		this.factsKey = key;
 		const link = (id) => h('a', { href: HB.jobLink(this.node, id) }, id);
@@ -187,16 +188,13 @@ class JobPage {
 			Reproduces: m.reproduces && link(m.reproduces),
 			'Image id': digest(job.image_id),
 			'Manifest hash': digest(events[0].detail?.manifest_hash),
-			'Input hash': digest(detail.input_hash),
+			'Input hash': digest(events.find(({ state }) => state === 'SCHEDULED')?.detail?.input_hash),
 			'Execution hash': digest(job.execution_hash),
-			'Seal hash': digest(detail.seal_hash),
-			'Artifacts root': digest(detail.artifacts_root),
 		};
 		this.facts.replaceChildren(...Object.entries(facts).map(([name, value]) => (value ? h('div', null, h('dt', null, name), h('dd', null, value)) : '')));
 		const advice = job.state === 'FAILED' && ADVICE[job.reason]?.(m);
 		this.advice.hidden = !advice;
-		const why = (detail.message ?? '').replace(/[^.]$/, '$&.');
-		this.advice.replaceChildren(h('b', null, why), ' ', ...(job.ancestor ? ['It needs ', link(job.ancestor), '. '] : []), advice || '');
+		this.advice.replaceChildren(...(job.ancestor ? ['It needs ', link(job.ancestor), '. '] : []), advice || '');
 	}
 
 	/** The verdicts in words: on this job's events, and on the whole ledger. */
@@ -208,7 +206,7 @@ class JobPage {
 		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : 'checking';
 		const words = {
 			checked: `This browser has checked all ${all} against the ledger’s hash chain.`,
-			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. Run “hackbrain verify” on the node.`,
+			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. ${HB.VERIFY}`,
 			unread: `${good} of ${all} checked. ${problem}`,
 			checking: `Checking the hash chain: ${good} of ${all} …`,
 		};

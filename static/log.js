@@ -11,12 +11,12 @@ const POLL_MS = 1000;
 const LF = 10;
 const NONE = new Uint8Array(0);
 const decoder = new TextDecoder();
-/** The index of the last in a rising list that is at most `most`. */
-const lastUpTo = (list, most, of) => {
+/** The index of the last point whose part is at most `most`. */
+const lastUpTo = (list, most, part) => {
 	let [low, high] = [0, list.length];
 	while (low < high) {
 		const mid = (low + high) >> 1;
-		if (of(list[mid]) <= most) low = mid + 1;
+		if (list[mid][part] <= most) low = mid + 1;
 		else high = mid;
 	}
 	return low - 1;
@@ -49,7 +49,7 @@ class LogFile {
 	}
 
 	at(offset) {
-		return lastUpTo(this.points, offset, (point) => point[1]);
+		return lastUpTo(this.points, offset, 1);
 	}
 
 	end(i) {
@@ -90,7 +90,7 @@ class LogFile {
 	start(n) {
 		if (n === 0) return this.points[0][1];
 		if (this.near?.n === n) return this.near.offset;
-		const i = lastUpTo(this.points, n - 1, (point) => point[0]);
+		const i = lastUpTo(this.points, n - 1, 0);
 		const bytes = this.block(i);
 		const [line, from] = this.points[i];
 		let at = 0;
@@ -186,8 +186,8 @@ function terminal(raw, word) {
 
 /** '120' or '120-140' → [first, last], from 1; null: neither. Pure. */
 const lineRange = (text) => {
-	const [, a, b = a] = /^\s*(\d{1,15})(?:\s*-\s*(\d{1,15}))?\s*$/.exec(text ?? '') ?? [];
-	return a > 0 && b > 0 ? [+a, +b].sort(rising) : null;
+	const [a, b = a] = text.split('-').map(Number);
+	return a > 0 && b > 0 ? [a, b].sort(rising) : null;
 };
 
 /** The pane: one stream of one attempt at a time. */
@@ -271,11 +271,10 @@ class LogPane {
 		if (goesOn) return this.select(this.stream);
 		this.attempts.value = this.attempt;
 		this.attempts.hidden = newest < 2;
-		const path = this.path();
 		this.anchors = events.filter(({ state, attempt, detail }) => state === 'D1_STABLE' && attempt === this.shown && detail.stream === this.stream).map(({ time, detail }) => ({ ms: Date.parse(time), offset: detail.offset }));
 		this.marks.hidden = this.anchors.length === 0;
 		for (const button of this.tabs) setAttr(button, 'aria-pressed', button.textContent === this.stream);
-		setAttr(this.raw, 'href', this.api.base + path);
+		setAttr(this.raw, 'href', this.api.base + this.path());
 		setAttr(this.raw, 'download', `${this.page.id}-${this.shown}-${this.stream}.log`);
 		this.draw();
 	}
@@ -402,7 +401,7 @@ class LogPane {
 			row.toggleAttribute('data-stable', raw.startsWith('[D1_STABLE]'));
 		}
 		row.toggleAttribute('data-picked', number >= picked?.[0] && number <= picked[1]);
-		row.toggleAttribute('data-at', found?.line === n || (row.offset >= 0 && row.offset === this.pointed));
+		row.toggleAttribute('data-at', found?.hit === n || (row.offset >= 0 && row.offset === this.pointed));
 	}
 
 	/** After every paint: what the controls say, and what it lacked. */
@@ -523,7 +522,7 @@ class LogPane {
 		});
 		found.isBusy = false;
 		if (!match || found !== this.found) return false;
-		Object.assign(found, { line: match[0], n: found.first + found.matches.indexOf(match) });
+		Object.assign(found, { line: match[0], hit: match[0], n: found.first + found.matches.indexOf(match) });
 		this.go(match[0]);
 		return true;
 	}

@@ -13,7 +13,7 @@ function merge(model, summaries) {
 		const known = model.jobs.get(summary.job_id);
 		if (known) model.order.splice(model.order.indexOf(known), 1);
 		const isNewer = known?.seq > summary.seq;
-		const job = isNewer ? (known.partial ? completed(summary, known) : known) : { ...summary };
+		const job = isNewer ? (known.partial ? completed(summary, known) : known) : summary;
 		textOf(job); // now, and not of all at the first letter of a filter
 		insert(model, job, false);
 	}
@@ -63,6 +63,7 @@ function insert({ node, jobs, order }, job, isNewest) {
 	jobs.set(job.job_id, job);
 	let low = 0;
 	let high = order.length;
+	if (!isNewest && order.at(-1)?.received >= job.received) low = high; // page after page
 	while (low < high) {
 		const mid = (low + high) >> 1;
 		const other = order[mid].received;
@@ -83,8 +84,18 @@ const SORT = {
 	received: (job) => job.received,
 	duration: (job, now) => runTime(job, now) ?? -1,
 };
-const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
-const textOf = (job) => (job.text ??= [job.job_id, job.state, job.image_hash, job.reason, HB.format.marker(job.last_d1_stable)].join(' ').toLowerCase());
+const textOf = (job) => (job.text ??= `${job.job_id} ${job.state} ${job.image_hash} ${job.reason ?? ''} ${(job.last_d1_stable ?? '').slice(11)}`.toLowerCase());
+
+/** Two lists, newest first, as one. */
+function zip(a, b) {
+	const out = [];
+	let at = 0;
+	for (const job of b) {
+		while (at < a.length && a[at].received >= job.received) out.push(a[at++]);
+		out.push(job);
+	}
+	return out.concat(a.slice(at));
+}
 
 /**
  * The jobs of some models that are to be listed, newest first or as `sort` says ('job', '-job' the other way round), and how
@@ -93,24 +104,21 @@ const textOf = (job) => (job.text ??= [job.job_id, job.state, job.image_hash, jo
 function select(models, { text, show = 'all', sort } = {}, now = 0) {
 	const words = (text ?? '').toLowerCase().split(/\s+/).filter(Boolean);
 	const counts = { all: 0, waiting: 0, active: 0, sealed: 0, failed: 0, cancelled: 0 };
-	const found = [];
-	for (const { order } of models) {
-		for (const job of order) {
-			if (words.length > 0 && !words.every((word) => textOf(job).includes(word))) continue;
-			const group = job.phase === 'ended' ? job.state.toLowerCase() : job.phase;
-			counts.all++;
-			counts[group]++;
-			if (show === 'all' || show === group) found.push(job);
-		}
+	const jobs = [];
+	for (const job of models.length > 1 ? models.map(({ order }) => order).reduce(zip) : models[0]?.order ?? []) {
+		if (words.length > 0 && !words.every((word) => textOf(job).includes(word))) continue;
+		const group = job.phase === 'ended' ? job.state.toLowerCase() : job.phase;
+		counts.all++;
+		counts[group]++;
+		if (show === 'all' || show === group) jobs.push(job);
 	}
-	// Runs that are sorted already, so this is a merge.
-	if (models.length > 1) found.sort((a, b) => compare(b.received, a.received));
 	const [, down, name] = /^(-?)(.*)$/.exec(sort ?? '');
-	const key = Object.hasOwn(SORT, name) && SORT[name];
-	if (!key) return { jobs: found, counts };
-	const sign = down ? -1 : 1;
-	const keyed = found.map((job) => [key(job, now), job]).sort(([a], [b]) => sign * compare(a, b));
-	return { jobs: keyed.map(([, job]) => job), counts };
+	if (Object.hasOwn(SORT, name)) {
+		const sign = down ? -1 : 1;
+		for (const job of jobs) job.key = SORT[name](job, now);
+		jobs.sort(({ key: a }, { key: b }) => (a < b ? -sign : a > b ? sign : 0));
+	}
+	return { jobs, counts };
 }
 
 /** Milliseconds from the first start to the end, or now; null before. */

@@ -68,15 +68,6 @@ class Node {
 		return this.doubt ? { ...this.link, name: this.doubt.name } : this.link;
 	}
 
-	/** Jobs of the node, whether read or not, and those of them that are at work. */
-	get total() {
-		return Object.values(this.info?.jobs ?? {}).reduce((a, b) => a + b, 0);
-	}
-
-	get active() {
-		return ['RUNNING', 'D1_STABLE', 'CRASH', 'RECOVERY', 'STOPPING', 'COMPLETED'].reduce((sum, state) => sum + (this.info?.jobs[state] ?? 0), 0);
-	}
-
 	/** The badge in words. */
 	get words() {
 		const { name, since, behind } = this.badge;
@@ -246,15 +237,14 @@ class NodesPanel {
 	}
 
 	row(node) {
-		const { base, name, follower, badge, info, words, troubles } = node;
+		const { base, name, follower, badge, info, words } = node;
 		const remove = () => this.change(nodes.map(({ base }) => base).filter((other) => other !== base));
-		node.row ??= h('li', null, h('span', { class: 'badge' }, h('b'), h('span')), h('small'), h('small'), node.tokenForm(), h('button', { class: 'quiet', 'aria-label': `Remove ${base}`, click: remove }, 'Remove'));
-		const [title, facts, why] = node.row.children;
+		node.row ??= h('li', null, h('span', { class: 'badge' }, h('b'), h('span')), h('small'), node.tokenForm(), h('button', { class: 'quiet', 'aria-label': `Remove ${base}`, click: remove }, 'Remove'));
+		const [title, facts] = node.row.children;
 		setAttr(title, 'data-is', badge.name);
 		setText(title.firstChild, name);
 		setText(title.lastChild, words);
-		setText(facts, format.join(base, follower && `event ${format.number(follower.seq)}`, info && `hackbrain ${info.version}`, info && `up ${format.duration(info.uptime_s * 1000)}`));
-		setText(why, troubles.join(' '));
+		setText(facts, format.join(base, follower && `event ${format.number(follower.seq)}`, info && `hackbrain ${info.version}, up ${format.duration(info.uptime_s * 1000)}`));
 		return node.row;
 	}
 }

@@ -3,17 +3,16 @@
 {
 const { h, setText, setAttr, format } = HB;
 const LIMIT = 500_000; // events held
-const SPEEDS = [1, 10, 100, 1000];
-const WAIT_MS = 1000; // of the reader: a longer stillness is cut to that
-const KEYS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -100, PageDown: 100, Home: -Infinity, End: Infinity };
+const STILL_MS = 1000; // of the reader's time: no pause is longer
+const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -100, PageDown: 100, Home: -Infinity, End: Infinity };
 
-/** What each job was after each of its events, so that any seq is found without folding. Pure. */
+/** What each job was after each of its events, so that any seq is found without folding anew. Pure. */
 class History {
 	times = []; // ms of event i + 1
-	jobs = new Map(); // by first event: id → versions, by seq
+	jobs = new Map(); // id → versions, by seq
 	model = HB.model.create();
 
-	/** node: what jobs are marked with. */
+	/** node: what the jobs are marked with. */
 	add(events, node) {
 		for (const event of events) {
 			this.times.push(Date.parse(event.time));
@@ -28,7 +27,7 @@ class History {
 	at(seq) {
 		const model = Object.assign(HB.model.create(), { seq });
 		for (const [id, versions] of this.jobs) {
-			if (versions[0].seq > seq) break;
+			if (versions[0].seq > seq) break; // so are all that follow
 			let low = 0;
 			for (let high = versions.length; high - low > 1; ) {
 				const mid = (low + high) >> 1;
@@ -44,69 +43,61 @@ class History {
 }
 
 class Replay {
-	seq = 0;
+	seq = 0; // shown, with `model`
+	goal = 0; // what the next frame shows
 	model = HB.model.create();
 	history = new History();
-	listeners = new Set();
 	work = new HB.Work();
+	tell = () => {};
 
 	constructor(node) {
 		this.node = node;
-		this.wanted = Number(HB.route?.get('at') ?? new URLSearchParams(location.search).get('at')) || Infinity;
+		node.replay = this;
+		const wanted = Number(HB.route?.get('at')) || Infinity;
 		this.range = h('input', { type: 'range', min: 1, max: 1, 'aria-label': 'Event', input: () => this.seek(Number(this.range.value)) });
 		this.button = h('button', { click: () => this.play() }, 'Play');
-		this.speed = h('select', { 'aria-label': 'Speed' }, SPEEDS.map((times) => h('option', { value: times }, `${times}×`)));
+		this.speed = h('select', { 'aria-label': 'Speed' }, [1, 10, 100, 1000].map((times) => h('option', { value: times }, `${times}×`)));
 		this.when = h('span', { class: 'note' });
 		this.verdict = HB.mark('verdict', 'checking');
 		const close = h('button', { class: 'quiet', click: () => this.close() }, 'Close');
 		this.element = h('div', { class: 'replay', role: 'group', 'aria-label': 'Replay', keydown: (event) => this.typed(event) }, this.button, this.speed, this.range, this.when, this.verdict, close);
-		this.load().catch(({ message }) => this.say('unread', message));
+		this.load(wanted).catch(({ message }) => this.verdict.update('unread', message));
 	}
 
-	/** fn(replay) is called for every change; `isClosed` is the last. */
+	/** listener(replay) hears of every change; the last is that it `isClosed`. */
 	on(listener) {
-		this.listeners.add(listener);
+		this.tell = listener;
 	}
 
-	async load() {
-		const { node } = this;
+	async load(wanted) {
+		const { node, history, verdict } = this;
 		const { seq: end, hash } = node.follower ?? (await node.api.json('/api/ledger/head'));
 		const to = Math.min(end, LIMIT);
-		const cut = to < end ? ` A replay holds ${format.number(LIMIT)} events: of ${format.number(end)} it shows these.` : '';
+		const all = `${format.number(to)}${to < end ? `, the most that a replay holds, of ${format.number(end)}` : ''}`;
 		setAttr(this.range, 'max', to);
-		const told = (seq, events) => {
-			this.history.add(events, node);
-			this.say('checking', `${format.number(seq)} of ${format.number(to)}${cut}`);
-			if (this.seq < this.wanted) this.seek(Math.min(seq, this.wanted), this.wanted);
+		const read = (seq, events) => {
+			history.add(events, node);
+			verdict.update('checking', `${format.number(seq)} of ${all}`);
+			// Until the reader goes elsewhere.
+			if (this.goal === Math.min(seq - events.length, wanted)) this.seek(Math.min(seq, wanted));
 		};
-		const { ok, words, ...last } = await HB.walk(node.api, HB.chain.START, to, told, { hash: to === end && hash, wants: true, work: this.work });
+		const { ok, words, ...last } = await HB.walk(node.api, HB.chain.START, to, read, { hash: to === end && hash, wants: true, work: this.work });
 		if (ok) HB.whole(node).note(last);
-		this.say(ok ? 'checked' : ok === null ? 'unread' : 'mismatch', ok ? `checked to ${format.number(to)}${cut}` : `${words}. Run “hackbrain verify” on the node.`);
-	}
-
-	say(name, words) {
-		this.verdict.update(name, words);
+		verdict.update({ true: 'checked', false: 'mismatch', null: 'unread' }[ok], ok ? `checked to ${all}` : `${words}. ${HB.VERIFY}`);
 	}
 
 	close() {
-		if (this.isClosed) return;
 		this.isClosed = true;
+		this.node.replay = null;
 		this.work.close();
 		cancelAnimationFrame(this.playing);
 		clearTimeout(this.later);
 		HB.route?.set({ at: null });
 		this.element.remove();
-		this.tell();
+		this.tell(this);
 	}
 
-	tell() {
-		this.node.page?.asOf(this.isClosed ? null : this.seq);
-		for (const listener of this.listeners) listener(this);
-	}
-
-	/** Shows the node as of seq, in the next frame. wanted: where it is to go once that is read. */
-	seek(seq, wanted = seq) {
-		this.wanted = wanted;
+	seek(seq) {
 		this.goal = Math.max(1, Math.min(this.history.times.length, seq));
 		this.frame ??= requestAnimationFrame(() => this.draw());
 	}
@@ -114,53 +105,46 @@ class Replay {
 	draw() {
 		this.frame = null;
 		if (this.isClosed || this.goal === this.seq) return;
-		this.seq = this.goal;
-		this.model = this.history.at(this.seq);
-		this.range.value = this.seq;
-		const time = new Date(this.history.times[this.seq - 1]).toISOString().slice(0, 23).replace('T', ' ');
-		const words = `event ${format.number(this.seq)}, ${time}`;
+		const { history, goal, range } = this;
+		Object.assign(this, { seq: goal, model: history.at(goal) });
+		range.value = goal;
+		const words = `event ${format.number(goal)}, ${new Date(history.times[goal - 1]).toISOString().slice(0, 23).replace('T', ' ')}`;
 		setText(this.when, words);
-		setAttr(this.range, 'aria-valuetext', words);
+		setAttr(range, 'aria-valuetext', words);
 		// Browsers allow few changes of the address in a short time.
 		clearTimeout(this.later);
-		this.later = setTimeout(() => HB.route?.set({ at: this.seq }), 300);
-		this.tell();
+		this.later = setTimeout(() => HB.route?.set({ at: goal }), 300);
+		this.tell(this);
 	}
 
-	/** Plays by the ledger's clock, or pauses. */
+	/** Plays by the ledger's clock to the end, or pauses. */
 	play() {
 		const { times } = this.history;
-		const isPlaying = !this.playing && this.seq < times.length;
+		const isPlaying = !this.playing && this.goal < times.length;
 		setText(this.button, isPlaying ? 'Pause' : 'Play');
 		cancelAnimationFrame(this.playing);
 		this.playing = null;
-		if (!isPlaying) return;
-		let clock = times[this.seq - 1];
+		let clock = times[this.goal - 1];
 		let last = performance.now();
 		const step = (now) => {
 			const speed = Number(this.speed.value);
 			let seq = this.goal;
-			clock = Math.max(clock + (now - last) * speed, times[seq] - WAIT_MS * speed);
+			clock = Math.max(clock + (now - last) * speed, times[seq] - STILL_MS * speed);
 			last = now;
 			while (times[seq] <= clock) seq++;
 			this.seek(seq);
-			if (seq >= times.length) return this.play();
-			this.playing = requestAnimationFrame(step);
+			if (seq >= times.length) this.play();
+			else this.playing = requestAnimationFrame(step);
 		};
-		this.playing = requestAnimationFrame(step);
-	}
-
-	/** True where the key meant something here. */
-	key(key, event) {
-		if (event?.target.matches('button, select, a')) return false; // they have keys of their own
-		if (key === ' ') this.play();
-		else if (KEYS[key]) this.seek((this.goal ?? this.seq) + KEYS[key]);
-		else return false;
-		return true;
+		if (isPlaying) this.playing = requestAnimationFrame(step);
 	}
 
 	typed(event) {
-		if (!this.key(event.key, event)) return;
+		const { key, target } = event;
+		if (target.matches('button, select')) return; // they have keys of their own
+		if (key === ' ') this.play();
+		else if (STEPS[key]) this.seek(this.goal + STEPS[key]);
+		else return;
 		event.preventDefault();
 		event.stopPropagation();
 	}

@@ -6,6 +6,8 @@ const { bins, floor, clamp, msOf } = HB.timeline;
 const STARTS = ['RECEIVED', 'RETRIGGERED', 'RUNNING', 'RECOVERY'];
 const ENDS = ['CRASH', 'SEALED', 'FAILED', 'CANCELLED'];
 const WORDS = { queue: 'queued', down: 'down', stop: 'stopping', seal: 'sealing', rest: 'ended' };
+const ALL = 1e9;
+const ZOOM = { '+': [0.5], '=': [0.5], '-': [2], 0: [ALL], ArrowLeft: [1, 0, -0.2], ArrowRight: [1, 0, 0.2] };
 const NEAR = 9; // px
 const ROWS = 12.5; // seen: half a row tells that they scroll
 const KEYS = 'Timeline. Plus and minus zoom, left and right move, 0 shows all; comma and full stop go from event to event, Enter opens one.';
@@ -40,16 +42,15 @@ class Trace {
 		this.count = HB.mark('state', 'D1_STABLE');
 		this.words = h('output', { class: 'note' });
 		this.sentence = h('p', { class: 'sr' });
-		const buttons = [['−', 'Zoom out', () => time.zoom(2)], ['+', 'Zoom in', () => time.zoom(0.5)], ['All', 'All of the time', () => time.show(-Infinity, Infinity)]];
-		const zoom = buttons.map(([text, label, click]) => h('button', { class: 'quiet', 'aria-label': label, click }, text));
+		const zoom = [['−', 'Zoom out', 2], ['+', 'Zoom in', 0.5], ['All', 'All of the time', ALL]].map(([text, label, by]) => h('button', { class: 'quiet', 'aria-label': label, click: () => time.zoom(by) }, text));
 		this.element = h('section', { class: 'tl' }, h('header', null, h('h2', null, 'Time'), this.count, this.words, h('span', null, zoom)), this.sentence, this.plot, this.map);
 		crosshair(time, this.plot, this);
-		time.on(() => (time.version === this.drawn ? this.tell() : this.soon()));
+		time.on(() => (time.version === this.drawn ? this.tell() : this.update()));
 		this.plot.addEventListener('keydown', (event) => this.pressed(event));
 		this.plot.addEventListener('wheel', (event) => this.wheel(event), { passive: false });
 		this.drag(this.plot, () => this.grab());
 		this.drag(this.map, (x) => this.brush(x));
-		this.observer = new ResizeObserver(() => this.soon());
+		this.observer = new ResizeObserver(() => this.update());
 		this.observer.observe(this.scroll);
 	}
 
@@ -58,15 +59,11 @@ class Trace {
 		cancelAnimationFrame(this.frame);
 	}
 
-	update() {
-		this.soon();
-	}
-
 	tick() {
-		this.soon();
+		if (this.page.job.phase !== 'ended') this.update();
 	}
 
-	soon() {
+	update() {
 		this.frame ??= requestAnimationFrame(() => {
 			this.frame = null;
 			if (this.page.events && this.scroll.clientWidth) this.draw();
@@ -261,17 +258,8 @@ class Trace {
 
 	pressed(event) {
 		const { time } = this;
-		const act = {
-			'+': () => time.zoom(0.5),
-			'=': () => time.zoom(0.5),
-			'-': () => time.zoom(2),
-			0: () => time.show(-Infinity, Infinity),
-			ArrowLeft: () => time.zoom(1, 0, -0.2),
-			ArrowRight: () => time.zoom(1, 0, 0.2),
-			',': () => this.go(true),
-			'.': () => this.go(false),
-			Enter: () => this.open(time.cursor),
-		}[event.key];
+		const zoom = ZOOM[event.key];
+		const act = zoom ? () => time.zoom(...zoom) : { ',': () => this.go(true), '.': () => this.go(false), Enter: () => this.open(time.cursor) }[event.key];
 		if (!act || !this.marks || event.ctrlKey || event.metaKey || event.altKey) return;
 		event.preventDefault();
 		event.stopPropagation();

@@ -82,12 +82,11 @@ test('events, one after the other, and the proof of one', () =>
     const stored = page.locator('pre:visible', { hasText: '"prev":' }).first();
     await stored.waitFor(WAIT);
     const { seq } = JSON.parse(await stored.innerText());
+    // An open proof goes with the selection.
     await page.keyboard.press('k');
+    await until('the proof of the event before', async () => JSON.parse(await stored.innerText()).seq < seq);
     await page.keyboard.press('Enter');
-    await until('the proof of the event before', async () => {
-      const all = await page.locator('pre:visible', { hasText: '"prev":' }).allInnerTexts();
-      return all.some((text) => JSON.parse(text).seq < seq);
-    });
+    await stored.waitFor({ state: 'hidden', ...WAIT });
   }));
 
 test('the log, and a search in it that counts as grep does', () =>
@@ -103,13 +102,17 @@ test('the log, and a search in it that counts as grep does', () =>
     await until('stderr is shown', async () => !(await page.locator('body').innerText()).includes('iteration 3'));
   }));
 
-test('the trace: zoomed in, and out again', () =>
+test('the trace: zoomed in, and whole again; what is at its cursor, in words', () =>
   job('sealed', async (page) => {
-    const drawn = () => page.evaluate(() => location.hash + [...document.querySelectorAll('main svg, main [role=img], main [role=group], main [role=slider]')].map((element) => element.outerHTML).join(''));
+    const plot = await tabTo(page, 'application', /./);
+    const drawn = () => plot.locator('svg').last().evaluate((svg) => svg.textContent);
     const whole = await drawn();
     await page.keyboard.press('+');
     await until('a shorter stretch is drawn', async () => (await drawn()) !== whole);
     await page.keyboard.press('0');
+    await until('all of it is drawn again', async () => (await drawn()) === whole);
+    await page.keyboard.press('.');
+    await page.getByText(/RECEIVED · busybox:latest/).first().waitFor(WAIT);
   }));
 
 test('replay: as of an earlier event, and back to now', () =>
@@ -121,7 +124,8 @@ test('replay: as of an earlier event, and back to now', () =>
     await page.keyboard.press('Home');
     await until('it is as of an earlier event', async () => Number(await slider.inputValue()) < now);
     await row(page, JOBS.runs).waitFor({ state: 'detached', ...WAIT });
-    await page.keyboard.press('Escape');
+    await tabTo(page, 'button', /^close$/i);
+    await page.keyboard.press('Enter');
     await slider.waitFor({ state: 'detached', ...WAIT });
     await row(page, JOBS.runs).waitFor(WAIT);
   }));
@@ -165,13 +169,13 @@ const NAMES = { Esc: 'Escape', '←': 'ArrowLeft', '→': 'ArrowRight', '↑': '
 /** What a focused control does with these is known by its kind, and needs no list. */
 const OF_CONTROLS = ['Enter', ' ', 'Home', 'End', 'PageUp', 'PageDown', 'ArrowLeft', 'ArrowRight', 'ArrowUp', 'ArrowDown', 'Tab', 'Delete'];
 
-/** The keys that mean something where the page stands: whose default is prevented. arrive() brings it there again. */
-async function keysThatWork(page, arrive) {
+/** Those of the keys that mean something where the page stands: whose default is prevented. arrive() brings it there again. */
+async function keysThatWork(page, keys, arrive) {
   const works = [];
   const place = () => page.evaluate(() => `${location.href} ${document.querySelector('dialog[open]')?.id} ${document.activeElement.tagName} ${document.querySelectorAll('input, textarea, form').length}`);
   await arrive();
   let stand = await place();
-  for (const key of [...PRINTABLE, 'Escape']) {
+  for (const key of keys) {
     await page.evaluate(() => {
       window.pressed = null;
       addEventListener('keydown', (event) => (window.pressed = event), { capture: true, once: true });
@@ -205,13 +209,24 @@ test('“?” lists every key that works, and no key that does not', () =>
       job: () => come(`#/jobs/${JOBS.sealed}`, () => page.locator('[data-is=checked]:visible').first().waitFor(WAIT)),
       log: async () => {
         await places.job();
+        await tabTo(page, 'searchbox', /search|find/i);
+        await page.keyboard.type('iteration');
+        await page.keyboard.press('Enter'); // what is found can be gone through
+        await page.getByText(/\b3\b[^.]*\b(match|line)/i).first().waitFor(WAIT);
+        await page.getByRole('heading', { level: 1 }).focus();
         await page.keyboard.press('l');
+      },
+      trace: async () => {
+        await places.job();
+        await tabTo(page, 'application', /./);
       },
       replay: () => come('#/?at=9', () => page.getByRole('slider').first().waitFor(WAIT)),
     };
+    if (listed.includes('+')) listed.push('='); // the same key without Shift
     const works = new Set();
     for (const [place, arrive] of Object.entries(places)) {
-      const here = await keysThatWork(page, arrive);
+      // What worked elsewhere, and is listed, need not be shown once more.
+      const here = await keysThatWork(page, [...PRINTABLE, 'Escape'].filter((key) => !works.has(key)), arrive);
       assert.deepEqual(here.filter((key) => !listed.includes(key)), [], `work in the ${place}, and are not listed`);
       for (const key of here) works.add(key);
     }

@@ -123,6 +123,7 @@ test('a million lines: the tail, any line, search as grep counts, an address of 
     await page.getByLabel('Find in the output').fill('no such text');
     await page.keyboard.press('Enter');
     await hits(page, '0 lines');
+    assert.equal(await page.locator('.line[data-at]').count(), 0);
 
     // An address of lines: a click, a click with shift, and what is there after a reload.
     await jump(page, '700000');

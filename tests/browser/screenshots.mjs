@@ -29,11 +29,11 @@ if (!dir || unknown.length > 0) {
   process.exit(64);
 }
 
-/** One picture; at twice the size where it stays small enough, so that it is sharp on dense screens. */
+/** One picture; at up to twice the size where it stays small enough, so that it is sharp on dense screens. */
 async function picture(browser, name, states) {
   const [state, colorScheme] = PICTURES[name];
   const file = join(dir, `${name}.png`);
-  for (const deviceScaleFactor of [2, 1]) {
+  for (const deviceScaleFactor of [2, 1.5, 1]) {
     const made = await context(browser, { viewport: SIZE, deviceScaleFactor, colorScheme, reducedMotion: 'reduce', ...(states[state].storage && { storageState: states[state].storage }) });
     try {
       const page = await made.newPage();

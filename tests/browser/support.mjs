@@ -50,7 +50,9 @@ function serveStatic(route) {
 export function watch(page, allowed = /^$/) {
   const problems = [];
   page.on('console', (message) => {
-    if (['error', 'warning'].includes(message.type()) && !allowed.test(message.text())) problems.push(message.text());
+    const text = message.text();
+    // Once: what goes wrong in each frame would bury the rest.
+    if (['error', 'warning'].includes(message.type()) && !allowed.test(text) && !problems.includes(text)) problems.push(text);
   });
   page.on('pageerror', (error) => problems.push(error.stack));
   return problems;

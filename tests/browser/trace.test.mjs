@@ -85,14 +85,14 @@ test('a job that is killed and recovers: both are said, its rows, its D1_STABLE,
   });
 });
 
-/** Days: 51 hours queued, a crash, 26 hours down, a crash, done; 10,000 markers. */
+/** Days: 51 hours queued, a crash, 26 hours down, a crash, done; 2,000 markers. */
 function days() {
   const first = Date.UTC(2026, 10, 20, 6);
   const lines = [];
   const add = (hours, state, attempt, detail = {}) => lines.push(JSON.stringify({ seq: lines.length + 1, prev: '0'.repeat(64), time: new Date(first + hours * HOUR).toISOString(), job_id: `${RUN}-days`, attempt, state, detail }));
   add(0, 'RECEIVED', 0, { manifest: { job_id: `${RUN}-days`, image_hash: 'x', command: ['x'] } });
   add(51, 'RUNNING', 1);
-  for (let i = 0; i < 10_000; i++) add(51 + (i * 18) / 10_001, 'D1_STABLE', 1, { line: `[D1_STABLE] step=${i}`, stream: 'stdout', offset: i * 20 });
+  for (let i = 0; i < 2000; i++) add(51 + (i * 18) / 2001, 'D1_STABLE', 1, { line: `[D1_STABLE] step=${i}`, stream: 'stdout', offset: i * 20 });
   add(69, 'CRASH', 1, { cause: 'host' });
   add(95, 'RECOVERY', 2);
   add(104, 'CRASH', 2, { cause: 'killed' });
@@ -109,7 +109,7 @@ test('days at a glance: waits fold and say how long they were, work keeps its pr
     assert.deepEqual(await page.$$eval('.tl [class^=middle\\ in-]', (texts) => texts.map((text) => text.textContent)), ['2 d 03 h', '18 h 00 min', '1 d 02 h', '9 h 00 min', '8 h 30 min']);
     const widths = await page.$$eval('.tl-rows rect.run', (bars) => bars.map((bar) => bar.getBoundingClientRect().width));
     assert.ok(Math.abs(widths[0] / widths[1] - 2) < 0.01, `${widths}`);
-    assert.equal(await page.locator('.tl .state').textContent(), '10,000 D1_STABLE');
+    assert.equal(await page.locator('.tl .state').textContent(), '2,000 D1_STABLE');
     // They aggregate: fewer shapes than fit.
     assert.ok((await page.locator('.tl path.stable').getAttribute('d')).split('M').length < 300);
   }, { route });
@@ -139,25 +139,37 @@ test('by keyboard: zoom, move, all, from event to event', async () => {
 test('by mouse: the minimap’s brush, a drag, the wheel, and a click that opens an event', async () => {
   await withJob(`${RUN}-days`, async (page) => {
     const all = await clock(page);
-    const map = await page.locator('.tl-map').boundingBox();
-    const brush = () => page.locator('.tl .brush').boundingBox();
-    const whole = await brush();
-    const y = map.y + 10;
-    await page.mouse.move(whole.x + whole.width * 0.2, y);
-    await page.mouse.down();
-    await page.mouse.move(whole.x + whole.width * 0.4, y, { steps: 4 });
-    await page.mouse.up();
-    await page.waitForFunction((width) => document.querySelector('.tl .brush').getBoundingClientRect().width < width * 0.25, whole.width, WAIT);
-    const drawn = await brush();
-    assert.ok(Math.abs(drawn.width / whole.width - 0.2) < 0.01);
-    // By its middle it is moved.
-    await page.mouse.move(drawn.x + drawn.width / 2, y);
-    await page.mouse.down();
-    await page.mouse.move(drawn.x + drawn.width / 2 + 100, y, { steps: 4 });
-    await page.mouse.up();
-    await page.waitForFunction((x) => document.querySelector('.tl .brush').getBoundingClientRect().x > x + 90, drawn.x, WAIT);
+    // At once: the next drawing has another element there.
+    const box = (selector) => page.$eval(selector, (element) => element.getBoundingClientRect().toJSON());
+    const drag = async (from, by) => {
+      const { x, y, width } = await box('.tl .brush');
+      await page.mouse.move(x + width * from, y + 9);
+      await page.mouse.down();
+      await page.mouse.move(x + width * from + by, y + 9, { steps: 4 });
+      await page.mouse.up();
+    };
+    /** Its offset and width come to be so, in px. */
+    const brushIs = (x, width) =>
+      page.waitForFunction(
+        ([x, width]) => {
+          const now = document.querySelector('.tl .brush').getBoundingClientRect();
+          return Math.abs(now.x - x) < 2 && Math.abs(now.width - width) < 2;
+        },
+        [x, width],
+        WAIT,
+      );
+    // First on the page: what stands above it grows while the chain is judged.
+    await page.evaluate(() => document.querySelector('.job').prepend(document.querySelector('.tl')));
+    const whole = await box('.tl .brush');
+    await drag(0.2, whole.width * 0.2);
+    await brushIs(whole.x + whole.width * 0.2, whole.width * 0.2);
+    // By its middle it is moved, by an end it is stretched.
+    await drag(0.5, 100);
+    await brushIs(whole.x + whole.width * 0.2 + 100, whole.width * 0.2);
+    await drag(1, 50);
+    await brushIs(whole.x + whole.width * 0.2 + 100, whole.width * 0.2 + 50);
     await page.locator('.tl button', { hasText: 'All' }).click();
-    await page.waitForFunction((width) => document.querySelector('.tl .brush').getBoundingClientRect().width > width - 1, whole.width, WAIT);
+    await brushIs(whole.x, whole.width);
     assert.deepEqual(await clock(page), all);
     const opened = page.waitForEvent('console', { predicate: (message) => message.text().startsWith('opened'), ...WAIT });
     await page.evaluate(() => {
@@ -167,15 +179,15 @@ test('by mouse: the minimap’s brush, a drag, the wheel, and a click that opens
         open.call(this, ms);
       };
     });
-    const crash = await page.locator('.tl .edge').first().boundingBox();
+    const crash = await box('.tl-rows .edge');
     await page.mouse.click(crash.x + 1, crash.y + 5);
-    assert.equal((await opened).text(), 'opened 10003');
+    assert.equal((await opened).text(), 'opened 2003');
     const plot = await page.locator('.tl-plot').boundingBox();
     await page.mouse.move(plot.x + plot.width / 2, plot.y + 30);
     await page.keyboard.down('Control');
     await page.mouse.wheel(0, -100);
     await page.keyboard.up('Control');
-    await page.waitForFunction((width) => document.querySelector('.tl .brush').getBoundingClientRect().width < width * 0.6, whole.width, WAIT);
+    await brushIs(whole.x + (plot.width / 2 - (whole.x - plot.x)) / 2, whole.width / 2);
   }, { route });
 });
 

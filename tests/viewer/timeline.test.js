@@ -117,7 +117,7 @@ test('zoom keeps the instant under the pointer, pan stops at the ends, nothing s
 
 test('what reaches the newest instant goes on with it; what does not, stays', () => {
   const time = view(LONG, 140);
-  time.show(START + 130 * HOUR, Infinity);
+  time.show(START + 130 * HOUR, time.end);
   time.take(LONG, START + 150 * HOUR);
   assert.deepEqual([time.from, time.to], [START + 130 * HOUR, START + 150 * HOUR]);
   time.show(START + 130 * HOUR, START + 135 * HOUR);
