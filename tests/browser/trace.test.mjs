@@ -58,8 +58,10 @@ test('a job that is killed and recovers: both are said, its rows, its D1_STABLE,
   await withJob(id, async (page) => {
     await page.locator('.tl .live').waitFor(WAIT);
     await page.locator('.tl .state', { hasText: '1 D1_STABLE' }).waitFor(WAIT);
-    // Live samples alone come after the first: the page was open before.
     await page.locator('.charts text', { hasText: /of 64 MiB/ }).waitFor(WAIT);
+    // What comes after the first reading comes from the stream.
+    const samples = (least) => document.querySelector('.charts .pids').getAttribute('d').split('L').length >= least;
+    await page.waitForFunction(samples, (await page.$eval('.charts .pids', (line) => line.getAttribute('d').split('L').length)) + 3, WAIT);
     execFileSync('docker', ['kill', `hb-${id}-1`]);
     await name(page, 'CRASH');
     await name(page, 'RECOVERY');
