@@ -4,15 +4,15 @@
 const TIMEOUT_MS = 15_000;
 
 class ApiError extends Error {
-	/** status 0: no answer at all. */
-	constructor(status, message) {
+	/** status 0: no answer at all; isSilent: not in time. */
+	constructor(status, message, isSilent = false) {
 		super(message);
-		this.status = status;
+		Object.assign(this, { status, isSilent });
 	}
 }
 
 class Api {
-	token = ''; // lives as long as the page
+	token = '';
 
 	/** base: 'http://host:port'. */
 	constructor(base) {
@@ -20,22 +20,22 @@ class Api {
 	}
 
 	/** A good response, or an ApiError. 416 is good: nothing new in a log. */
-	async request(path, { accept = 'application/json', headers, method, signal } = {}) {
+	async request(path, { accept = 'application/json', headers, method, body: sent, signal, timeout = TIMEOUT_MS } = {}) {
 		const all = { Accept: accept, ...headers, ...(this.token && { Authorization: `Bearer ${this.token}` }) };
 		let response;
 		try {
-			response = await fetch(this.base + path, { method, headers: all, cache: 'no-store', signal: signal ?? AbortSignal.timeout(TIMEOUT_MS) });
-		} catch {
-			const file = location.protocol === 'file:' ? ' A page from a file needs --allow-origin null as well.' : '';
-			throw new ApiError(0, `No answer from ${this.base}. Check that “hackbrain serve” listens there.${file}`);
+			response = await fetch(this.base + path, { method, headers: all, body: sent, cache: 'no-store', signal: signal ?? AbortSignal.timeout(timeout) });
+		} catch ({ name }) {
+			const far = this.base === origin ? '' : ` and has --allow-origin ${origin}`;
+			throw new ApiError(0, `No answer from ${this.base}. Check that “hackbrain serve” listens there${far}.`, name === 'TimeoutError');
 		}
 		if (response.ok || response.status === 416) return response;
 		const body = await response.json().catch(() => null);
-		throw new ApiError(response.status, body?.error?.message ?? `The node answered ${response.status} to ${path}.`);
+		throw Object.assign(new ApiError(response.status, body?.error?.message ?? `The node answered ${response.status} to ${path}.`), { field: body?.error?.field });
 	}
 
-	async json(path) {
-		return (await this.request(path)).json();
+	async json(path, timeout) {
+		return (await this.request(path, { timeout })).json();
 	}
 
 	/** Events exactly as stored, one a line. */

@@ -1,8 +1,10 @@
 /* The hash chain: `prev` of event n is the SHA-256 of the exact bytes of event n-1. Pure.
-   A record is {bytes, event}: a stored line, and what it parses to (null: not JSON). */
+   A record is {bytes, event, hash (once computed)}: a stored line, and what it parses to (null: not JSON). */
 'use strict';
-{
+HB.share((HB) => {
 const decoder = new TextDecoder();
+const START = { seq: 0, hash: '0'.repeat(64) };
+const hashOf = (record) => (record.hash ??= HB.sha256(record.bytes));
 
 function parse(bytes) {
 	try {
@@ -12,16 +14,20 @@ function parse(bytes) {
 	}
 }
 
-/** JSON lines → records. */
-function records(bytes) {
-	const out = [];
+/** JSON lines → records, one by one. */
+function* each(bytes) {
 	for (let from = 0; from < bytes.length; ) {
 		let to = bytes.indexOf(10, from);
 		if (to < 0) to = bytes.length;
-		if (to > from) out.push(parse(bytes.slice(from, to)));
+		if (to > from) yield parse(bytes.slice(from, to));
 		from = to + 1;
 	}
-	return out;
+}
+
+/** What is wrong with a record that should follow {seq, hash}; '' for nothing. */
+function fault({ event }, { seq, hash }) {
+	if (event?.seq !== seq + 1) return `event ${seq + 1} is not in its place`;
+	return event.prev === hash ? '' : `prev is not the hash of ${seq ? `event ${seq}` : 'nothing, 64 zeros'}`;
 }
 
 /**
@@ -29,21 +35,19 @@ function records(bytes) {
  * seq `from` on, taken by position: a dropped or swapped event then stands where it must not. Both links count: only what
  * came *after* an event ties down its own bytes.
  */
-function verdict({ event: { seq, prev }, bytes }, ledger, from, head) {
+function verdict(record, ledger, from, head) {
+	const { seq } = record.event;
 	const [before, at, after] = [-1, 0, 1].map((step) => ledger[seq + step - from]);
-	let computed = '';
-	const say = (ok, words) => ({ ok, words, computed });
-	if (seq > 1 && !before) return say(null, `event ${seq - 1} could not be read`);
-	if (seq > 1 && before.event?.seq !== seq - 1) return say(false, `event ${seq - 1} is not in its place`);
-	computed = seq === 1 ? '0'.repeat(64) : HB.sha256(before.bytes);
-	if (computed !== prev) return say(false, `prev is not the hash of event ${seq - 1}`);
-	const own = HB.sha256(bytes);
-	if (!at) return say(false, 'the ledger does not hold it');
-	if (HB.sha256(at.bytes) !== own) return say(false, 'the ledger holds other bytes than the job’s trace');
-	if (after && after.event?.seq !== seq + 1) return say(false, `event ${seq + 1} is not in its place`);
-	if (after && after.event.prev !== own) return say(false, `event ${seq + 1} names another hash for its bytes`);
-	if (!after && head?.seq === seq && head.hash !== own) return say(false, 'the head of the ledger names another hash for its bytes');
-	return say(true, `linked to event ${seq - 1} and ${after ? `event ${seq + 1}` : 'the head of the ledger'}`);
+	if (seq > 1 && !before) return { ok: null, words: `event ${seq - 1} could not be read`, computed: '' };
+	const last = seq > 1 ? { seq: before.event?.seq, hash: hashOf(before) } : START;
+	const own = { seq, hash: hashOf(record) };
+	const say = (ok, words) => ({ ok, words, computed: last.hash });
+	const wrong = fault(record, last) || (at && hashOf(at) === own.hash ? '' : 'the ledger holds other bytes than the job’s trace');
+	if (wrong) return say(false, wrong);
+	if (!after && head?.seq !== seq) return say(null, 'nothing that came after it has been read');
+	const next = after ? `event ${seq + 1}` : 'the head of the ledger';
+	if (after ? fault(after, own) : head.hash !== own.hash) return say(false, `${next} names another hash for its bytes`);
+	return say(true, `linked to ${seq > 1 ? `event ${seq - 1}` : 'the beginning'} and ${next}`);
 }
 
 /** The ranges of the ledger that hold these seqs and their neighbours, near ones joined. */
@@ -60,17 +64,19 @@ function plan(seqs, join = 16, most = 500) {
 
 /** Checks a live stream link by link, from a known {seq, hash} on. */
 class Follower {
+	sound = true; // whether every link held
+
 	constructor(head) {
 		Object.assign(this, head);
 	}
 
 	/** Whether the event continues the chain. Goes on from it in any case. */
-	accept({ bytes, event: { seq, prev } }) {
-		const isNext = seq === this.seq + 1 && prev === this.hash;
-		Object.assign(this, { seq, hash: HB.sha256(bytes) });
+	accept(record) {
+		const isNext = !fault(record, this);
+		Object.assign(this, { seq: record.event.seq, hash: hashOf(record), sound: this.sound && isNext });
 		return isNext;
 	}
 }
 
-HB.chain = { parse, records, verdict, plan, Follower };
-}
+HB.chain = { START, hashOf, parse, each, records: (bytes) => [...each(bytes)], fault, verdict, plan, Follower };
+});

@@ -1,59 +1,220 @@
-/* Judges events against the node's ledger, fetching their neighbours in few ranges. */
+/* Checks against the node's ledger: a job's events with their neighbours, and the whole chain. */
 'use strict';
+HB.share((HB) => {
+const { parse, records, each, hashOf, fault, verdict, plan } = HB.chain;
+const PAGE = 1000; // events per request of a walk
+const SLICE = 250; // events between two pauses, where there are any
+
+async function read({ base, token }, path) {
+	const response = await fetch(base + path, { headers: token ? { Authorization: `Bearer ${token}` } : {}, cache: 'no-store' }).catch(() => null);
+	if (response?.ok) return new Uint8Array(await response.arrayBuffer());
+	const told = await response?.json().catch(() => null);
+	throw { status: response?.status ?? 0, message: told?.error?.message ?? (response ? `The node answered ${response.status}.` : `No answer from ${base}.`) };
+}
+
+/** An event without what only a proof needs, and without what may be long. */
+function compact({ prev, detail, ...event }) {
+	const flat = (value) => Object.fromEntries(Object.entries(value ?? {}).filter(([, inner]) => Object(inner) !== inner));
+	return { ...event, detail: { ...flat(detail), ...(detail?.manifest && { manifest: flat(detail.manifest) }) } };
+}
+
+/** Each takes (scope: what lives as long as the worker, args, tell). */
+HB.tasks = {
+	/** Tells a job's events, and keeps of each what `judge` needs. → that of the last. */
+	async trace(scope, { api, path }, tell) {
+		scope.waiting = new Map();
+		let events = [];
+		let last;
+		for (const record of each(await read(api, path))) {
+			if (!record.event) continue;
+			const { prev, ...event } = record.event;
+			last = { event: { seq: event.seq, prev }, hash: hashOf(record) };
+			scope.waiting.set(event.seq, last);
+			if (events.push(event) < SLICE) continue;
+			tell(events.splice(0));
+			await scope.pause?.();
+		}
+		tell(events);
+		return last;
+	},
+
+	/** Judges what waits and what is fresh, newest first: that is where the reader looks. → how many wait still. */
+	async judge(scope, { api, fresh, most }, tell) {
+		const waiting = (scope.waiting ??= new Map());
+		for (const record of fresh) waiting.set(record.event.seq, record);
+		for (const { from, limit } of plan(waiting.keys()).reverse()) {
+			if (scope.isClosed || (most -= limit) < 0) break;
+			const ledger = records(await read(api, `/api/ledger?from=${from}&limit=${limit}`));
+			const head = ledger.length < limit ? parse(await read(api, '/api/ledger/head')).event : null;
+			const told = [];
+			for (let seq = from; seq < from + limit; seq++) {
+				const { ok = null, words } = waiting.has(seq) ? verdict(waiting.get(seq), ledger, from, head) : {};
+				if (ok === null) continue; // a neighbour is not here, yet
+				waiting.delete(seq);
+				told.push([seq, ok, ok ? '' : words]);
+			}
+			tell(told);
+			await scope.pause?.();
+		}
+		return waiting.size;
+	},
+
+	/** The chain from {seq, hash} on → {ok (null: undecided), seq and hash: how far it holds, words}. `hash`: the last one's. */
+	async walk(scope, { api, from: at, to, hash, wants }, tell) {
+		const say = (ok, words) => ({ ok, ...at, words });
+		const page = (seq) => read(api, `/api/ledger?from=${seq + 1}&limit=${Math.min(PAGE, to - seq)}`);
+		for (let next = page(at.seq); at.seq < to; ) {
+			const bytes = await next;
+			if (scope.isClosed) return null;
+			// While these are checked, the node sends the next.
+			const end = Math.min(at.seq + PAGE, to);
+			next = end < to ? page(end) : null;
+			next?.catch(() => {});
+			const events = [];
+			for (const record of each(bytes)) {
+				const words = fault(record, at);
+				if (words) return say(false, `event ${at.seq + 1}: ${words}`);
+				at = { seq: at.seq + 1, hash: hashOf(record) };
+				if (wants) events.push(compact(record.event));
+				if (at.seq % SLICE === 0) await scope.pause?.();
+			}
+			if (at.seq < end) return say(null, `event ${at.seq + 1} could not be read`);
+			tell({ ...at, events });
+		}
+		return hash && hash !== at.hash ? say(false, `event ${at.seq}: the head of the ledger names another hash for its bytes`) : say(true, '');
+	},
+};
+});
 {
-const GATHER_MS = 120; // events come in bursts; one range then serves several
+const { START, hashOf } = HB.chain;
+const AUTO = 50_000; // events that are read without being asked to
+const SOME = 1000; // and where that was not enough
+const FEW = 10; // may wait for the ledger to go on behind them
 const RETRY_MS = 3000;
+const GATHER_MS = 120; // events come in bursts; one range then serves several
+const VERIFY = 'Run “hackbrain verify” on the node.';
+const access = ({ base, token }) => ({ base, token });
 
+/** → {ok, seq, hash, words}. onProgress(seq, events): events only where wanted. */
+function walk(api, from, to, onProgress, { hash, wants, work = new HB.Work() } = {}) {
+	return work.run('walk', { api: access(api), from, to, hash, wants }, ({ seq, events }) => onProgress(seq, events)).finally(() => work.close());
+}
+
+/** Judges a job's events. */
 class Checker {
-	waiting = new Map();
+	verdicts = new Map(); // seq → {ok, words}
+	good = 0;
+	bad = null; // {seq, words} of the first that is
+	left = 0; // events that are not read until asked for
+	problem = '';
+	fresh = [];
+	work = new HB.Work();
 
-	/** onVerdict(seq, verdict): see HB.chain.verdict. */
-	constructor(api, onVerdict) {
-		Object.assign(this, { api, onVerdict });
-	}
-
-	add(records) {
-		for (const record of records) this.waiting.set(record.event.seq, record);
-		this.schedule(GATHER_MS);
+	constructor(api, onChange) {
+		Object.assign(this, { api, onChange });
 	}
 
 	close() {
-		this.waiting.clear();
+		this.work.close();
+		clearTimeout(this.timer);
 	}
 
-	schedule(delay) {
-		if (this.waiting.size > 0) this.timer ??= setTimeout(() => this.run(), delay);
+	/** The job's events so far, in pieces; they are judged then. */
+	async load(path, onEvents) {
+		this.last = await this.work.run('trace', { api: access(this.api), path }, onEvents);
+		this.judge();
 	}
 
-	async run() {
-		let delay = GATHER_MS;
-		// Newest first: that is where the reader looks.
-		for (const { from, limit } of HB.chain.plan(this.waiting.keys()).reverse()) {
-			try {
-				await this.range(from, limit);
-			} catch (error) {
-				delay = RETRY_MS;
-				for (const { event } of this.within(from, limit)) this.onVerdict(event.seq, { ok: null, words: error.message, computed: '' });
-			}
+	add(record) {
+		const { seq, prev } = record.event;
+		this.last = { event: { seq, prev }, hash: hashOf(record) };
+		this.fresh.push(this.last);
+		this.soon(GATHER_MS);
+	}
+
+	soon(delay) {
+		this.timer ??= setTimeout(() => this.judge(), delay);
+	}
+
+	async judge(most = this.left ? SOME : AUTO) {
+		this.timer = clearTimeout(this.timer);
+		if (this.isBusy) return this.soon(GATHER_MS);
+		Object.assign(this, { isBusy: true, problem: '' });
+		const fresh = this.fresh.splice(0);
+		try {
+			const left = await this.work.run('judge', { api: access(this.api), fresh, most }, (told) => this.take(told));
+			this.left = left > FEW ? left : 0;
+			if (left && !this.left) this.soon(RETRY_MS);
+		} catch ({ message }) {
+			this.problem = message;
+			this.fresh.push(...fresh);
+			this.soon(RETRY_MS);
 		}
-		this.timer = null;
-		this.schedule(delay);
+		this.isBusy = false;
+		this.onChange();
 	}
 
-	within(from, limit) {
-		return [...this.waiting.values()].filter(({ event: { seq } }) => seq >= from && seq < from + limit);
-	}
-
-	async range(from, limit) {
-		const judged = this.within(from, limit);
-		if (judged.length === 0) return;
-		const ledger = await this.api.lines(`/api/ledger?from=${from}&limit=${limit}`);
-		const head = ledger.length < limit ? await this.api.json('/api/ledger/head') : null;
-		for (const record of judged) {
-			if (this.waiting.delete(record.event.seq)) this.onVerdict(record.event.seq, HB.chain.verdict(record, ledger, from, head));
+	take(told) {
+		for (const [seq, ok, words] of told) {
+			this.verdicts.set(seq, { ok, words });
+			if (ok) this.good++;
+			else if (!(this.bad?.seq < seq)) this.bad = { seq, words };
 		}
+		this.onChange();
+	}
+
+	/** The verdict on one event: ok is undefined while it is being judged. */
+	of(seq) {
+		return this.verdicts.get(seq) ?? { ok: this.problem || (this.left && !this.isBusy) ? null : undefined };
 	}
 }
 
-HB.Checker = Checker;
+/** The whole chain of a node, as far as this browser has checked it: up to `done`; at `at` of `to` while it reads on. */
+class Whole {
+	fault = ''; // what is wrong with it
+	at = 0;
+	to = 0;
+
+	constructor(node) {
+		this.node = node;
+		this.done = this.kept?.checked ?? START;
+	}
+
+	get kept() {
+		return HB.memory?.get(this.node.base);
+	}
+
+	/** Goes on where there is something new; `isAsked`: however much that is. */
+	async look(isAsked) {
+		const { follower, api } = this.node;
+		if (this.kept?.checked === null) Object.assign(this, { done: START, fault: '', linked: null }); // another ledger was accepted
+		if (this.isBusy || this.fault) return;
+		// What the stream has brought since is linked to what was checked.
+		if (follower?.sound && follower === this.linked) return this.note(follower);
+		this.isBusy = true;
+		try {
+			const { seq, hash } = follower ?? (await api.json('/api/ledger/head'));
+			const { done } = this;
+			Object.assign(this, { to: seq, at: done.seq });
+			if (seq < done.seq) this.fault = `The ledger ends at event ${seq}, but this browser has checked it to ${done.seq}. ${VERIFY}`;
+			else if (isAsked || seq - done.seq <= AUTO) {
+				if (follower) follower.sound = true; // from here on it counts
+				const { ok, words, ...end } = await walk(api, done, seq, (seq) => (this.at = seq), { hash });
+				if (ok === false) this.fault = `The chain does not hold at ${words}. ${VERIFY}`;
+				if (ok) this.note(end, follower);
+			}
+		} catch {} // the node's badge tells; the next look tries again
+		this.isBusy = false;
+	}
+
+	/** {seq, hash} is linked to the beginning. */
+	note({ seq, hash }, linked = this.linked) {
+		this.linked = linked;
+		if (seq <= this.done.seq) return;
+		Object.assign(this, { done: { seq, hash }, at: seq, to: Math.max(seq, this.to) });
+		HB.memory?.set(this.node.base, { checked: this.done });
+	}
+}
+
+Object.assign(HB, { VERIFY, walk, Checker, whole: (node) => (node.whole ??= new Whole(node)) });
 }

@@ -13,6 +13,14 @@ const h = (tag, attributes, ...children) => {
 	return element;
 };
 
+/** An SVG element of that text; null and undefined are left out. */
+const svg = (tag, attributes, text = '') => {
+	const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
+	for (const [name, value] of Object.entries(attributes ?? {})) if (value != null) element.setAttribute(name, value);
+	element.append(text);
+	return element;
+};
+
 /** Write only what changed: untouched nodes keep selections and cost no layout. */
 const setText = (element, text) => {
 	if (element.textContent !== text) element.textContent = text;
@@ -33,10 +41,8 @@ function reconcile(parent, nodes) {
 
 /** An icon of index.html with its word; update(name, words) changes both. */
 function mark(className, name) {
-	const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
-	const use = svg.appendChild(document.createElementNS(svg.namespaceURI, 'use'));
-	for (const [name, value] of Object.entries({ class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' })) svg.setAttribute(name, value);
-	const element = h('span', { class: className }, svg, h('span', { class: 'word' }));
+	const use = svg('use');
+	const element = h('span', { class: className }, svg('svg', { class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' }, use), h('span', { class: 'word' }));
 	element.update = (next, words = next) => {
 		setAttr(element, 'data-is', next);
 		setAttr(use, 'href', `#i-${next}`);
@@ -66,5 +72,5 @@ async function copy(text) {
 	return done;
 }
 
-Object.assign(HB, { h, setText, setAttr, reconcile, mark, copyButton });
+Object.assign(HB, { h, svg, setText, setAttr, reconcile, mark, copyButton });
 }

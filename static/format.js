@@ -26,7 +26,8 @@ function bytes(n) {
 	return `${unit ? n.toFixed(n < 10 ? 1 : 0) : n} ${['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit]}`;
 }
 
-const count = (n, one, many = `${one}s`) => `${n.toLocaleString('en')} ${n === 1 ? one : many}`;
+const number = new Intl.NumberFormat('en').format; // toLocaleString makes one for each number
+const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;
 const day = (time) => time.slice(0, 10);
 /** 08:09:47 today, 11-23 08:09 on any other day. */
 const moment = (time, now) => (day(time) === day(new Date(now).toISOString()) ? time.slice(11, 19) : `${time.slice(5, 10)} ${time.slice(11, 16)}`);
@@ -56,5 +57,5 @@ function describe({ state, attempt, detail: d = {} }) {
 /** Why a job does not go on, and how far long work on its files is. */
 const going = ({ waiting_for: why, progress: p }) => join(why && `Waits: ${why}`, p && `Now ${p.doing}, ${p.mount}: ${count(p.files, 'file')}, ${bytes(p.bytes)}`);
 
-HB.format = { going, duration, bytes, count, day, moment, hash, cause, join, marker, describe };
+HB.format = { going, duration, bytes, number, count, day, moment, hash, cause, join, marker, describe };
 }

@@ -1,49 +1,58 @@
-/* One job's page: its story, its lane of time, its trace with verdicts, its output. */
+/* One job's page: its story, its checks, its facts, and its parts. */
 'use strict';
 {
-const { h, setText, setAttr, format } = HB;
-const HEAD_ROWS = 10;
-const TAIL_ROWS = 50;
+const { h, setText, format } = HB;
 const ASK_TICKS = 3;
-const WORDS = { true: 'checked', false: 'mismatch', null: 'unread', undefined: 'checking' };
+const FAR = 1000; // events of the ledger that are checked without a word
+const AGAIN = 'then submit it under a new job id.';
+/** What to do about a failure, by its reason. */
+const ADVICE = {
+	exit: () => `The payload ended so by itself: read the end of its output, mend it, ${AGAIN}`,
+	attempt_limit: () => 'Each attempt crashed: the events say how. Retrigger gives it as many again.',
+	oom: ({ resources: r }) => `It needs more memory than ${r?.memory_mib ? `its ${r.memory_mib} MiB` : 'the node’s default'}: raise “memory_mib” in “resources”, ${AGAIN}`,
+	dependency: () => 'See to that job first, then Retrigger this one.',
+	mount: () => `Put that directory right on the node, ${AGAIN}`,
+	inputs: () => `Restore its input files, leave them as they are, ${AGAIN}`,
+	image: ({ image_hash }) => `Run “docker pull ${image_hash}” on the node, ${AGAIN}`,
+	timeout: ({ timeout_s }) => `It took longer than ${timeout_s} s: raise “timeout_s”, ${AGAIN}`,
+	resources: () => `Ask for less in “resources”, ${AGAIN}`,
+	not_started: () => `Mend the command or the image, ${AGAIN}`,
+	seal: () => `It ended well, but its files could not be hashed: put them right, ${AGAIN}`,
+};
 
 class JobPage {
-	records = []; // by seq
-	rows = new Map(); // seq → li
-	fold = h('li', null, h('button', { class: 'quiet', click: () => this.drawTrace((this.isWhole = true)) }));
-	verdicts = new Map(); // seq → verdict
+	all = []; // its events, by seq
+	events; // those that are shown: a replay shows the first of them
+	early = []; // records of the stream before the trace is here
+	at = null; // the seq that a replay is at; null: live
 	ticks = 0;
 
 	constructor(node, id, summary) {
-		Object.assign(this, { node, api: node.api, id, time: new HB.TimeView() });
+		Object.assign(this, { node, api: node.api, id, time: new HB.TimeView(), whole: HB.whole(node) });
 		this.job = summary ?? { job_id: id, state: 'RECEIVED', phase: 'waiting', attempt: 0 };
-		this.checker = new HB.Checker(this.api, (seq, verdict) => this.onVerdict(seq, verdict));
+		this.checker = new HB.Checker(this.api, () => this.drawSoon());
 		this.title = h('h1', { tabindex: -1 }, id);
 		this.state = HB.mark('state', this.job.state);
 		this.story = h('p', { class: 'story' }, 'Reading its history …');
 		this.waits = h('p', { class: 'note' });
+		this.advice = h('p', { class: 'notice bad', hidden: '' });
 		this.chain = HB.mark('verdict', 'checking');
+		this.more = h('button', { click: () => this.checker.judge(Infinity) });
+		this.ledger = h('button', { click: () => this.whole.look(true) });
+		this.broken = HB.mark('verdict', 'mismatch');
+		const checks = [this.more, this.ledger, this.broken];
+		for (const element of checks) element.hidden = true;
 		this.facts = h('dl', { class: 'facts' });
-		this.trace = h('ol', { class: 'trace' });
+		this.stable = h('span');
+		this.list = new HB.Events(this);
 		this.log = new HB.LogPane(this);
-		this.actions = new HB.Actions(this);
-		const [trace, charts, artifacts, graph] = [new HB.Trace(this), new HB.Charts(this), new HB.Artifacts(this), new HB.Graph(this)];
-		this.parts = [this.actions, trace, charts, this.log, artifacts, graph];
-		this.element = h(
-			'article',
-			{ class: 'job' },
-			h('nav', null, h('a', { href: '#/' }, '← All jobs')),
-			h('header', null, this.title, this.state, this.actions.element),
-			this.story,
-			this.waits,
-			this.chain,
-			trace.element,
-			charts.element,
-			this.facts,
-			h('div', { class: 'columns' }, h('section', null, h('header', null, h('h2', null, 'Trace'), h('span', { class: 'note' }, 'times in UTC')), this.trace), this.log.element),
-			artifacts.element,
-			graph.element,
-		);
+		const [actions, trace, charts, artifacts, graph] = (this.parts = [new HB.Actions(this), new HB.Trace(this), new HB.Charts(this), new HB.Artifacts(this), new HB.Graph(this)]);
+		this.parts.push(this.list, this.log);
+		const facts = h('section', null, h('h2', null, 'Facts'), this.facts);
+		const columns = h('div', { class: 'columns' }, this.list.element, this.log.element);
+		this.body = h('div', { class: 'job', hidden: '' }, [trace, charts].map(({ element }) => element), facts, columns, artifacts.element, graph.element);
+		const top = [h('nav', null, h('a', { href: '#/' }, '← All jobs')), h('header', null, this.title, this.state), this.story, this.waits, this.advice, this.chain];
+		this.element = h('article', { class: 'job' }, top, h('p', { class: 'checks' }, checks), actions.element, this.body);
 		this.load();
 	}
 
@@ -55,138 +64,166 @@ class JobPage {
 
 	async load() {
 		try {
-			this.take(await this.api.lines(this.api.jobPath(this.id, '/trace')));
-		} catch (error) {
-			if (!this.events) setText(this.story, error.status === 404 ? 'This node has no job of that name.' : error.message);
-			if (error.status !== 404 && !this.isClosed) setTimeout(() => this.load(), 3000);
+			await this.checker.load(this.api.jobPath(this.id, '/trace'), (events) => this.join(events));
+			this.isLoaded = true;
+			this.take(this.early);
+			this.drawSoon();
+		} catch ({ status, message }) {
+			setText(this.story, status === 404 ? 'This node has no job of that name.' : message);
+			if (status !== 404) setTimeout(() => this.isClosed || this.load(), 3000);
 		}
 	}
 
-	/** Takes in records of the trace or the stream, in any order, also twice. */
+	/** Takes in records of the stream. */
 	take(records) {
-		const known = new Set(this.records.map(({ event }) => event.seq));
-		const fresh = records.filter(({ event }) => event && !known.has(event.seq));
-		if (this.isClosed || fresh.length === 0) return;
-		this.records = [...this.records, ...fresh].sort((a, b) => a.event.seq - b.event.seq);
-		this.events = this.records.map(({ event }) => event);
-		this.manifest = this.events[0].detail?.manifest;
-		this.checker.add(fresh);
-		// The list's own fold, over this job's events alone.
-		const model = HB.model.create();
-		for (const event of this.events) this.job = HB.model.fold(model, event);
-		this.state.update(this.job.state);
-		this.drawFacts();
-		this.drawTrace();
-		this.drawChain();
-		this.tick();
-		for (const part of this.parts) part.update();
+		if (!this.isLoaded) return this.early.push(...records);
+		const fresh = records.filter(({ event }) => event.seq > this.all.at(-1).seq);
+		for (const record of fresh) this.checker.add(record);
+		this.join(fresh.map(({ event }) => event));
 	}
 
-	/** Why it does not go on, or how far it is: no event tells. */
-	async ask() {
-		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
-		setText(this.waits, summary ? format.going(summary) : '');
+	/** While the trace comes in pieces, the first alone is drawn. */
+	join(events) {
+		this.all.push(...events);
+		if (this.at === null) this.fold(this.all.length);
+		if (this.isLoaded || this.all.length === events.length) this.drawSoon();
+	}
+
+	/** A sample of what it uses, from the stream. */
+	telemetry(sample) {
+		for (const part of this.parts) part.sample?.(sample);
+	}
+
+	/** Shows the job as of a seq; null: as it is. */
+	asOf(seq) {
+		this.at = seq;
+		this.drawSoon();
+	}
+
+	/** Its events stand still at that time, in a replay. */
+	get now() {
+		return this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
+	}
+
+	select(seq) {
+		this.list.select(seq, true);
+	}
+
+	drawSoon() {
+		this.frame ??= requestAnimationFrame(() => {
+			this.frame = null;
+			if (!this.isClosed && this.all.length > 0) this.draw();
+		});
+	}
+
+	draw() {
+		const { at, all } = this;
+		const later = at === null ? -1 : all.findIndex(({ seq }) => seq > at);
+		const shown = later < 0 ? all.length : later;
+		this.body.hidden = shown === 0;
+		if (shown === 0) return setText(this.story, `At event ${at} it had not been received.`);
+		if (shown !== this.shown) this.fold(shown);
+		if (shown === this.drawn) this.list.update();
+		else {
+			this.drawn = shown;
+			this.state.update(this.job.state);
+			this.drawFacts();
+			this.tick();
+			for (const part of this.parts) part.update();
+		}
+		this.drawChecks();
+	}
+
+	/** The list's own fold, over this job's events alone. */
+	fold(shown) {
+		const from = shown >= this.shown ? this.shown : 0;
+		if (from === 0) this.model = HB.model.create();
+		for (const event of this.all.slice(from, shown)) this.job = HB.model.fold(this.model, event);
+		this.shown = shown;
+		this.events = shown === this.all.length ? this.all : this.all.slice(0, shown);
+		this.manifest = this.events[0].detail?.manifest;
 	}
 
 	/** What changes with the clock alone. */
 	tick() {
-		if (!this.events) return;
+		if (!this.events || this.body.hidden) return;
 		if (this.ticks++ % ASK_TICKS === 0) this.ask();
-		setText(this.story, HB.model.story(this.events, Date.now()));
+		const { done, fault } = this.whole;
+		const isChecked = !fault && done.seq >= this.events.at(-1).seq;
+		setText(this.story, HB.model.story(this.events, this.now, isChecked && `chain checked by this browser to seq\u00a0${done.seq}`));
+		this.drawChecks();
 		for (const part of this.parts) part.tick();
 	}
 
+	/** How far the ledger is checked; why the job does not go on, or how far it is: no event tells. */
+	async ask() {
+		const { done } = this.whole;
+		await this.whole.look();
+		if (done !== this.whole.done && !this.isClosed) this.tick();
+		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
+		setText(this.waits, summary && this.at === null ? format.going(summary) : '');
+	}
+
 	drawFacts() {
-		const { job, manifest } = this;
+		const { job, manifest: m = {}, events } = this;
+		const limit = HB.model.attemptsMax(events, m);
+		setText(this.stable, format.marker(job.last_d1_stable));
+		// What stays is left alone: somebody may be about to copy it.
+		const key = [job.state === 'FAILED', job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
+		if (key === this.factsKey) return;
+		this.factsKey = key;
+		const link = (id) => h('a', { href: HB.jobLink(this.node, id) }, id);
+		const lines = (list = []) => list.length > 0 && list.map((line) => h('div', null, line));
+		const digest = (value) => value && [h('code', { title: value }, format.hash(value)), HB.copyButton('Copy', () => value)];
 		const facts = {
-			Image: job.image_hash,
-			Command: manifest?.command.join(' '),
-			Attempts: `${job.attempt} of ${HB.model.attemptsMax(this.events, manifest)}`,
-			'Exit code': job.exit_code,
-			'Last stable': format.marker(job.last_d1_stable),
-			Execution: job.execution_hash,
+			Command: m.command && h('pre', { tabindex: 0 }, m.command.join(' ')),
+			Image: m.image_hash,
+			Attempts: `${job.attempt} of ${limit}`,
+			'Exit code': job.exit_code?.toString(),
+			'Last stable': this.stable.textContent && this.stable,
+			Resources: lines(Object.entries(m.resources ?? {}).map((pair) => pair.join(' '))),
+			Timeout: m.timeout_s && `${m.timeout_s} s`,
+			Mounts: lines([m.mount_spec ?? []].flat()),
+			'Depends on': lines(m.depends_on?.map(link)),
+			Reproduces: m.reproduces && link(m.reproduces),
+			'Image id': digest(job.image_id),
+			'Manifest hash': digest(events[0].detail?.manifest_hash),
+			'Input hash': digest(events.find(({ state }) => state === 'SCHEDULED')?.detail?.input_hash),
+			'Execution hash': digest(job.execution_hash),
 		};
-		const shown = Object.entries(facts).filter(([, value]) => value != null && value !== '');
-		this.facts.replaceChildren(...shown.map(([name, value]) => h('div', null, h('dt', null, name), h('dd', { title: value }, String(value)))));
+		this.facts.replaceChildren(...Object.entries(facts).map(([name, value]) => (value ? h('div', null, h('dt', null, name), h('dd', null, value)) : '')));
+		const advice = job.state === 'FAILED' && ADVICE[job.reason]?.(m);
+		this.advice.hidden = !advice;
+		this.advice.replaceChildren(...(job.ancestor ? ['It needs ', link(job.ancestor), '. '] : []), advice || '');
 	}
 
-	/** The first and last events; those between when asked for. */
-	drawTrace() {
-		const middle = this.records.length - HEAD_ROWS - TAIL_ROWS;
-		const items = this.records.map((record, i) => (this.isWhole || i < HEAD_ROWS || i >= HEAD_ROWS + middle ? this.row(record, this.events[i - 1]) : null)).filter(Boolean);
-		if (items.length < this.records.length) items.splice(HEAD_ROWS, 0, this.fold);
-		setText(this.fold.firstChild, `Show ${format.count(middle, 'more event')}`);
-		HB.reconcile(this.trace, items);
-	}
-
-	row(record, earlier) {
-		const { seq, time, state } = record.event;
-		if (this.rows.has(seq)) return this.rows.get(seq);
-		const since = earlier ? `+${format.duration(Date.parse(time) - Date.parse(earlier.time))}` : format.day(time);
-		const words = format.describe(record.event);
-		const verdict = HB.mark('verdict', 'checking');
-		const body = h('div', { class: 'proof' });
-		const when = h('time', { title: time }, time.slice(11, 23), h('small', null, since));
-		const details = h('details', null, h('summary', null, HB.mark('state', state), h('span', { class: 'what', title: words }, words), when, verdict), body);
-		const row = Object.assign(h('li', null, details), { verdict, body, details, record });
-		details.addEventListener('toggle', () => {
-			this.drawVerdict(seq);
-			if (details.open) this.checker.add([record]);
-		});
-		this.rows.set(seq, row);
-		this.drawVerdict(seq);
-		return row;
-	}
-
-	onVerdict(seq, verdict) {
-		this.verdicts.set(seq, verdict);
-		this.drawVerdict(seq);
-		this.drawChain();
-	}
-
-	/** The verdict in a row and, where it is open, its proof. */
-	drawVerdict(seq) {
-		const row = this.rows.get(seq);
-		if (!row) return;
-		const { ok, words = '…', computed } = this.verdicts.get(seq) ?? {};
-		row.verdict.update(WORDS[ok]);
-		if (!row.details.open) return;
-		const { bytes, event } = row.record;
-		const facts = {
-			'prev, as stored': event.prev,
-			[seq > 1 ? `SHA-256 of event ${seq - 1}, computed here` : 'before the first event']: computed || '…',
-			'SHA-256 of this event, computed here': HB.sha256(bytes),
-			Verdict: `${WORDS[ok]}: ${words}`,
-		};
-		row.body.replaceChildren(
-			h('pre', { tabindex: 0, 'aria-label': `Stored bytes of event ${seq}` }, new TextDecoder().decode(bytes)),
-			h('dl', null, ...Object.entries(facts).map(([name, value]) => h('div', null, h('dt', null, name), h('dd', null, value)))),
-		);
-	}
-
-	drawChain() {
-		const all = format.count(this.events.length, 'event');
-		const verdicts = this.events.map(({ seq }) => ({ seq, ...this.verdicts.get(seq) }));
-		const good = verdicts.filter(({ ok }) => ok).length;
-		const worst = verdicts.find(({ ok }) => ok === false) ?? verdicts.find(({ ok }) => ok === null);
-		const ok = worst ? worst.ok : good === this.events.length || undefined;
+	/** The verdicts in words: on this job's events, and on the whole ledger. */
+	drawChecks() {
+		const { good, bad, left, problem, isBusy } = this.checker;
+		const { done, at, to, fault, isBusy: isWalking } = this.whole;
+		const total = this.all.length;
+		const all = format.count(total, 'event');
+		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : 'checking';
 		const words = {
-			true: `This browser has checked all ${all} against the ledger’s hash chain.`,
-			false: `Mismatch at event ${worst?.seq}: ${worst?.words}. Run “hackbrain verify” on the node.`,
-			null: `Event ${worst?.seq} is not checked: ${worst?.words}`,
-			undefined: `Checking the hash chain: ${good} of ${all} …`,
+			checked: `This browser has checked all ${all} against the ledger’s hash chain.`,
+			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. ${HB.VERIFY}`,
+			unread: `${good} of ${all} checked. ${problem}`,
+			checking: `Checking the hash chain: ${good} of ${all} …`,
 		};
-		this.chain.update(WORDS[ok], words[ok]);
+		this.chain.update(name, words[name]);
+		this.more.hidden = !left || isBusy;
+		setText(this.more, `Check the other ${format.number(left)}`);
+		this.ledger.hidden = to - done.seq < FAR || fault;
+		this.ledger.disabled = isWalking;
+		setText(this.ledger, `${isWalking ? 'Checking' : 'Check'} the whole ledger: ${format.number(at)} of ${format.number(to)}`);
+		this.broken.hidden = !fault;
+		this.broken.update('mismatch', fault);
 	}
 
 	/** True where the key meant something here. */
-	key(key) {
-		if (this.parts.some((part) => part.key?.(key))) return true;
-		const rows = [...this.trace.querySelectorAll('summary')];
-		const at = rows.indexOf(document.activeElement);
-		if (key === 'j') rows[Math.min(at + 1, rows.length - 1)]?.focus();
-		else if (key === 'k') rows[Math.max(at - 1, 0)]?.focus();
-		else if (key === 'l') this.log.view.focus();
+	key(key, event) {
+		if (this.parts.some((part) => part.key?.(key, event))) return true;
+		if (key === 'l') this.log.view.focus();
 		else if (key === 'Escape') location.hash = '#/';
 		else return false;
 		return true;

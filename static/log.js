@@ -1,88 +1,228 @@
-/* A payload's output: read by ranges, held as a bounded tail, followed while at its end. */
+/* A payload's output, by line: the agent says where lines begin, their bytes come by ranges as they are looked at. */
 'use strict';
 {
-const { h, setText, setAttr } = HB;
-const STEP = 1 << 20; // bytes per request, and of the tail at first
-const HELD = 4 << 20; // bytes in the page at most
-const LINES_MAX = 200_000; // so that their height stays below what browsers can scroll
-const LINE_BYTES = 4096; // shown of one line
+const { h, setText, setAttr, format } = HB;
+const STEP = 1 << 18; // bytes of a block, at most
+const HELD = 30; // blocks in the page: below 8 MB
+const WALK = 4 * STEP; // bytes of growth that are read rather than asked about
+const SHOWN = 4096; // bytes of a line
+const FOUND = 10_000; // matches that the agent tells at once, at most
 const POLL_MS = 1000;
-const decoder = new TextDecoder();
+const LF = 10;
 const NONE = new Uint8Array(0);
+const decoder = new TextDecoder();
+/** The index of the last point whose part is at most `most`. */
+const lastUpTo = (list, most, part) => {
+	let [low, high] = [0, list.length];
+	while (low < high) {
+		const mid = (low + high) >> 1;
+		if (list[mid][part] <= most) low = mid + 1;
+		else high = mid;
+	}
+	return low - 1;
+};
+const newlines = (bytes) => {
+	let n = 0;
+	for (const byte of bytes) if (byte === LF) n++;
+	return n;
+};
+const join = (a, b) => {
+	const all = new Uint8Array(a.length + b.length);
+	all.set(a);
+	all.set(b, a.length);
+	return all;
+};
+const rising = (a, b) => a - b;
 
-/** The held stretch [from, end) of a log as lines {offset, text, stable}; the last may be unfinished. Pure. */
-class LogTail {
-	lines = [];
-	open = NONE; // bytes of the unfinished line
+/** A log of which some blocks are here, parted by points [newlines before, offset]. undefined: a block is lacking. Pure. */
+class LogFile {
+	held = new Map(); // offset of a block → bytes; the last looked at is last
+	wanted = new Set(); // offsets of blocks that lookups lacked
 
-	constructor(from = 0, held = HELD) {
-		Object.assign(this, { from, held, end: from });
+	constructor(size = 0, points = [[0, 0]], lines = 0) {
+		Object.assign(this, { size, points, told: lines, last: points.at(-1) });
 	}
 
-	append(bytes) {
-		if (this.open.length > 0) this.lines.pop();
-		const offset = this.end - this.open.length;
-		const buffer = new Uint8Array(this.open.length + bytes.length);
-		buffer.set(this.open);
-		buffer.set(bytes, this.open.length);
-		this.open = NONE;
-		for (let at = 0, to; at < buffer.length; at = to + 1) {
-			to = buffer.indexOf(10, at);
-			// An endless line is cut, or it would be copied whole for every byte that joins it.
-			if (to < 0 && buffer.length - at < this.held) this.open = buffer.slice(at);
-			if (to < 0) to = buffer.length;
-			this.lines.push(line(buffer.subarray(at, to), offset + at));
+	/** False: its tail alone is known, without line numbers. */
+	get isWhole() {
+		return this.points[0][1] === 0;
+	}
+
+	at(offset) {
+		return lastUpTo(this.points, offset, 1);
+	}
+
+	end(i) {
+		return Math.min(this.points[i + 1]?.[1] ?? this.size, this.points[i][1] + STEP);
+	}
+
+	/** As much of block i as is here. */
+	block(i) {
+		const from = this.points[i][1];
+		const bytes = this.held.get(from) ?? NONE;
+		if (from + bytes.length < this.end(i)) this.wanted.add(from);
+		if (this.held.delete(from)) this.held.set(from, bytes);
+		return bytes.subarray(0, this.end(i) - from);
+	}
+
+	/** Bytes of the block at `from`, behind the `skip` that are here. A full block lets another begin. */
+	put(from, skip, bytes) {
+		const all = join(this.held.get(from) ?? NONE, bytes);
+		if (all.length !== skip + bytes.length) return; // dropped meanwhile
+		this.held.delete(from);
+		if (this.held.set(from, all).size > HELD) this.held.delete(this.held.keys().next().value);
+		const i = this.at(from);
+		const next = from + STEP;
+		if (all.length >= STEP && !(this.points[i + 1]?.[1] <= next)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(all), next]);
+	}
+
+	/** Lines, an unfinished one too. */
+	get lines() {
+		const i = this.at(this.size - 1);
+		if (i < 0) return 0;
+		const bytes = this.block(i);
+		const [line, from] = this.points[i];
+		if (from + bytes.length === this.size) this.told = line + newlines(bytes) + (bytes.at(-1) !== LF);
+		return this.told;
+	}
+
+	/** The offset of a line. */
+	start(n) {
+		if (n === 0) return this.points[0][1];
+		if (this.near?.n === n) return this.near.offset;
+		const i = lastUpTo(this.points, n - 1, 0);
+		const bytes = this.block(i);
+		const [line, from] = this.points[i];
+		let at = 0;
+		for (let left = n - line; left > 0; left--) if (!(at = bytes.indexOf(LF, at) + 1)) return undefined;
+		return from + at;
+	}
+
+	/** The line that holds a byte. */
+	lineAt(offset) {
+		const i = this.at(offset);
+		if (i < 0) return undefined;
+		const bytes = this.block(i);
+		const [line, from] = this.points[i];
+		return offset - from < bytes.length ? line + newlines(bytes.subarray(0, offset - from)) : undefined;
+	}
+
+	/** A line: {offset, bytes: SHOWN at most, isWhole, isCut}. */
+	line(n) {
+		const offset = this.start(n);
+		let bytes = NONE;
+		for (let i = this.at(offset); offset >= 0 && i < this.points.length && bytes.length <= SHOWN; i++) {
+			const block = this.block(i);
+			const from = this.points[i][1];
+			const part = block.subarray(Math.max(0, offset - from)).subarray(0, SHOWN + 1 - bytes.length);
+			bytes = join(bytes, part);
+			if (part.includes(LF) || from + block.length < this.points[i + 1]?.[1]) break;
 		}
-		this.end += bytes.length;
-		let drop = Math.max(0, this.lines.length - LINES_MAX);
-		while (drop < this.lines.length - 1 && this.end - this.lines[drop].offset > this.held) drop++;
-		this.lines.splice(0, drop);
-		if (this.lines.length > 0) this.from = this.lines[0].offset;
+		if (bytes.length === 0) return undefined;
+		const to = bytes.indexOf(LF);
+		if (to >= 0) this.near = { n: n + 1, offset: offset + to + 1 };
+		return { offset, bytes: bytes.subarray(0, to < 0 ? SHOWN : to), isWhole: to >= 0, isCut: to < 0 && bytes.length > SHOWN };
 	}
 }
 
-/** One line as a terminal leaves it: colour codes and overwritten parts gone, other controls made visible. */
-function line(bytes, offset) {
-	const raw = decoder.decode(bytes.subarray(0, LINE_BYTES));
-	const plain = raw.replace(/\x1b\[[0-9;:?]*[ -/]*[@-~]/g, '').replace(/\r+$/, '');
-	const text = plain.slice(plain.lastIndexOf('\r') + 1).replace(/[\0-\x08\x0b-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
-	return { offset, text: bytes.length > LINE_BYTES ? `${text} …` : text, stable: raw.startsWith('[D1_STABLE]') };
+const nearest = (...rgb) => rgb.reduce((sum, part, i) => sum + (part > 50 && part > Math.max(...rgb) * 0.6 ? 1 << i : 0), 0);
+const of256 = (n) => (n < 16 ? n : n > 231 ? 7 * (n > 243) : nearest(...[36, 6, 1].map((unit) => (Math.floor((n - 16) / unit) % 6) * 51)));
+
+/** A look {ink, paper, bold, under} after the codes of an SGR sequence. */
+function sgr(look, codes) {
+	look = { ...look };
+	for (let i = 0; i < codes.length; i++) {
+		const code = codes[i];
+		const digit = code % 10;
+		const layer = { 3: 'ink', 9: 'ink', 4: 'paper', 10: 'paper' }[Math.floor(code / 10)];
+		if (code === 0) look = {};
+		else if (code === 1 || code === 22) look.bold = code === 1;
+		else if (code === 4 || code === 24) look.under = code === 4;
+		else if (layer && digit === 8) {
+			const isIndex = codes[i + 1] === 5;
+			look[layer] = isIndex ? of256(codes[i + 2]) : nearest(...codes.slice(i + 2, i + 5));
+			i += isIndex ? 2 : 4;
+		} else if (layer) look[layer] = digit === 9 ? undefined : digit + (code > 89 ? 8 : 0);
+	}
+	return look;
 }
 
-/** The new bytes in an answer to the range from `from` on. Pure. */
-function reading(status, from, bytes) {
-	if (status === 206) return bytes;
-	return status === 200 ? bytes.subarray(from) : NONE; // 200: all, the range was not honoured
+function classes({ ink, paper, bold, under }) {
+	const colour = paper ?? ink;
+	return [colour >= 0 && `a${colour % 8}`, colour > 7 && 'bright', paper >= 0 && 'paper', bold && 'bold', under && 'under'].filter(Boolean).join(' ');
 }
+
+const ODD = /[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/; // controls, and what turns text around
+const TOKEN = /\x1b\[([0-9;:?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|./gsu;
+const visible = (c) => (!ODD.test(c) ? c : c < ' ' ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : `<${c.charCodeAt(0).toString(16)}>`);
+
+/** A line as a terminal leaves it, other controls made visible: runs {text, look: class names, found: part of `word`}. Pure. */
+function terminal(raw, word) {
+	raw = raw.replace(/\r+$/, '');
+	const isFound = word && raw.includes(word);
+	if (!isFound && !ODD.test(raw)) return [{ text: raw, look: '', found: false }];
+	const cells = [];
+	let [look, name, at] = [{}, '', 0];
+	for (const [token, codes, final] of raw.matchAll(TOKEN)) {
+		if (token === '\r') at = 0;
+		else if (final === 'm') name = classes((look = sgr(look, codes.split(/[;:]/).map(Number))));
+		else if (final === 'K') cells.length = at;
+		else if (token[0] !== '\x1b' || token === '\x1b') cells[at++] = { text: visible(token), look: name };
+	}
+	const plain = Array.from(cells, (cell) => cell?.text ?? ' ').join('');
+	const runs = [];
+	let from = 0;
+	let end = 0; // of the match that began last
+	for (const { text, look } of Array.from(cells, (cell) => cell ?? { text: ' ', look: '' })) {
+		if (isFound && from >= end && plain.startsWith(word, from)) end = from + word.length;
+		const found = from < end;
+		const run = runs.at(-1);
+		if (run?.look === look && run.found === found) run.text += text;
+		else runs.push({ text, look, found });
+		from += text.length;
+	}
+	return runs;
+}
+
+/** '120' or '120-140' → [first, last], from 1; null: neither. Pure. */
+const lineRange = (text) => {
+	const [a, b = a] = text.split('-').map(Number);
+	return a > 0 && b > 0 ? [a, b].sort(rising) : null;
+};
 
 /** The pane: one stream of one attempt at a time. */
 class LogPane {
-	attempt = ''; // '': always the newest
+	epoch = 0; // rows of an earlier one are drawn anew
 
 	constructor(page) {
 		Object.assign(this, { page, api: page.api });
+		const quiet = (text, name, click) => h('button', { class: 'quiet', 'aria-label': name, title: name, click }, text);
 		this.tabs = ['stdout', 'stderr'].map((name) => h('button', { class: 'chip', click: () => this.select(name) }, name));
 		this.attempts = h('select', { 'aria-label': 'Attempt', change: () => this.select(this.stream, this.attempts.value) });
-		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener' }, 'Raw');
-		this.end = h('button', { class: 'quiet', click: () => this.toEnd() });
-		this.rows = h('div', { class: 'rows' });
+		this.marks = h('span', null, quiet('◆↑', 'Previous D1_STABLE', () => this.anchor(-1)), quiet('◆↓', 'Next D1_STABLE', () => this.anchor(1)));
+		this.end = h('button', { class: 'quiet end', click: () => this.list.to(Infinity) });
+		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener' }, 'Download');
+		this.text = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the output', search: () => this.text.value || this.find(''), keydown: ({ key, shiftKey }) => key === 'Enter' && this.find(this.text.value, shiftKey ? -1 : 1) });
+		this.hits = h('span', { class: 'note', role: 'status' });
+		this.steps = h('span', null, quiet('↑', 'Previous match', () => this.step(-1)), quiet('↓', 'Next match', () => this.step(1)));
+		this.where = h('input', { placeholder: 'Line', 'aria-label': 'Go to line, or lines as 120-140', keydown: ({ key }) => key === 'Enter' && this.jump(lineRange(this.where.value)) });
+		this.rows = h('div', { class: 'rows', click: (event) => this.pick(event), pointerover: ({ target }) => this.point(target.closest('[data-stable]')), pointerleave: () => this.point() });
 		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
 		this.note = h('p', { class: 'note' });
-		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.end, this.raw), this.view, this.note);
+		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.marks, this.end, this.raw), h('header', null, this.text, this.steps, this.hits, this.where), this.view, this.note);
 		this.list = new HB.Windowed({
 			scroller: this.view,
 			rows: this.rows,
-			make: () => h('div', { class: 'line' }),
-			draw: (row, i) => {
-				const { text, stable } = this.tail.lines[i] ?? 0; // dropped?
-				setText(row, text);
-				setAttr(row, 'data-stable', stable ? '' : null);
-			},
+			sticky: true,
+			make: () => h('div', { class: 'line' }, h('span', { class: 'no' }), h('span')),
+			draw: (row, n) => this.drawLine(row, n),
+			painted: () => this.painted(),
 			rowHeight: () => parseFloat(getComputedStyle(this.view).lineHeight),
 		});
-		this.view.addEventListener('scroll', () => this.scrolled());
-		this.view.addEventListener('keydown', ({ key }) => key === 'End' && this.toEnd());
-		this.select('stdout');
+		page.time.on(() => this.list.refresh());
+		const [stream, attempt, lines] = ['s', 'a', 'l'].map((name) => HB.route?.get(name) ?? '');
+		this.select(stream || 'stdout', attempt); // attempt '': always the newest
+		this.jump(lineRange(lines));
 		this.timer = setInterval(() => this.poke(), POLL_MS);
 	}
 
@@ -97,88 +237,307 @@ class LogPane {
 	/** Shows another stream or attempt, from its tail. */
 	select(stream, attempt = this.attempt) {
 		// `run` stands for this selection: answers of an earlier one are dropped.
-		Object.assign(this, { stream, attempt, tail: new LogTail(), follows: true, busy: false, problem: '', run: {} });
-		this.draw();
-		this.poke();
+		Object.assign(this, { stream, attempt, file: new LogFile(), run: {}, found: null });
+		this.epoch++;
+		this.mark(null);
+		this.list.atEnd = true;
+		this.update();
+		this.run.ready = this.poke();
+		if (this.text.value) this.find(this.text.value);
 	}
 
-	path() {
-		return this.api.jobPath(this.page.job.job_id, `/${this.stream}?attempt=${this.attempt || this.page.job.attempt}`);
+	/** Marks lines [first, last], from 1. */
+	mark(lines) {
+		this.picked = lines;
+		HB.route?.set({ s: this.stream === 'stdout' ? null : this.stream, a: this.attempt || null, l: lines && [...new Set(lines)].join('-') });
 	}
 
-	/** Redraws the controls. A pane that shows the newest attempt goes on to a new one. */
+	get shown() {
+		return Number(this.attempt || this.page.job.attempt);
+	}
+
+	path(rest = '', ...query) {
+		if (this.shown) query.push(`attempt=${this.shown}`);
+		return this.api.jobPath(this.page.id, `/${this.stream}${rest}?${query.join('&')}`);
+	}
+
+	/** New events. A pane that shows the newest attempt goes on to a new one. */
 	update() {
-		const { attempt: newest } = this.page.job;
-		if (this.known !== newest) {
-			const goesOn = this.known && this.attempt === '';
-			this.known = newest;
-			this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
-			this.attempts.value = this.attempt;
-			this.attempts.hidden = newest < 2;
-			if (goesOn) return this.select(this.stream);
-		}
+		const { job, events = [] } = this.page;
+		const newest = job.attempt;
+		const goesOn = this.known && this.known !== newest && !this.attempt;
+		if (this.known !== newest) this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
+		this.known = newest;
+		if (goesOn) return this.select(this.stream);
+		this.attempts.value = this.attempt;
+		this.attempts.hidden = newest < 2;
+		this.anchors = events.filter(({ state, attempt, detail }) => state === 'D1_STABLE' && attempt === this.shown && detail.stream === this.stream).map(({ time, detail }) => ({ ms: Date.parse(time), offset: detail.offset }));
+		this.marks.hidden = this.anchors.length === 0;
 		for (const button of this.tabs) setAttr(button, 'aria-pressed', button.textContent === this.stream);
 		setAttr(this.raw, 'href', this.api.base + this.path());
-		setText(this.end, this.follows ? 'Following' : 'To the end');
-		setAttr(this.end, 'data-on', this.follows ? '' : null);
-		const { from, end } = this.tail;
-		setText(this.note, this.problem || `${HB.format.bytes(end)} written${from ? `, the last ${HB.format.bytes(end - from)} shown` : ''}`);
+		setAttr(this.raw, 'download', `${this.page.id}-${this.shown}-${this.stream}.log`);
+		this.draw();
 	}
 
-	/** Reads what is new. Called by the clock and by `log` messages; one request at a time. */
-	async poke() {
+	/** Does what asks the agent, and draws. A failure is told below the lines; nothing is fetched until a poll succeeds. */
+	async trying(work) {
 		const { run } = this;
-		const isEnded = this.page.job.phase === 'ended';
-		// Whoever reads older lines keeps them.
-		const isFull = !this.follows && this.tail.end - this.tail.from > HELD - STEP;
-		if (!run || this.busy || isFull || (run.settled && isEnded)) return;
-		this.busy = true;
+		let value;
 		try {
-			await this.read(run);
-			this.problem = '';
-			run.settled = isEnded; // one read after the end saw all
+			value = await work(run);
+			Object.assign(run, { problem: '', isLost: false });
 		} catch (error) {
-			// 404: no such attempt was started.
-			this.problem = error.status === 404 ? '' : error.message;
+			// 404: this attempt was never started.
+			Object.assign(run, { problem: error.status === 404 ? '' : error.message, isLost: true, isSettled: this.page.job.phase === 'ended' });
 		}
-		if (run !== this.run) return;
-		this.busy = false;
-		this.update();
+		if (this.run && run === this.run) this.draw();
+		return value;
 	}
 
-	/** HEAD tells the length. It and `bytes=N-M` need no preflight from another origin; `bytes=-N` does. */
-	async read(run) {
-		const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
-		const length = Number(headers.get('Content-Length'));
-		while (run === this.run && length !== this.tail.end) {
-			if (!run.started || length < this.tail.end) this.tail = new LogTail(Math.max(0, length - STEP));
-			run.started = true;
-			const { end } = this.tail;
-			const response = await this.api.request(this.path(), { headers: { Range: `bytes=${end}-${end + STEP - 1}` } });
-			const bytes = reading(response.status, end, new Uint8Array(await response.arrayBuffer()));
-			if (run !== this.run || bytes.length === 0) return;
-			this.tail.append(bytes);
-			this.draw();
+	/** Reads how long the file is now. Called by the clock and by `log` messages; one request at a time. */
+	async poke() {
+		const { run, file } = this;
+		if (!run || run.isBusy || (run.isSettled && !run.problem)) return;
+		run.isBusy = true;
+		const isEnded = this.page.job.phase === 'ended';
+		await this.trying(async () => {
+			// HEAD and `bytes=N-M` need no preflight from another origin.
+			const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
+			const size = Number(headers.get('Content-Length'));
+			if (run !== this.run) return;
+			const { size: known } = this.file;
+			if (size < known) return this.select(this.stream);
+			run.isSettled = isEnded; // one look after the end sees all
+			this.file.size = size;
+			if (!known) file.points = [[0, Math.max(0, size - STEP)]]; // at first the tail alone
+			if (size > known && this.found?.total >= 0) this.count(this.found);
+		});
+		run.isBusy = false;
+		while (run === this.run && !run.isLost && (await this.fetch()));
+		run.numbers = this.number(run);
+	}
+
+	/** Fetches what lookups lacked. True: something came. */
+	fetch(file = this.file) {
+		const { run } = this;
+		return (run.fetching ??= this.trying(async () => {
+			const wanted = [...file.wanted].slice(0, 4);
+			file.wanted.clear();
+			try {
+				const got = await Promise.all(wanted.map((block) => this.fetchBlock(run, file, block)));
+				return got.some(Boolean);
+			} finally {
+				run.fetching = null;
+			}
+		}));
+	}
+
+	async fetchBlock(run, file, block) {
+		const skip = file.held.get(block)?.length ?? 0;
+		const [from, to] = [block + skip, file.end(file.at(block))];
+		if (from >= to) return 0;
+		const response = await this.api.request(this.path(), { headers: { Range: `bytes=${from}-${to - 1}` } });
+		let bytes = new Uint8Array(await response.arrayBuffer());
+		if (response.status !== 206) bytes = bytes.slice(from, to); // the range was not honoured
+		if (run === this.run) file.put(block, skip, bytes);
+		return bytes.length;
+	}
+
+	/** The agent's account of all from a line's beginning to the end of the file. */
+	async scan([line, from], find) {
+		const all = { points: [], matches: [], matching: 0 };
+		const query = find ? [`limit=${FOUND}`, `find=${encodeURIComponent(find)}`] : [];
+		for (let size = Infinity; from < size; ) {
+			const part = await this.api.json(this.path('/lines', `from=${from}`, ...query));
+			const first = line;
+			part.offsets.forEach((offset, i) => all.points.push([first + i * part.every, offset]));
+			all.matches.push(...part.matches.slice(0, FOUND - all.matches.length).map(([n, offset]) => [first + n, offset]));
+			all.matching += part.matching;
+			line += part.lines;
+			({ size, end: from } = part);
+			Object.assign(all, { end: [line, from], unfinished: part.unfinished });
 		}
+		return all;
+	}
+
+	/** Has the agent say where lines begin, unless the bytes at hand tell. */
+	async number(run) {
+		const { file, list } = this;
+		if (run !== this.run || run.isNumbering || (file.isWhole && file.size - file.points.at(-1)[1] <= WALK)) return;
+		run.isNumbering = true;
+		await this.trying(async () => {
+			const known = file.isWhole ? file.last : [0, 0]; // a line's beginning
+			const { points, end } = await this.scan(known);
+			const next = new LogFile(file.size, [...file.points.filter(([, offset]) => offset < known[1]), ...points], end[0]);
+			while (next.line(next.lines - 1) === undefined && (await this.fetch(next)));
+			if (run !== this.run) return;
+			// What is looked at stays where it is.
+			const top = file.isWhole || list.atEnd ? undefined : (list.top / list.rowHeight() + next.lines - file.lines) * list.rowHeight();
+			this.file = next;
+			this.epoch++;
+			list.count = next.lines;
+			list.paint(top);
+		});
+		run.isNumbering = false;
 	}
 
 	draw() {
-		this.list.count = this.tail.lines.length;
+		this.list.count = this.file.lines;
 		this.list.paint();
-		if (this.follows) this.toEnd();
 	}
 
-	toEnd() {
-		this.view.scrollTop = this.view.scrollHeight;
-		this.scrolled();
+	drawLine(row, n) {
+		const { file, picked, found } = this;
+		const [no, body] = row.children;
+		const number = file.isWhole ? n + 1 : null;
+		const key = `${this.epoch} ${n}`;
+		if (row.key !== key) {
+			const line = file.line(n);
+			const raw = decoder.decode(line?.bytes);
+			row.key = line?.isWhole || line?.isCut ? key : null;
+			row.offset = line?.offset;
+			body.replaceChildren(...terminal(raw, found?.text).map(({ text, look, found }) => (look || found ? h(found ? 'mark' : 'span', { class: look }, text) : text)), line?.isCut ? h('em', null, ' … cut at 4 KiB') : '');
+			setAttr(no, 'data-n', number);
+			row.toggleAttribute('data-stable', raw.startsWith('[D1_STABLE]'));
+		}
+		row.toggleAttribute('data-picked', number >= picked?.[0] && number <= picked[1]);
+		row.toggleAttribute('data-at', found?.hit === n || (row.offset >= 0 && row.offset === this.pointed));
 	}
 
-	scrolled() {
-		const { scrollTop, clientHeight, scrollHeight } = this.view;
-		this.follows = scrollTop + clientHeight > scrollHeight - 24;
-		this.update();
+	/** After every paint: what the controls say, and what it lacked. */
+	painted() {
+		const { file, found, list, run } = this;
+		const { cursor } = this.page.time;
+		const pointed = cursor === null ? null : this.anchors.findLast(({ ms }) => ms <= cursor)?.offset;
+		if (this.pointed !== pointed) list.refresh();
+		this.pointed = pointed;
+		setText(this.end, list.atEnd ? 'Following' : 'To the end');
+		this.end.toggleAttribute('data-on', list.atEnd);
+		this.steps.hidden = !found?.total;
+		const of = found?.n > 0 ? `${found.n.toLocaleString('en')} of ` : '';
+		setText(this.hits, !found ? '' : found.total >= 0 ? of + format.count(found.total, 'line') : 'Searching …');
+		this.view.style.setProperty('--digits', `${String(list.count).length}ch`);
+		setText(this.note, run?.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
+		if (file.wanted.size && run && !run.isLost) this.fetch();
+	}
+
+	/** What a lookup gives once what it lacks is here. */
+	async need(look) {
+		const { run } = this;
+		await run.ready;
+		await run.numbers;
+		let value;
+		do value = run === this.run ? look(this.file) : null;
+		while (value === undefined && (await this.fetch()));
+		return value;
+	}
+
+	/** Scrolls so that a line is a third down. */
+	go(line) {
+		this.list.to(line - Math.floor(this.view.clientHeight / this.list.rowHeight() / 3));
+	}
+
+	/** To lines [first, last], from 1. */
+	async jump(lines) {
+		if (!lines) return;
+		this.mark(lines);
+		await this.need(() => null);
+		if (this.picked === lines) this.go(lines[0] - 1);
+	}
+
+	async showOffset(stream, attempt, offset) {
+		if (stream !== this.stream || attempt !== this.shown) this.select(stream, attempt === this.known ? '' : String(attempt));
+		const line = await this.need((file) => file.lineAt(offset));
+		if (line >= 0) this.jump([line + 1, line + 1]);
+	}
+
+	/** To the D1_STABLE before or behind the picked line, or the first that is drawn. */
+	anchor(way) {
+		const drawn = this.list.pool.filter(({ offset }) => offset >= 0).sort((a, b) => a.offset - b.offset);
+		const at = (drawn.find((row) => 'picked' in row.dataset) ?? drawn[0])?.offset;
+		const next = way < 0 ? this.anchors.findLast(({ offset }) => offset < at) : this.anchors.find(({ offset }) => offset > at);
+		if (!next) return;
+		this.page.time.point(next.ms, this);
+		this.showOffset(this.stream, this.shown, next.offset);
+	}
+
+	point(row) {
+		this.page.time.point((row && this.anchors.find(({ offset }) => offset >= row.offset)?.ms) ?? null, this);
+	}
+
+	pick({ target, shiftKey }) {
+		const n = Number(target.dataset.n);
+		if (!n) return;
+		this.mark([n, shiftKey && this.picked ? this.picked[0] : n].sort(rising));
+		this.draw();
+	}
+
+	/** First the match at or below what is shown, the last one while following. The same text again: the next, or previous. */
+	async find(text, way) {
+		if (this.found?.text === text) return this.step(way);
+		const { list } = this;
+		const { atEnd } = list;
+		const found = (this.found = text ? { text, from: [0, 0], before: 0, first: 1, line: Math.ceil(list.top / list.rowHeight()) - 1 } : null);
+		this.epoch++;
+		this.draw();
+		if (!found) return;
+		await this.trying(() => this.count(found));
+		if ((!atEnd && (await this.step(1))) || !(found.total > 0)) return;
+		Object.assign(found, { line: Infinity, n: found.total + 1, ...(found.total > FOUND && { matches: [] }) });
+		await this.step(-1);
+	}
+
+	/** Counts the lines that match; later only where the log has grown. */
+	async count(found) {
+		if (found.isBusy) return;
+		found.isBusy = true;
+		const { matches, matching, end, unfinished } = await this.scan(found.from, found.text).finally(() => (found.isBusy = false));
+		found.total = found.before + matching;
+		found.end = end[1];
+		if (!found.matches || found.total <= FOUND) found.matches = [...(found.matches ?? []).filter(([n]) => n < found.from[0]), ...matches];
+		if (unfinished === null) Object.assign(found, { from: end, before: found.total });
+		else if (matches.length === matching) Object.assign(found, { from: [end[0] - 1, unfinished], before: found.total - (matches.at(-1)?.[1] === unfinished) });
+	}
+
+	/** To the next match (1) or the previous one (-1). True: there is one. */
+	async step(way) {
+		const { found, file } = this;
+		if (!found?.total || found.isBusy) return false;
+		found.isBusy = true;
+		const { line, total } = found;
+		const pick = () => (way > 0 ? found.matches.find(([n]) => n > line) : found.matches.findLast(([n]) => n < line));
+		let match = pick();
+		await this.trying(async () => {
+			// Those not held: behind the line; or in the lines before it, of which so many have no more matches than are told.
+			let at = way > 0 ? line + 1 : Math.min(line, file.lines);
+			while (!match && total > FOUND && (way > 0 ? at < file.lines : at > 0)) {
+				const low = Math.max(0, way > 0 ? at : at - FOUND);
+				const part = await this.scan([low, await this.need((log) => log.start(low))], found.text);
+				found.matches = part.matches;
+				match = pick();
+				if (way > 0 && !found.n) found.n = part.end[1] === found.end ? total - part.matching : NaN;
+				found.first = way > 0 ? found.n + 1 : found.n - 1 - part.matches.indexOf(match);
+				at = way > 0 ? Infinity : low;
+			}
+		});
+		found.isBusy = false;
+		if (!match || found !== this.found) return false;
+		Object.assign(found, { line: match[0], hit: match[0], n: found.first + found.matches.indexOf(match) });
+		this.go(match[0]);
+		return true;
+	}
+
+	key(key) {
+		const way = { n: 1, N: -1, ']': 1, '[': -1 }[key];
+		if (key === 'g') this.where.select();
+		else if (key === 'f') this.text.select();
+		else if (key === 'End') this.list.to(Infinity);
+		else if (key === '[' || key === ']') this.anchor(way);
+		else if (way && this.found) this.step(way);
+		else return false;
+		return true;
 	}
 }
 
-Object.assign(HB, { LogTail, logReading: reading, LogPane });
+Object.assign(HB, { LogFile, LogPane, log: { STEP, SHOWN, terminal, lineRange } });
 }

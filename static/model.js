@@ -4,17 +4,27 @@
 {
 const PHASE = { RECEIVED: 'waiting', SCHEDULED: 'waiting', RETRIGGERED: 'waiting', SEALED: 'ended', FAILED: 'ended', CANCELLED: 'ended' };
 const phaseOf = (state) => PHASE[state] ?? 'active';
-const create = () => ({ jobs: new Map(), order: [], seq: 0 });
+/** node: whose jobs these are. */
+const create = (node) => ({ node, jobs: new Map(), order: [], seq: 0 });
 
-/** Takes in summaries. They never overwrite what later events have told. */
+/** Takes in a page of summaries. They never overwrite what later events have told; of equal times, the page's order counts. */
 function merge(model, summaries) {
 	for (const summary of summaries) {
 		const known = model.jobs.get(summary.job_id);
-		if (known && !known.partial && summary.seq < known.seq) continue;
 		if (known) model.order.splice(model.order.indexOf(known), 1);
-		const { state, phase, attempt, seq, ended } = known ?? {};
-		insert(model, { ...summary, ...(known?.seq > summary.seq && { state, phase, attempt, seq, ended }) }, false);
+		const isNewer = known?.seq > summary.seq;
+		const job = isNewer ? (known.partial ? completed(summary, known) : known) : summary;
+		textOf(job); // now, and not of all at the first letter of a filter
+		insert(model, job, false);
 	}
+}
+
+/** The summary, with what its job's events have told since, but for what they could not know. */
+function completed(summary, { received, image_hash, partial, started, ...newer }) {
+	const job = { ...summary };
+	for (const name in newer) if (newer[name] !== undefined) job[name] = newer[name];
+	job.started ??= started;
+	return job;
 }
 
 /** Folds one event. Returns its job, or null for node events and repeats. */
@@ -35,21 +45,25 @@ function fold(model, event) {
 function apply(job, { seq, time, attempt, state, detail: d = {} }) {
 	const phase = phaseOf(state);
 	Object.assign(job, { seq, state, phase, attempt: attempt ?? job.attempt, ended: phase === 'ended' ? time : null, text: undefined });
-	for (const name of ['image_id', 'execution_hash', 'exit_code', 'reason']) if (d[name] !== undefined) job[name] = d[name];
 	if (state === 'RECEIVED') job.image_hash = d.manifest?.image_hash ?? '';
-	if (state === 'RUNNING' || state === 'RECOVERY') {
-		job.started ??= time;
-		job.reason = job.exit_code = null;
-	}
+	if (state === 'SCHEDULED') Object.assign(job, { image_id: d.image_id, execution_hash: d.execution_hash });
+	if (state === 'RUNNING' || state === 'RECOVERY') job.started ??= time;
 	if (state === 'D1_STABLE') job.last_d1_stable = d.line;
-	if (state === 'CRASH') job.reason = d.cause;
+	if (['CRASH', 'COMPLETED', 'FAILED', 'CANCELLED'].includes(state)) {
+		// What fails behind its attempt leaves the exit code as it is.
+		if (state !== 'FAILED' || d.exit_code != null) job.exit_code = d.exit_code;
+		job.reason = d.reason ?? d.cause ?? (state === 'CANCELLED' ? 'cancelled' : null);
+	}
+	if (['SCHEDULED', 'RETRIGGERED', 'FAILED'].includes(state)) job.ancestor = d.ancestor ?? null;
 }
 
 /** Times sort as text. Of equal ones, a job from the stream goes first, one from a page last. */
-function insert({ jobs, order }, job, isNewest) {
+function insert({ node, jobs, order }, job, isNewest) {
+	job.node = node;
 	jobs.set(job.job_id, job);
 	let low = 0;
 	let high = order.length;
+	if (!isNewest && order.at(-1)?.received >= job.received) low = high; // page after page
 	while (low < high) {
 		const mid = (low + high) >> 1;
 		const other = order[mid].received;
@@ -59,18 +73,50 @@ function insert({ jobs, order }, job, isNewest) {
 	order.splice(low, 0, job);
 }
 
-/** The jobs to list, and how many each group has with this text alone. */
-function select(model, { text = '', show = 'all' } = {}) {
-	const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+/** What jobs are sorted by. Of equal ones the newest is first. */
+const SORT = {
+	state: (job) => job.state,
+	job: (job) => job.job_id,
+	node: (job) => job.node?.name,
+	last: (job) => HB.format.marker(job.last_d1_stable),
+	image: (job) => job.image_hash,
+	attempts: (job) => job.attempt,
+	received: (job) => job.received,
+	duration: (job, now) => runTime(job, now) ?? -1,
+};
+const textOf = (job) => (job.text ??= `${job.job_id} ${job.state} ${job.image_hash} ${job.reason ?? ''} ${(job.last_d1_stable ?? '').slice(11)}`.toLowerCase());
+
+/** Two lists, newest first, as one. */
+function zip(a, b) {
+	const out = [];
+	let at = 0;
+	for (const job of b) {
+		while (at < a.length && a[at].received >= job.received) out.push(a[at++]);
+		out.push(job);
+	}
+	return out.concat(a.slice(at));
+}
+
+/**
+ * The jobs of some models that are to be listed, newest first or as `sort` says ('job', '-job' the other way round), and how
+ * many each group has with these words alone.
+ */
+function select(models, { text, show = 'all', sort } = {}, now = 0) {
+	const words = (text ?? '').toLowerCase().split(/\s+/).filter(Boolean);
 	const counts = { all: 0, waiting: 0, active: 0, sealed: 0, failed: 0, cancelled: 0 };
 	const jobs = [];
-	for (const job of model.order) {
-		job.text ??= [job.job_id, job.state, job.image_hash, job.reason, HB.format.marker(job.last_d1_stable)].join(' ').toLowerCase();
-		if (!words.every((word) => job.text.includes(word))) continue;
+	for (const job of models.length > 1 ? models.map(({ order }) => order).reduce(zip) : models[0]?.order ?? []) {
+		if (words.length > 0 && !words.every((word) => textOf(job).includes(word))) continue;
 		const group = job.phase === 'ended' ? job.state.toLowerCase() : job.phase;
 		counts.all++;
 		counts[group]++;
 		if (show === 'all' || show === group) jobs.push(job);
+	}
+	const [, down, name] = /^(-?)(.*)$/.exec(sort ?? '');
+	if (Object.hasOwn(SORT, name)) {
+		const sign = down ? -1 : 1;
+		for (const job of jobs) job.key = SORT[name](job, now);
+		jobs.sort(({ key: a }, { key: b }) => (a < b ? -sign : a > b ? sign : 0));
 	}
 	return { jobs, counts };
 }
@@ -78,36 +124,20 @@ function select(model, { text = '', show = 'all' } = {}) {
 /** Milliseconds from the first start to the end, or now; null before. */
 const runTime = ({ started, ended }, now) => (started ? Math.max(0, (ended ? Date.parse(ended) : now) - Date.parse(started)) : null);
 
-/** A job's events → stretches {kind, attempt, from, to (ms), open}: wait, run, down (until the next attempt), seal. */
-function lane(events, now) {
-	const out = [];
-	for (const { state, time, attempt } of events) {
-		const kind = { RECEIVED: 'wait', RETRIGGERED: 'wait', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', COMPLETED: 'seal' }[state];
-		const last = out.at(-1);
-		const at = Date.parse(time);
-		if (last?.open && (kind || phaseOf(state) === 'ended')) Object.assign(last, { to: at, open: false });
-		if (kind) out.push({ kind, attempt, from: at, to: Math.max(at, now), open: true });
-	}
-	return out;
-}
-
-/** A job's events → its summary in one sentence. */
-function story(events, now) {
+/** A job's events → its summary in one sentence, to which `more` clauses are added. */
+function story(events, now, ...more) {
 	const { duration, count, cause, marker, describe } = HB.format;
 	const last = events.at(-1);
 	const { state, detail: d = {} } = last;
-	const total = { wait: 0, run: 0, down: 0, seal: 0 };
-	for (const { kind, from, to } of lane(events, now)) total[kind] += to - from;
+	const total = { queue: 0, run: 0, stop: 0 };
+	for (const { kind, from, to } of HB.timeline.stretches(events, now)) total[kind] += to - from;
 	const of = (name) => events.filter((event) => event.state === name);
 	const crashes = of('CRASH').length;
 	const stable = marker(of('RECOVERY').at(-1)?.detail.resumed_after);
+	const step = /\bstep[=: ]+(\d+)/.exec(stable)?.[1];
 	const isRunning = ['RUNNING', 'RECOVERY', 'D1_STABLE', 'STOPPING'].includes(state);
 	const survived = isRunning || state === 'COMPLETED' || state === 'SEALED';
-	const parts = [];
-	if (phaseOf(state) === 'waiting') parts.push(`has waited ${duration(total.wait)}`);
-	else if (of('RUNNING').length) parts.push(`waited ${duration(total.wait)}`, `${isRunning ? 'has run' : 'ran'} ${duration(total.run)}`);
-	if (crashes) parts.push(`${survived ? 'survived' : 'suffered'} ${count(crashes, 'crash', 'crashes')}`);
-	if (stable) parts.push(`resumed after “${stable}”`);
+	const wasStarted = of('RUNNING').length > 0;
 	const end = {
 		CRASH: () => `waits for another attempt, because ${cause(d.cause)}`,
 		STOPPING: () => `is being stopped (${d.asked})`,
@@ -116,13 +146,19 @@ function story(events, now) {
 		FAILED: () => `failed: ${describe(last)}`,
 		CANCELLED: () => 'was cancelled',
 	}[state];
-	if (end) parts.push(end());
-	const text = [parts.slice(0, -1).join(', '), parts.at(-1)].filter(Boolean).join(' and ');
+	const parts = [
+		crashes && `${survived ? 'survived' : 'suffered'} ${count(crashes, 'crash', 'crashes')}`,
+		stable && (step ? `resumed from step ${step}` : `resumed after “${stable}”`),
+		end?.(),
+		phaseOf(state) === 'waiting' ? `has waited ${duration(total.queue)}` : wasStarted && `${isRunning ? 'has run' : 'ran'} ${duration(total.run + total.stop)} after ${duration(total.queue)} of waiting`,
+		...more,
+	];
+	const text = parts.filter(Boolean).join('; ');
 	return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
 /** A retriggered job gets as many attempts again. */
 const attemptsMax = (events, manifest) => (events.findLast(({ state }) => state === 'RETRIGGERED')?.attempt ?? 0) + (manifest?.max_attempts ?? 3);
 
-HB.model = { attemptsMax, create, merge, fold, select, runTime, lane, story };
+HB.model = { attemptsMax, create, merge, fold, select, runTime, story };
 }

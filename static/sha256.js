@@ -1,6 +1,10 @@
 /* SHA-256 (FIPS 180-4), incremental: browsers offer no crypto.subtle on plain http to another host. Pure. */
 'use strict';
-{
+/* A shared part goes into the workers too, as its source: it uses nothing outside but HB. */
+HB.shared = [];
+HB.share = (part) => part(HB, HB.shared.push(part));
+
+HB.share((HB) => {
 // Fractional parts of roots of the first primes (§4.2.2, §5.3.3); doubles hold these 32 bits exactly.
 const primes = [];
 for (let n = 2; primes.length < 64; n++) if (primes.every((p) => n % p)) primes.push(n);
@@ -51,7 +55,8 @@ function compress(h, data, at) {
 		const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
 		W[i] = (W[i - 16] + s0 + W[i - 7] + s1) | 0;
 	}
-	let [a, b, c, d, e, f, g, k] = h;
+	// By index: to take an array apart costs as much as to hash the block.
+	let a = h[0], b = h[1], c = h[2], d = h[3], e = h[4], f = h[5], g = h[6], k = h[7];
 	for (let i = 0; i < 64; i++) {
 		const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
 		const t1 = (k + s1 + ((e & f) ^ (~e & g)) + K[i] + W[i]) | 0;
@@ -60,9 +65,9 @@ function compress(h, data, at) {
 		k = g; g = f; f = e; e = (d + t1) | 0;
 		d = c; c = b; b = a; a = (t1 + t2) | 0;
 	}
-	[a, b, c, d, e, f, g, k].forEach((word, i) => (h[i] += word));
+	h[0] += a; h[1] += b; h[2] += c; h[3] += d; h[4] += e; h[5] += f; h[6] += g; h[7] += k;
 }
 
 HB.Sha256 = Sha256;
 HB.sha256 = (bytes) => new Sha256().update(bytes).hex();
-}
+});

@@ -1,22 +1,186 @@
-/* Time on a job's page: what its parts share. Pure. */
+/* Time on a job's page: stretches, a scale that folds idle ones, the visible part, the instant pointed at. Pure. */
 'use strict';
 {
-/** The instant that is pointed at, and the stretch that is shown. on(fn) is told of every change. */
+const KIND = { RECEIVED: 'queue', RETRIGGERED: 'queue', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', STOPPING: 'stop', COMPLETED: 'seal', SEALED: '', FAILED: '', CANCELLED: '' };
+const IDLE = { queue: true, down: true, rest: true };
+const DAY = 86_400_000;
+const STEPS = [100, 200, 500, 1e3, 2e3, 5e3, 1e4, 15e3, 3e4, 6e4, 12e4, 3e5, 6e5, 9e5, 18e5, 36e5, 72e5, 108e5, 216e5, 432e5];
+const LEAST = 200; // ms that fill the plot
+const clamp = (value, low = 0, high = 1) => Math.max(low, Math.min(high, value));
+const msOf = (event) => (event.ms ??= Date.parse(event.time));
+
+/** Index of the last item whose key is not above value, or -1. */
+function floor(list, value, key = 'ms') {
+	let [low, high] = [0, list.length];
+	while (low < high) {
+		const mid = (low + high) >> 1;
+		if (list[mid][key] <= value) low = mid + 1;
+		else high = mid;
+	}
+	return low - 1;
+}
+
+/** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
+function stretches(events, now) {
+	const out = [];
+	for (const event of events) {
+		const kind = KIND[event.state];
+		if (kind === undefined) continue;
+		const { attempt } = event;
+		const last = out.at(-1);
+		const from = msOf(event);
+		if (last?.open) Object.assign(last, { to: from, open: false });
+		else if (last) out.push({ kind: 'rest', attempt: last.attempt, from: last.to, to: from, open: false });
+		if (kind) out.push({ kind, attempt, from, to: Math.max(from, now), open: true });
+	}
+	return out;
+}
+
+/** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are half of the work. */
+function fold(parts, room) {
+	const size = ({ from, to }) => to - from;
+	const sum = (list) => list.reduce((total, part) => total + size(part), 0);
+	const idle = parts.filter(({ kind }) => IDLE[kind]).sort((a, b) => size(b) - size(a));
+	let shown = sum(parts);
+	const work = shown - sum(idle);
+	const breaks = new Set();
+	for (const part of idle) {
+		if (!work || shown <= 1.5 * work || size(part) <= room * shown) break;
+		breaks.add(part);
+		shown -= size(part);
+	}
+	const share = Math.min(room, 0.35 / breaks.size);
+	let v = 0;
+	return parts.filter(size).map((part) => {
+		const folded = breaks.has(part);
+		return { ...part, folded, u: v, v: (v += folded ? share : (size(part) / shown) * (1 - share * breaks.size)) };
+	});
+}
+
+/** Markers by ms → {attempt, from, to, count} per `step` ms: bins that stay where they are while time goes on. */
+function bins(events, from, to, step) {
+	const out = [];
+	for (let i = floor(events, from - step) + 1; events[i]?.ms <= to + step; i++) {
+		const { ms, attempt, detail } = events[i];
+		const key = Math.floor(ms / step);
+		const last = out.at(-1);
+		const count = detail?.count ?? 1;
+		if (last?.key === key && last.attempt === attempt) Object.assign(last, { to: ms, count: last.count + count });
+		else out.push({ key, attempt, from: ms, to: ms, count });
+	}
+	return out;
+}
+
+/** on(fn) is told of every change, with its origin; `version` counts those of the scale. */
 class TimeView {
 	cursor = null; // ms since 1970, or null
 	listeners = new Set();
+	// px before the plot, of it, and behind it: the parts of a page stand below each other.
+	left = 0;
+	width = 600;
+	right = 0;
+	version = 0;
+	span = [-Infinity, Infinity];
 
 	on(listener) {
 		this.listeners.add(listener);
+	}
+
+	tell(origin) {
+		for (const listener of this.listeners) listener(origin);
 	}
 
 	/** origin: the part that says so. */
 	point(ms, origin) {
 		if (ms === this.cursor) return;
 		this.cursor = ms;
-		for (const listener of this.listeners) listener(origin);
+		this.tell(origin);
+	}
+
+	/** The job's history as of `now`; a break is `room` px wide. */
+	take(events, now, room = 70) {
+		this.parts = stretches(events, now);
+		const pieces = fold(this.parts, Math.min(0.25, room / this.width));
+		const { from } = this.parts[0];
+		this.pieces = pieces.length ? pieces : [{ from, to: from + 1000, u: 0, v: 1 }];
+		this.look();
+	}
+
+	look() {
+		const { pieces, span } = this;
+		[this.start, this.end] = [pieces[0].from, pieces.at(-1).to];
+		[this.from, this.to] = [Math.max(span[0], this.start), Math.min(span[1], this.end)];
+		[this.u, this.v] = [this.all(this.from), this.all(this.to)];
+		this.isWhole = this.v - this.u > 1 - 1e-9;
+		const { from, to, u, v } = pieces.find(({ folded }) => !folded);
+		this.rate = (to - from) / (v - u); // ms per 1, where nothing is folded
+		this.density = (this.rate * (this.v - this.u)) / this.width; // ms per px
+		this.version++;
+	}
+
+	/** ms → 0..1 of everything, and back. */
+	all(ms) {
+		const { from, to, u, v } = this.pieces[Math.max(0, floor(this.pieces, ms, 'from'))];
+		return u + clamp((ms - from) / (to - from)) * (v - u);
+	}
+
+	when(share) {
+		const { from, to, u, v } = this.pieces[Math.max(0, floor(this.pieces, share, 'u'))];
+		return from + clamp((share - u) / (v - u)) * (to - from);
+	}
+
+	/** ms → 0..1 of the visible part, beyond it too, and back. */
+	x(ms) {
+		return (this.all(ms) - this.u) / (this.v - this.u);
+	}
+
+	at(x) {
+		return this.when(this.u + x * (this.v - this.u));
+	}
+
+	/** px within the plot. */
+	px(ms) {
+		return this.left + clamp(this.x(ms)) * this.width;
+	}
+
+	has(ms) {
+		return ms >= this.from && ms <= this.to;
+	}
+
+	/** Makes [from, to] ms visible. What reaches the newest instant goes on with it. */
+	show(from, to) {
+		this.span = [from > this.start ? from : -Infinity, to < this.end ? to : Infinity];
+		this.look();
+		this.tell(this);
+	}
+
+	showShare(u, v) {
+		const size = clamp(v - u, Math.min(1, LEAST / this.rate));
+		const low = clamp(u, 0, 1 - size);
+		this.show(this.when(low), low + size > 1 - 1e-9 ? Infinity : this.when(low + size));
+	}
+
+	/** Shows `factor` times as much; x stays where it is, or moves by `by`. */
+	zoom(factor, x = 0.5, by = 0) {
+		const size = this.v - this.u;
+		const u = this.u + size * (x * (1 - factor) + by);
+		this.showShare(u, u + size * factor);
+	}
+
+	/** Visible round instants in UTC, `gap` px apart at least, none in a break; and their step. */
+	ticks(gap) {
+		const least = gap * this.density;
+		const step = STEPS.find((ms) => ms >= least) ?? DAY * 2 ** Math.max(0, Math.ceil(Math.log2(least / DAY)));
+		const out = Object.assign([], { step });
+		for (const { from, to, folded } of this.pieces) {
+			for (let ms = Math.ceil(Math.max(from, this.from) / step) * step; !folded && ms <= Math.min(to, this.to); ms += step) {
+				if (!out.length || this.px(ms) - this.px(out.at(-1)) >= gap) out.push(ms);
+			}
+		}
+		return out;
 	}
 }
 
 HB.TimeView = TimeView;
+HB.timeline = { stretches, fold, bins, floor, clamp, msOf };
 }

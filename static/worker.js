@@ -1,2 +1,58 @@
-/* The chain checked, off the page’s thread. */
+/* Long work off the page's thread. The worker is made of the shared parts' sources: pages from file:// may load no file
+   into one. Where workers are refused, the same tasks run here, in slices. */
 'use strict';
+{
+/** In the worker: [id, task, args] in; [id, what, value] out. */
+const serve = (HB) => {
+	const scope = {};
+	self.onmessage = ({ data: [id, task, args] }) => {
+		const say = (what) => (value) => postMessage([id, what, value]);
+		HB.tasks[task](scope, args, say('news')).then(say('done'), ({ status = 0, message }) => say('failed')({ status, message }));
+	};
+};
+const policy = globalThis.trustedTypes?.createPolicy('hackbrain', { createScriptURL: (url) => url });
+const source = () => `'use strict';const HB={};${[...HB.shared, serve].map((part) => `(${part})(HB);`).join('\n')}`;
+let url;
+
+class Work {
+	calls = [];
+	scope = { pause: () => new Promise((resolve) => setTimeout(resolve)) }; // used here only
+
+	constructor() {
+		try {
+			url ??= URL.createObjectURL(new Blob([source()], { type: 'text/javascript' }));
+			this.worker = new Worker(policy ? policy.createScriptURL(url) : url);
+			this.worker.onmessage = ({ data: [id, what, value] }) => this.calls[id][what](value);
+			this.worker.onerror = (event) => {
+				// A refusal comes before any answer.
+				event.preventDefault();
+				this.worker = null;
+				for (const call of this.calls) this.here(call);
+			};
+		} catch {} // refused
+	}
+
+	/** task: one of HB.tasks. onNews hears what it tells meanwhile. */
+	run(task, args, onNews = () => {}) {
+		return new Promise((done, failed) => {
+			const call = { task, args, done, failed, news: onNews };
+			const id = this.calls.push(call) - 1;
+			if (this.worker) this.worker.postMessage([id, task, args]);
+			else this.here(call);
+		});
+	}
+
+	here({ task, args, done, failed, news }) {
+		const open = (act) => (value) => this.isClosed || act(value);
+		HB.tasks[task](this.scope, args, open(news)).then(open(done), open(failed));
+	}
+
+	/** What runs is given up: it never settles. */
+	close() {
+		this.isClosed = this.scope.isClosed = true;
+		this.worker?.terminate();
+	}
+}
+
+Object.assign(HB, { Work, workerSource: source });
+}

@@ -72,6 +72,10 @@ fn the_document_has_the_routes_of_the_table_and_no_others() {
                     assert_eq!((&schema["minimum"], &schema["maximum"]), (&json!(least), &json!(most)), "{name}");
                 }
                 Kind::Hash => assert_eq!(schema["pattern"], "^[0-9a-f]{64}$", "{name}"),
+                Kind::Text { most } => {
+                    assert_eq!((&schema["minLength"], &schema["maxLength"]), (&json!(1), &json!(most)), "{name}");
+                    assert_eq!(schema["pattern"], "^[^\\u0000\\n]+$", "{name}");
+                }
                 Kind::JobId => assert_eq!(schema["pattern"], "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", "{name}"),
                 kind => {
                     let all = [JOB_STATES, NODE_STATES, &["waiting", "active", "ended", "yes", "no"]].concat();
@@ -482,6 +486,7 @@ fn numbers_outside_their_bounds_are_refused() {
     agent.accepted(&manifest(&id, &["true"]));
     let job = format!("/api/jobs/{id}?wait=RECEIVED&timeout_s");
     let stdout = format!("/api/jobs/{id}/stdout?attempt");
+    let lines = format!("/api/jobs/{id}/stderr/lines?limit");
     let huge = "18446744073709551616";
     for (path, good, bad) in [
         (
@@ -495,6 +500,7 @@ fn numbers_outside_their_bounds_are_refused() {
         ("/api/graph?limit", &["1", "10000"], &["0", "10001", huge]),
         (&job, &["0", "3600"], &["3601", huge, "-1", "0.5"]),
         (&stdout, &["0"], &["4294967296", huge, "-1"]),
+        (&lines, &["1", "10000"], &["0", "10001", huge]),
     ] {
         for value in good {
             assert_eq!(agent.get(&format!("{path}={value}")).status, 200, "{path}={value}");

@@ -24,6 +24,10 @@ pub const PAGE_MAX: u64 = 1000;
 pub const LEDGER_MAX: u64 = 100_000;
 /// Jobs of one graph, at most.
 pub const GRAPH_MAX: u64 = 10_000;
+/// Lines that one search of a log tells, at most.
+pub const MATCHES_MAX: u64 = 10_000;
+/// Longest text that is searched for, in bytes.
+pub const FIND_MAX: usize = 256;
 /// Longest wait for a state, in seconds.
 pub const WAIT_S_MAX: u64 = 3600;
 /// What may be done at `OPTIONS *`, which stands for all of the agent.
@@ -49,6 +53,11 @@ pub enum Kind {
     JobId,
     /// `yes` or `no`.
     YesNo,
+    /// A part of a line: any bytes but a newline.
+    Text {
+        /// The most bytes.
+        most: usize,
+    },
 }
 
 impl Kind {
@@ -64,6 +73,7 @@ impl Kind {
             Self::Hash => text.parse::<Hash>().is_ok(),
             Self::JobId => manifest::is_job_id(text),
             Self::YesNo => matches!(text, "yes" | "no"),
+            Self::Text { most } => (1..=most).contains(&text.len()) && !text.contains('\n'),
         }
     }
 }
@@ -78,6 +88,7 @@ impl fmt::Display for Kind {
             Self::Hash => f.write_str("64 lower-case hex digits"),
             Self::JobId => f.write_str("a job id: [A-Za-z0-9][A-Za-z0-9_.-]{0,99}"),
             Self::YesNo => f.write_str("yes or no"),
+            Self::Text { most } => write!(f, "1 to {most} bytes without a newline"),
         }
     }
 }
@@ -181,6 +192,12 @@ const LIST: &[Parameter] = &[
 ];
 const WAIT: &[Parameter] = &[parameter("wait", Kind::State), number("timeout_s", 0, WAIT_S_MAX)];
 const ATTEMPT: &[Parameter] = &[number("attempt", 0, u32::MAX as u64)];
+const LINES: &[Parameter] = &[
+    number("attempt", 0, u32::MAX as u64),
+    number("from", 0, u64::MAX),
+    parameter("find", Kind::Text { most: FIND_MAX }),
+    number("limit", 1, MATCHES_MAX),
+];
 const BUNDLE: &[Parameter] = &[parameter("artifacts", Kind::YesNo)];
 const GRAPH: &[Parameter] = &[parameter("job", Kind::JobId), number("limit", 1, GRAPH_MAX)];
 const EVENTS: &[Parameter] = &[number("after", 0, u64::MAX), parameter("job", Kind::JobId)];
@@ -204,6 +221,8 @@ pub const ROUTES: &[Route] = &[
     Route::get("/api/jobs/{id}/trace", &[], App::trace),
     Route::get("/api/jobs/{id}/stdout", ATTEMPT, |app, call| app.output(call, "stdout")),
     Route::get("/api/jobs/{id}/stderr", ATTEMPT, |app, call| app.output(call, "stderr")),
+    Route::get("/api/jobs/{id}/stdout/lines", LINES, |app, call| app.lines(call, "stdout")),
+    Route::get("/api/jobs/{id}/stderr/lines", LINES, |app, call| app.lines(call, "stderr")),
     Route::get("/api/jobs/{id}/telemetry", ATTEMPT, App::telemetry),
     Route::get("/api/jobs/{id}/seal", &[], App::seal),
     Route::get("/api/jobs/{id}/artifacts/{path}", &[], App::artifact),
@@ -290,6 +309,7 @@ mod tests {
             ("/api/jobs/a", "/api/jobs/{id}", b"a", b""),
             ("/api/jobs/a%2Fstdout", "/api/jobs/{id}", b"a/stdout", b""),
             ("/api/jobs/a/stdout", "/api/jobs/{id}/stdout", b"a", b""),
+            ("/api/jobs/a/stdout/lines", "/api/jobs/{id}/stdout/lines", b"a", b""),
             ("/api/jobs/%FF/seal", "/api/jobs/{id}/seal", b"\xff", b""),
             ("/api/jobs/a/artifacts", "/api/jobs/{id}/artifacts/{path}", b"a", b""),
             ("/api/jobs/a/artifacts/", "/api/jobs/{id}/artifacts/{path}", b"a", b""),
@@ -309,6 +329,8 @@ mod tests {
             "/api/jobs//seal",
             "/api/jobs/a/b",
             "/api/jobs/a/seal/",
+            "/api/jobs/a/stdout/",
+            "/api/jobs/a/telemetry/lines",
         ] {
             assert!(at(raw_path).is_empty(), "{raw_path}: {:?}", at(raw_path));
         }
@@ -327,6 +349,7 @@ mod tests {
             (Kind::Phase, &["waiting", "ended"], &["", "Ended", "done"]),
             (Kind::JobId, &["a", "9.x_-"], &["", ".", "-a", "a/b", "é"]),
             (Kind::YesNo, &["yes", "no"], &["", "Yes", "true", "1"]),
+            (Kind::Text { most: 4 }, &["a", " ", "\r", "éé"], &["", "a\n", "\n", "abcde", "ééx"]),
         ] {
             assert!(good.iter().all(|text| kind.admits(text)), "{kind:?} {good:?}");
             assert!(!bad.iter().any(|text| kind.admits(text)), "{kind:?} {bad:?}");

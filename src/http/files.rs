@@ -13,8 +13,8 @@ use crate::rejection::Rejection;
 
 /// What the viewer may load and reach; the same stands in its page for `file://`.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
-     connect-src 'self' http: https:; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
-     require-trusted-types-for 'script'";
+     connect-src 'self' http: https:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+     require-trusted-types-for 'script'; trusted-types hackbrain";
 
 macro_rules! embedded {
     ($($name:literal),* $(,)?) => {
@@ -120,8 +120,12 @@ pub fn serve(path: &Path, content_type: &str, request: &Request) -> Result<Reply
 /// What is said where a range begins behind the end.
 pub(super) fn unsatisfiable(len: u64) -> Reply {
     let message = format!("the file has {len} bytes; ask for a range that begins before that");
-    let body = Rejection::new(416, "range", message).field("Range").to_json();
-    let response = Response::from_data(body)
+    behind_end(&Rejection::new(416, "range", message).field("Range"), len)
+}
+
+/// A 416 of a file of so many bytes.
+pub(super) fn behind_end(rejection: &Rejection, len: u64) -> Reply {
+    let response = Response::from_data(rejection.to_json())
         .with_status_code(416)
         .with_header(header("Content-Type", "application/json"))
         .with_header(header("Content-Range", &format!("bytes */{len}")));
@@ -160,7 +164,7 @@ pub(super) fn parse_range(value: &str, len: u64) -> Result<Option<(u64, u64)>, (
     if range.0 >= len { Err(()) } else { Ok(Some(range)) }
 }
 
-fn gone() -> Rejection {
+pub(super) fn gone() -> Rejection {
     Rejection::new(404, "no_such_file", "there is no such file; it may not have been written yet, or was pruned")
 }
 

@@ -1,5 +1,6 @@
 //! One job: taken in, looked at, waited for, stopped; and the pages that list them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -117,16 +118,20 @@ impl App {
 
     /// `GET /api/jobs/{id}/stdout` and `/stderr`.
     pub(super) fn output(&self, call: &Call<'_>, stream: &str) -> Answer {
-        let (job, attempt) = self.attempt(call)?;
-        let paths = OutputPaths::new(&self.data.join("logs").join(call.id), attempt);
-        let path = if stream == "stdout" { &paths.stdout } else { &paths.stderr };
-        // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
-        let may_lack = job.phase() != Phase::Ended;
+        let (path, attempt, may_lack) = self.log(call, stream)?;
         let content_type = "application/octet-stream";
-        let reply = of_attempt(files::serve(path, content_type, call.request), content_type, attempt, may_lack)?;
+        let reply = of_attempt(files::serve(&path, content_type, call.request), content_type, attempt, may_lack)?;
         // Whatever a payload prints, it is no page.
         let disposition = format!("attachment; filename=\"{}.{attempt}.{stream}\"", call.id);
         Ok(with_headers(reply, vec![header("Content-Disposition", &disposition)]))
+    }
+
+    /// The file of a stream of the attempt that is asked for, the attempt, and whether the file may be lacking.
+    pub(super) fn log(&self, call: &Call<'_>, stream: &str) -> Result<(PathBuf, u32, bool), Rejection> {
+        let (job, attempt) = self.attempt(call)?;
+        let OutputPaths { stdout, stderr, .. } = OutputPaths::new(&self.data.join("logs").join(call.id), attempt);
+        // Nothing was started yet, or it has not opened its output: it has printed nothing so far.
+        Ok((if stream == "stdout" { stdout } else { stderr }, attempt, job.phase() != Phase::Ended))
     }
 
     /// `GET /api/jobs/{id}/telemetry`.

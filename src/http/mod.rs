@@ -11,6 +11,7 @@ mod files;
 mod graph;
 mod jobs;
 mod limits;
+mod lines;
 mod mask;
 mod memory;
 pub mod metrics;

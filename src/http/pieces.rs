@@ -1,9 +1,11 @@
 //! Answers that may be long, written piece by piece: what is held of them does not grow with them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::num::NonZero;
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
 
 use tiny_http::Response;
 
@@ -60,26 +62,56 @@ pub(super) fn pieces(
 }
 
 /// The right to compute an answer. As many have it as there are processors: hundreds of clients that ask for much would
-/// otherwise all compute at once, and a request that needs next to nothing would wait behind every one of them.
-struct Turn;
+/// otherwise all compute at once, and a request that needs next to nothing would wait behind every one of them. It goes to
+/// who has waited longest: who gives it back and takes it again, piece by piece, lets everybody else go first.
+pub(super) struct Turn;
 
-static TAKEN: Mutex<usize> = Mutex::new(0);
-static GIVEN_BACK: Condvar = Condvar::new();
+/// Who has a turn, and who waits for one.
+struct Turns {
+    taken: usize,
+    waiting: VecDeque<Arc<Waiting>>,
+}
+
+struct Waiting {
+    thread: Thread,
+    given: AtomicBool,
+}
+
+static TURNS: Mutex<Turns> = Mutex::new(Turns { taken: 0, waiting: VecDeque::new() });
 
 impl Turn {
-    fn take() -> Self {
+    pub(super) fn take() -> Self {
         static MOST: OnceLock<usize> = OnceLock::new();
         let most = *MOST.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get));
-        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        *GIVEN_BACK.wait_while(taken, |taken| *taken >= most).unwrap_or_else(PoisonError::into_inner) += 1;
+        let mut turns = Self::lock();
+        if turns.taken < most {
+            turns.taken += 1;
+            return Self;
+        }
+        let waiting = Arc::new(Waiting { thread: thread::current(), given: AtomicBool::new(false) });
+        turns.waiting.push_back(waiting.clone());
+        drop(turns);
+        while !waiting.given.load(Ordering::Acquire) {
+            thread::park();
+        }
         Self
+    }
+
+    fn lock() -> MutexGuard<'static, Turns> {
+        TURNS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        GIVEN_BACK.notify_one();
+        let mut turns = Self::lock();
+        let Some(next) = turns.waiting.pop_front() else {
+            turns.taken -= 1;
+            return;
+        };
+        drop(turns);
+        next.given.store(true, Ordering::Release);
+        next.thread.unpark();
     }
 }
 
@@ -130,4 +162,37 @@ pub(super) fn list<T>(
         }
     }
     Ok(each(if items.is_empty() { b"[]" } else { b"]" }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_goes_to_who_has_waited_longest() {
+        let most = thread::available_parallelism().map_or(1, NonZero::get);
+        let mut held: Vec<Turn> = (0..most).map(|_| Turn::take()).collect();
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for number in 0..3 {
+                let order = &order;
+                scope.spawn(move || {
+                    let _turn = Turn::take();
+                    order.lock().unwrap().push(number);
+                });
+                while Turn::lock().waiting.len() <= number {
+                    thread::yield_now();
+                }
+            }
+            // Who gives it back and takes it again at once comes last.
+            drop(held.pop());
+            let _turn = Turn::take();
+            order.lock().unwrap().push(3);
+            drop(held);
+        });
+        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
+        let turns = Turn::lock();
+        assert_eq!((turns.taken, turns.waiting.len()), (0, 0));
+    }
 }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { before, test } from 'node:test';
 import { execFileSync } from 'node:child_process';
-import { INDEX, LOST_LINK, RUN, WAIT, live, row, rowIs, suite } from './support.mjs';
+import { INDEX, LOST_LINK, RUN, WAIT, badge, live, row, rowIs, suite } from './support.mjs';
 
 const STEPS = 'for i in 1 2 3; do echo "step $i"; echo "[D1_STABLE] step=$i"; sleep 1; done; echo problem >&2';
 const { withPage, agent: createAgent } = suite();
@@ -12,7 +12,7 @@ before(async () => {
   agent = await createAgent();
 });
 
-const states = (page) => page.$$eval('.trace .state', (marks) => marks.map((mark) => mark.textContent));
+const states = (page) => page.$$eval('.events .state', (marks) => marks.map((mark) => mark.textContent));
 
 test('the empty state teaches with this node’s own address', async () => {
   await withPage(agent.base, async (page) => {
@@ -43,7 +43,7 @@ test('the list shows states live, and the job’s page its whole trace, every ev
     await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
     const trace = await states(page);
     assert.deepEqual(trace.filter((state, i) => state !== trace[i - 1]), ['RECEIVED', 'SCHEDULED', 'RUNNING', 'D1_STABLE', 'COMPLETED', 'SEALED']);
-    assert.deepEqual(await page.$$eval('.trace .verdict', (marks) => [...new Set(marks.map((mark) => mark.textContent))]), ['checked']);
+    assert.deepEqual(await page.$$eval('.events .verdict', (marks) => [...new Set(marks.map((mark) => mark.textContent))]), ['checked']);
 
     // The proof: the stored bytes, and a hash of the predecessor that equals prev.
     await page.keyboard.press('j');
@@ -90,13 +90,13 @@ test('the stream survives kill -9 of the agent: offline, live again, nothing los
       await page.goto(`${agent.base}/#/jobs/${id}`);
       await page.waitForSelector('.job');
       await agent.stop('SIGKILL');
-      await page.waitForSelector('#badge[data-is=offline]', WAIT);
+      await badge(page, 'offline');
       assert.match(await page.locator('#trouble').innerText(), /hackbrain serve/);
       await agent.start();
       await live(page);
       await page.waitForSelector('.job > header .state[data-is=SEALED]', WAIT);
       await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
-      assert.equal(await page.locator('#broken').isVisible(), false);
+      assert.equal(await page.getByText('hash chain is broken').isVisible(), false);
       // What the page holds by its stream equals what the ledger holds.
       const stored = (await (await fetch(`${agent.base}/api/jobs/${id}/trace`)).text()).trim().split('\n').map((line) => JSON.parse(line).state);
       assert.deepEqual(await states(page), stored);
@@ -120,7 +120,7 @@ test('a ledger that was tampered with is called a mismatch, in the row and in wo
     await row(page, id).locator('a').click();
     await page.waitForSelector('.job > .verdict[data-is=mismatch]', WAIT);
     assert.match(await page.locator('.job > .verdict').innerText(), /hackbrain verify/);
-    const verdicts = await page.$$eval('.trace li', (rows) => rows.map((li) => [li.querySelector('.state').textContent, li.querySelector('.verdict').textContent]));
+    const verdicts = await page.$$eval('.events .event', (rows) => rows.map((row) => [row.querySelector('.state').textContent, row.querySelector('.verdict').textContent]));
     const of = (state) => verdicts.filter(([name]) => name === state).map(([, verdict]) => verdict);
     assert.deepEqual([of('SCHEDULED'), of('RUNNING'), of('SEALED')], [['mismatch'], ['mismatch'], ['checked']]);
   });
@@ -137,7 +137,7 @@ test('from file:// with ?node=', async () => {
 
 test('from file:// without a node it says what to do', async () => {
   await withPage(`file://${INDEX}`, async (page) => {
-    await page.waitForSelector('#trouble:not([hidden])');
+    await page.waitForSelector('#trouble > *');
     assert.match(await page.locator('#trouble').innerText(), /\?node=/);
   });
 });
@@ -164,13 +164,13 @@ test('a node without its engine says so, and a waiting job why it waits', async 
   await lonely.submit({ job_id: id, image_hash: 'busybox:latest', command: ['true'] });
   await withPage(lonely.base, async (page) => {
     await live(page);
-    await page.locator('#engine').waitFor(WAIT);
-    assert.match(await page.locator('#engine-why').innerText(), /nonexistent\.sock/);
+    await page.getByText('container engine is unavailable').waitFor(WAIT);
+    assert.match(await page.locator('#trouble').innerText(), /nonexistent\.sock/);
     await row(page, id).locator('a').click();
     await page.locator('.job .note', { hasText: 'Waits: the container engine' }).waitFor(WAIT);
   });
   await withPage(agent.base, async (page) => {
     await live(page);
-    assert.equal(await page.locator('#engine').isVisible(), false);
+    assert.equal(await page.locator('#trouble').innerText(), '');
   });
 });

@@ -26,9 +26,10 @@ test('a sound ledger: every event is checked, the first and the head too', () =>
 });
 
 test('a flipped byte fails the event itself, by its successor, and the successor, by its prev', () => {
-  const records = ledgerOf(6).records();
+  const ledger = ledgerOf(6);
+  const records = ledger.records();
   records[2] = flip(records[2]);
-  assert.deepEqual(verdicts(records, records), [true, true, false, false, true, true]);
+  assert.deepEqual(verdicts(records, records, ledger.head()), [true, true, false, false, true, true]);
 });
 
 test('a flipped byte in the newest event fails by the head', () => {
@@ -39,10 +40,11 @@ test('a flipped byte in the newest event fails by the head', () => {
 });
 
 test('a trace that differs from the ledger fails, though the ledger is sound', () => {
-  const sound = ledgerOf(5).records();
+  const ledger = ledgerOf(5);
+  const sound = ledger.records();
   const shown = [...sound];
   shown[2] = flip(shown[2]);
-  assert.deepEqual(verdicts(shown, sound), [true, true, false, true, true]);
+  assert.deepEqual(verdicts(shown, sound, ledger.head()), [true, true, false, true, true]);
 });
 
 test('a dropped event fails its neighbours', () => {
@@ -65,6 +67,14 @@ test('a first event that names a predecessor fails', () => {
 test('without its predecessor an event is not decided', () => {
   const records = ledgerOf(4).records();
   assert.equal(HB.chain.verdict(records[3], [], 3).ok, null);
+});
+
+test('without what came after it, or the head, nothing ties an event’s own bytes: it is not decided', () => {
+  const ledger = ledgerOf(4);
+  const records = ledger.records();
+  assert.equal(HB.chain.verdict(records[3], records, 1, null).ok, null);
+  assert.equal(HB.chain.verdict(records[3], records, 1, { seq: 5, hash: 'x' }).ok, null);
+  assert.equal(HB.chain.verdict(records[3], records, 1, ledger.head()).ok, true);
 });
 
 test('records keeps the exact bytes, with and without a last newline', () => {
