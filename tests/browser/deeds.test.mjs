@@ -22,7 +22,7 @@ const sh = (job_id, script, more) => agent.submit({ job_id, image_hash: 'busybox
 
 before(async () => {
   root = mkdtempSync(join(tmpdir(), 'hb-inputs-'));
-  agent = await Agent.create({ HACKBRAIN_MOUNT_ROOT: root });
+  agent = await Agent.create({ env: { HACKBRAIN_MOUNT_ROOT: root } });
   browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS });
   // Every test but the first looks at these.
   await sh(`${RUN}-made`, FILES);
@@ -255,10 +255,8 @@ test('the offline check that is copied runs in a shell, and finds a bundle of an
 
 test('where a token is asked for, a download sends it, says why it is refused, and asks before it fills the memory', async () => {
   const id = `${RUN}-token`;
-  const dir = mkdtempSync(join(tmpdir(), 'hb-token-'));
   const token = 'a-token-of-some-length';
-  writeFileSync(join(dir, 'tokens'), `${token}\n`, { mode: 0o600 });
-  const guarded = await Agent.create({ HACKBRAIN_TOKEN_FILE: join(dir, 'tokens') });
+  const guarded = await Agent.create({ token });
   try {
     const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
     await fetch(`${guarded.base}/api/submit_job`, { method: 'POST', headers, body: JSON.stringify({ job_id: id, image_hash: 'busybox:latest', command: ['true'] }) });
@@ -290,7 +288,6 @@ test('where a token is asked for, a download sends it, says why it is refused, a
     );
   } finally {
     await guarded.close();
-    rmSync(dir, { recursive: true });
   }
 });
 

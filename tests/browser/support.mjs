@@ -50,7 +50,7 @@ function serveStatic(route) {
 export function watch(page, allowed = /^$/) {
   const problems = [];
   page.on('console', (message) => {
-    const text = message.text();
+    const text = [message.text(), message.location().url].join(' ').trim();
     // Once: what goes wrong in each frame would bury the rest.
     if (['error', 'warning'].includes(message.type()) && !allowed.test(text) && !problems.includes(text)) problems.push(text);
   });
