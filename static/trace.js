@@ -72,8 +72,10 @@ class Trace {
 
 	draw() {
 		const { time, page, scroll } = this;
-		if (this.events !== page.events) {
+		// The page adds to the list that it has.
+		if (this.events !== page.events || this.taken !== page.events.length) {
 			this.events = page.events;
+			this.taken = this.events.length;
 			this.events.forEach(msOf);
 			this.marks = this.events.filter(({ state }) => state !== 'D1_STABLE');
 			this.stable = this.events.filter(({ state }) => state === 'D1_STABLE');

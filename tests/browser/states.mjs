@@ -40,8 +40,8 @@ for step in range(1, 40):
 `;
 const oscillators = (job_id, steps, pause, more) => ({ job_id, image_hash: 'python:3.9-slim', command: ['python', '-c', OSCILLATORS, String(steps), String(pause)], resources: { cpus: 0.5, memory_mib: 256 }, ...more });
 /** Volume of the unit ball in d dimensions by sampling; mean of the logistic map at r. In awk without a mathematics library. */
-const BALL = 'BEGIN { srand(d); cube = 1; for (i = 0; i < d; i++) cube *= 2; for (n = 1; n <= 30000; n++) { q = 0; for (i = 0; i < d; i++) { x = 2 * rand() - 1; q += x * x } hits += q <= 1; if (n % 10000 == 0) printf "[D1_STABLE] samples=%d volume=%.4f\n", n, hits / n * cube } }';
-const LOGISTIC = 'BEGIN { x = 0.4; for (n = 1; n <= 30000; n++) { x = r * x * (1 - x); s += x; if (n % 10000 == 0) printf "[D1_STABLE] iterations=%d mean=%.5f\n", n, s / n } }';
+const BALL = 'BEGIN { srand(d); cube = 1; for (i = 0; i < d; i++) cube *= 2; for (n = 1; n <= 30000; n++) { q = 0; for (i = 0; i < d; i++) { x = 2 * rand() - 1; q += x * x } hits += q <= 1; if (n % 10000 == 0) printf "[D1_STABLE] samples=%d volume=%.4f\\n", n, hits / n * cube } }';
+const LOGISTIC = 'BEGIN { x = 0.4; for (n = 1; n <= 30000; n++) { x = r * x * (1 - x); s += x; if (n % 10000 == 0) printf "[D1_STABLE] iterations=%d mean=%.5f\\n", n, s / n } }';
 /** A job of a second or less; its name says what it computes: ball-d4, logistic-r3.83. */
 function quick(id, name, more) {
   const [, parameter, value] = /-([dr])([\d.]+)$/.exec(name);
