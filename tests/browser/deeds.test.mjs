@@ -255,10 +255,8 @@ test('the offline check that is copied runs in a shell, and finds a bundle of an
 
 test('where a token is asked for, a download sends it, says why it is refused, and asks before it fills the memory', async () => {
   const id = `${RUN}-token`;
-  const dir = mkdtempSync(join(tmpdir(), 'hb-token-'));
   const token = 'a-token-of-some-length';
-  writeFileSync(join(dir, 'tokens'), `${token}\n`, { mode: 0o600 });
-  const guarded = await Agent.create({ env: { HACKBRAIN_TOKEN_FILE: join(dir, 'tokens') } });
+  const guarded = await Agent.create({ token });
   try {
     const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
     await fetch(`${guarded.base}/api/submit_job`, { method: 'POST', headers, body: JSON.stringify({ job_id: id, image_hash: 'busybox:latest', command: ['true'] }) });
@@ -290,7 +288,6 @@ test('where a token is asked for, a download sends it, says why it is refused, a
     );
   } finally {
     await guarded.close();
-    rmSync(dir, { recursive: true });
   }
 });
 
