@@ -22,7 +22,7 @@ const sh = (job_id, script, more) => agent.submit({ job_id, image_hash: 'busybox
 
 before(async () => {
   root = mkdtempSync(join(tmpdir(), 'hb-inputs-'));
-  agent = await Agent.create({ HACKBRAIN_MOUNT_ROOT: root });
+  agent = await Agent.create({ env: { HACKBRAIN_MOUNT_ROOT: root } });
   browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS });
   // Every test but the first looks at these.
   await sh(`${RUN}-made`, FILES);
@@ -258,7 +258,7 @@ test('where a token is asked for, a download sends it, says why it is refused, a
   const dir = mkdtempSync(join(tmpdir(), 'hb-token-'));
   const token = 'a-token-of-some-length';
   writeFileSync(join(dir, 'tokens'), `${token}\n`, { mode: 0o600 });
-  const guarded = await Agent.create({ HACKBRAIN_TOKEN_FILE: join(dir, 'tokens') });
+  const guarded = await Agent.create({ env: { HACKBRAIN_TOKEN_FILE: join(dir, 'tokens') } });
   try {
     const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
     await fetch(`${guarded.base}/api/submit_job`, { method: 'POST', headers, body: JSON.stringify({ job_id: id, image_hash: 'busybox:latest', command: ['true'] }) });
