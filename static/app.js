@@ -163,9 +163,10 @@ function drawList(isAsked) {
 	const [q, show, sort, n] = ['q', 'show', 'sort', 'n'].map(route.get);
 	left = { q, show, sort, n };
 	const list = shown();
+	const asOf = replay?.history.times[replay.seq - 1];
 	const began = performance.now();
 	if (isAsked || began >= passAt) {
-		selection = HB.model.select(replay ? [replay.model] : list.map(({ model }) => model), { text: q, show: show ?? 'all', sort }, Date.now());
+		selection = HB.model.select(replay ? [replay.model] : list.map(({ model }) => model), { text: q, show: show ?? 'all', sort }, asOf ?? Date.now());
 		passAt = performance.now() + REST * (performance.now() - began);
 	} else setTimeout(drawSoon, passAt - began);
 	const { jobs, counts } = selection;
@@ -179,12 +180,12 @@ function drawList(isAsked) {
 		setText(button.lastChild, format.number(counts[button.name]));
 		setAttr(button, 'aria-pressed', button.name === (show ?? 'all'));
 	}
-	grid.show(jobs, sort, list.length > 1);
+	grid.show(jobs, sort, list.length > 1 && !replay, asOf);
 	hide('none', jobs.length > 0);
 	const isPart = list.some(({ older }) => older);
 	const all = sum(list, ({ info, model }) => Math.max(model.order.length, sum(Object.values(info?.jobs ?? {}), Number)));
-	setText($('foot'), `${isPart ? `The newest ${format.number(held)} of ${format.count(all, 'job')} are read: the list and the filter have those` : format.count(held, 'job')} · times in UTC`);
-	hide('more', !isPart || list.some(({ isReading }) => isReading));
+	setText($('foot'), `${replay ? `As of event ${format.number(replay.seq)}` : isPart ? `The newest ${format.number(held)} of ${format.count(all, 'job')} are read: the list and the filter have those` : format.count(held, 'job')} · times in UTC`);
+	hide('more', replay || !isPart || list.some(({ isReading }) => isReading));
 }
 
 /** Each second: what changes with the clock alone. */

@@ -83,7 +83,7 @@ class Charts {
 			this.ask(event.attempt);
 		}
 		this.limits ??= (async () => {
-			const { limits = {} } = node.info ?? (await api.json('/api/node').catch(() => ({})));
+			const { limits = {} } = await (node.info ?? api.json('/api/node').catch(() => ({})));
 			this.limits = { cpus: limits.default_cpus, memory_mib: limits.default_memory_mib, pids: limits.default_pids, ...manifest?.resources };
 		})();
 		this.soon();

@@ -62,14 +62,14 @@ HB.tasks = {
 	/** The chain from {seq, hash} on → {ok (null: undecided), seq and hash: how far it holds, words}. `hash`: the last one's. */
 	async walk(scope, { api, from: at, to, hash, wants }, tell) {
 		const say = (ok, words) => ({ ok, ...at, words });
-		const page = (seq) => read(api, `/api/ledger?from=${seq + 1}&limit=${Math.min(PAGE, to - seq)}`);
+		const page = (seq) => seq < to && read(api, `/api/ledger?from=${seq + 1}&limit=${Math.min(PAGE, to - seq)}`);
 		for (let next = page(at.seq); at.seq < to; ) {
 			const bytes = await next;
 			if (scope.isClosed) return null;
 			// While these are checked, the node sends the next.
 			const end = Math.min(at.seq + PAGE, to);
-			next = end < to ? page(end) : null;
-			next?.catch(() => {});
+			next = page(end);
+			if (next) next.catch(() => {});
 			const events = [];
 			for (const record of each(bytes)) {
 				const words = fault(record, at);

@@ -126,6 +126,8 @@ class JobPage {
 		if (shown === this.drawn) this.list.update();
 		else {
 			this.drawn = shown;
+			this.events = all.slice(0, shown); // another list: parts know by that that it has changed
+			this.manifest = all[0].detail?.manifest;
 			this.state.update(this.job.state);
 			this.drawFacts();
 			this.tick();
@@ -140,8 +142,6 @@ class JobPage {
 		if (from === 0) this.model = HB.model.create();
 		for (const event of this.all.slice(from, shown)) this.job = HB.model.fold(this.model, event);
 		this.shown = shown;
-		this.events = shown === this.all.length ? this.all : this.all.slice(0, shown);
-		this.manifest = this.events[0].detail?.manifest;
 	}
 
 	/** What changes with the clock alone. */

@@ -7,7 +7,7 @@ const COLUMNS = [
 	['state', 'State'],
 	['job', 'Job'],
 	['node', 'Node', ({ node }) => node?.name],
-	['last', 'Last stable', lastWord],
+	['last', 'Last word', lastWord],
 	['image', 'Image', (job) => job.image_hash.replace(/^sha256:(.{12}).*/, '$1')],
 	['attempts', 'Attempts', (job) => String(job.attempt)],
 	['received', 'Received', (job, now) => format.moment(job.received, now)],
@@ -36,9 +36,9 @@ class JobGrid {
 		});
 	}
 
-	/** sorted: as in HB.model.select. */
-	show(jobs, sorted, isMany) {
-		Object.assign(this, { jobs, sorted });
+	/** sorted: as in HB.model.select; as of: ms, where it is not now. */
+	show(jobs, sorted, isMany, asOf) {
+		Object.assign(this, { jobs, sorted, asOf });
 		this.list.count = jobs.length;
 		setAttr(this.element, 'aria-rowcount', jobs.length + 1);
 		setAttr(this.element, 'data-many', isMany ? '' : null);
@@ -81,7 +81,7 @@ class JobGrid {
 		const job = (row.job = this.jobs[index]);
 		if (!job) return; // the list became shorter
 		const isActive = keyOf(job) === this.activeKey;
-		const now = Date.now();
+		const now = this.asOf ?? Date.now();
 		row.id = `row-${index}`;
 		setAttr(row, 'aria-rowindex', index + 2);
 		setAttr(row, 'aria-selected', isActive);

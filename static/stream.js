@@ -1,9 +1,9 @@
 /* Server-sent events over fetch: EventSource sends no token, hides heartbeats, and decodes what must be hashed. */
 'use strict';
 {
-const LOOK_MS = 400;
-const IDLE_MS = 800; // without a byte: then the node is asked
-const PROBE_MS = 1500; // with the two above: less than 3 s from a link's death to its badge
+const LOOK_MS = 250;
+const IDLE_MS = 700; // without a byte: then the node is asked
+const PROBE_MS = 1400; // with the two above: less than 3 s from a link's death to its badge
 const BACKOFF_MS = [100, 500, 1000, 2000, 4000, 8000];
 const SLICE_BYTES = 16_384; // some thirty events
 const SLICE_MS = 10; // of work, between two breaths

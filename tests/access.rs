@@ -339,6 +339,11 @@ fn what_payloads_wrote_is_never_a_page_of_ours() {
         let policy = of(&answer, "content-security-policy");
         assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
         assert!(!policy.contains("sandbox") && !policy.contains("unsafe"), "{policy}");
+        // The checks' worker is made of the page's own functions, by the page's own policy; nothing else becomes a worker.
+        for part in ["worker-src blob:;", "require-trusted-types-for 'script'; trusted-types hackbrain"] {
+            assert!(policy.contains(part), "{policy}");
+            assert!(include_str!("../static/index.html").contains(part), "the page from a file lacks {part}");
+        }
         for (name, value) in [
             ("x-content-type-options", "nosniff"),
             ("x-frame-options", "DENY"),

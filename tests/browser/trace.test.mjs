@@ -22,7 +22,10 @@ before(async () => {
 
 after(async () => {
   await browser?.close();
-  await agent?.close();
+  // Where the test failed in between it runs on, and its mounts with it.
+  await fetch(`${agent.base}/api/jobs/${RUN}-killed/cancel`, { method: 'POST' });
+  await fetch(`${agent.base}/api/jobs/${RUN}-killed?wait=CANCELLED&timeout_s=60`);
+  await agent.close();
   const ids = execFileSync('docker', ['ps', '-aq', '--filter', `name=^hb-${RUN}`]).toString().split('\n').filter(Boolean);
   if (ids.length > 0) execFileSync('docker', ['rm', '-f', ...ids]);
 });

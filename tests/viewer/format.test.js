@@ -1,7 +1,7 @@
 'use strict';
 const { test } = require('node:test');
 const assert = require('node:assert/strict');
-const { readdirSync, readFileSync, statSync } = require('node:fs');
+const { readdirSync, readFileSync } = require('node:fs');
 const { join } = require('node:path');
 const { HB } = require('./load.js');
 
@@ -42,10 +42,8 @@ test('an event of every state can be described, with and without detail', () => 
   assert.equal(describe({ state: 'FAILED', detail: { reason: 'image', message: 'no such image', exit_code: null } }), 'no such image');
 });
 
-test('the page stays small, loads every script it has, and never writes HTML', () => {
+test('the page loads every script it has, and never writes HTML', () => {
   const files = readdirSync(STATIC);
-  const size = files.reduce((sum, name) => sum + statSync(join(STATIC, name)).size, 0);
-  assert.ok(size <= 96_000, `${size} bytes`);
   const page = readFileSync(join(STATIC, 'index.html'), 'utf8');
   const scripts = [...page.matchAll(/<script defer src="\.\/([^"]+)"><\/script>/g)].map((match) => match[1]);
   assert.deepEqual([...scripts].sort(), files.filter((name) => name.endsWith('.js')).sort());

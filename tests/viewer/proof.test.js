@@ -61,6 +61,13 @@ test('a worker of the shared sources alone walks the chain, in pages', async () 
   assert.deepEqual(news.map(({ seq }) => seq), [1000, 2000, 2345]);
 });
 
+test('where nothing is new, nothing is asked for', async () => {
+  assert.deepEqual(await HB.walk(api, head, head.seq, () => {}, { hash: head.hash }), { ok: true, ...head, words: '' });
+  assert.equal((await HB.walk(api, head, head.seq, () => {}, { hash: 'other' })).ok, false);
+  await api.json('/api/ledger/head'); // whatever was asked for before has arrived then
+  assert.deepEqual(asked, ['/api/ledger/head']);
+});
+
 test('a walk names the event at which the chain does not hold', async () => {
   change(1500);
   const { ok, words, seq } = await HB.walk(api, START, 2345, () => {});
