@@ -94,10 +94,11 @@ class Charts {
 		this.reading = this.reading.then(async () => {
 			if (this.isClosed) return;
 			const { api, id } = this.page;
-			const from = this.read.get(attempt) ?? 0;
+			// From the last byte that is known: browsers call an answer of nothing new an error.
+			const from = Math.max(0, (this.read.get(attempt) ?? 0) - 1);
 			const response = await api.request(api.jobPath(id, `/telemetry?attempt=${attempt}`), { headers: from && { Range: `bytes=${from}-` } });
 			const bytes = new Uint8Array(response.status === 416 ? 0 : await response.arrayBuffer());
-			// 416: nothing is new, or the file was thinned; the next time it is read whole.
+			// 416: the file was thinned; the next time it is read whole.
 			this.read.set(attempt, bytes.length && bytes.length + (response.status === 206 ? from : 0));
 			this.take(HB.chain.records(bytes).flatMap(({ event }) => event ?? []));
 		}).catch(() => {}); // the next gap asks again

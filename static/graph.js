@@ -46,7 +46,6 @@ function step(layers, node, key) {
 
 const names = (nodes) => format.join(nodes.slice(0, NAMED).map(({ id }) => id).join(', ') || 'none', nodes.length > NAMED && `${nodes.length - NAMED} more`);
 const relatives = ({ parents, children }) => `Parents: ${names(parents)}. Children: ${names(children)}.`;
-const jobLink = (node, id) => `#/jobs/${encodeURIComponent(id)}${HB.nodes?.length > 1 ? `?n=${node.key}` : ''}`;
 const svg = (tag) => document.createElementNS('http://www.w3.org/2000/svg', tag);
 
 class Graph {
@@ -92,7 +91,7 @@ class Graph {
 				const bow = job.layer - parent.layer > 1 ? HEIGHT : 0; // around the boxes between
 				d += `M${a + WIDTH} ${b}C${a + WIDTH + 30} ${b + bow} ${x - 30} ${y + bow} ${x} ${y}`;
 			}
-			const box = h('a', { 'data-id': job.id, href: jobLink(node, job.id), title: `${job.id}. ${relatives(job)}`, 'aria-current': job.id === id && 'page' }, h('b', null, job.id), HB.mark('state', job.state));
+			const box = h('a', { 'data-id': job.id, href: HB.jobLink(node, job.id), title: `${job.id}. ${relatives(job)}`, 'aria-current': job.id === id && 'page' }, h('b', null, job.id), HB.mark('state', job.state));
 			box.style.transform = `translate(${x}px, ${y}px)`;
 			return box;
 		});
@@ -128,6 +127,6 @@ class Graph {
 	}
 }
 
-Object.assign(HB, { Graph, jobLink });
+HB.Graph = Graph;
 Graph.pure = { arrange, step };
 }
