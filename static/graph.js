@@ -1,7 +1,7 @@
 /* The execution graph around a job. */
 'use strict';
 {
-const { h, setText, setAttr, format } = HB;
+const { h, svg, setText, setAttr, format } = HB;
 const SHOWN = 60; // jobs drawn at most
 const NAMED = 8; // of them in a sentence
 const READ_MS = 15_000; // new children come without an event of this job
@@ -46,7 +46,6 @@ function step(layers, node, key) {
 
 const names = (nodes) => format.join(nodes.slice(0, NAMED).map(({ id }) => id).join(', ') || 'none', nodes.length > NAMED && `${nodes.length - NAMED} more`);
 const relatives = ({ parents, children }) => `Parents: ${names(parents)}. Children: ${names(children)}.`;
-const svg = (tag) => document.createElementNS('http://www.w3.org/2000/svg', tag);
 
 class Graph {
 	readAt = 0;

@@ -11,16 +11,6 @@ const POLL_MS = 1000;
 const LF = 10;
 const NONE = new Uint8Array(0);
 const decoder = new TextDecoder();
-/** The index of the last point whose part is at most `most`. */
-const lastUpTo = (list, most, part) => {
-	let [low, high] = [0, list.length];
-	while (low < high) {
-		const mid = (low + high) >> 1;
-		if (list[mid][part] <= most) low = mid + 1;
-		else high = mid;
-	}
-	return low - 1;
-};
 const newlines = (bytes) => {
 	let n = 0;
 	for (const byte of bytes) if (byte === LF) n++;
@@ -49,7 +39,7 @@ class LogFile {
 	}
 
 	at(offset) {
-		return lastUpTo(this.points, offset, 1);
+		return HB.timeline.floor(this.points, offset, 1);
 	}
 
 	end(i) {
@@ -90,7 +80,7 @@ class LogFile {
 	start(n) {
 		if (n === 0) return this.points[0][1];
 		if (this.near?.n === n) return this.near.offset;
-		const i = lastUpTo(this.points, n - 1, 0);
+		const i = HB.timeline.floor(this.points, n - 1, 0);
 		const bytes = this.block(i);
 		const [line, from] = this.points[i];
 		let at = 0;
