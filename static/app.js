@@ -7,8 +7,13 @@ const REST = 8; // a pass over all jobs waits so many times as long as the last 
 const GROUPS = { all: 'All', waiting: 'Waiting', active: 'Active', sealed: 'Sealed', failed: 'Failed', cancelled: 'Cancelled' };
 const LESSON = { job_id: 'hello', image_hash: 'busybox:latest', command: ['sh', '-c', 'for i in 1 2 3; do echo "[D1_STABLE] step=$i"; sleep 1; done'] };
 const NAME_ONE = 'Name a node: press Nodes, or add ?node=http://127.0.0.1:4005 to this address. Run that node with --allow-origin null.';
+const LOST = 'Parts of this page could not be read; they are asked for again each second. Is the node that it came from still there?';
+/** The parts that the list can do without, in order; what has come is taken out. */
+const later = new Set(['timeline', 'worker', 'check', 'trace', 'charts', 'log', 'graph', 'artifacts', 'actions', 'events', 'job', 'replay']);
 const news = new Map(); // since the last announcement: name → state
 const fresh = []; // records for the job's page, handed over once a frame
+let isHeld = false; // what the address wants waits for parts
+let coming = null; // they are being read
 let page = null; // a job's page, or the form's, or null: the list
 let replay = null;
 let left = {}; // where the list was left
@@ -80,12 +85,22 @@ function onAux(node, name, data) {
 	if (name === 'telemetry') page.telemetry(event);
 }
 
+/** Reads the parts that are not here yet: early, since the node they come from may be gone by the time they are needed. */
+function readLater() {
+	coming ??= Promise.all([...later].map((name) => HB.script(name).then(() => later.delete(name))))
+		.then(() => isHeld && go(), () => isHeld && $('job').replaceChildren(h('p', { class: 'notice bad' }, LOST)))
+		.finally(() => (coming = null));
+}
+
 /** To where the address says. */
 function go() {
+	route.read();
+	isHeld = later.size > 0 && Boolean(route.path.length > 0 || route.get('at'));
+	hide('jobs', isHeld);
+	if (isHeld) return readLater();
 	const was = page;
 	page?.close();
 	fresh.length = 0;
-	route.read();
 	const [place, id] = route.path;
 	page = null;
 	if (place === 'new' && nodes.length > 0) page = new HB.SubmitForm(nodes, open);
@@ -109,7 +124,7 @@ function go() {
 /** Begins the replay where the address says so; the list and the job's page follow it. */
 function drawReplay() {
 	const node = chosen();
-	if (!replay && route.get('at') && node?.follower) {
+	if (!replay && route.get('at') && node?.follower && HB.Replay) {
 		replay = new HB.Replay(node);
 		replay.on((now) => {
 			if (now.isClosed) replay = null;
@@ -190,6 +205,7 @@ function drawList(isAsked) {
 
 /** Each second: what changes with the clock alone. */
 function tick() {
+	if (later.size > 0 && (isHeld || nodes.some(({ follower, isReading }) => follower && !isReading))) readLater();
 	if (page) page.tick?.();
 	else grid.list.refresh();
 	if (document.hidden) draw(); // there are no frames
@@ -253,7 +269,7 @@ on('more', 'click', () => shown().forEach((node) => node.readOlder(Infinity)));
 on('replay-open', 'click', () => {
 	if (replay) return replay.close();
 	route.set({ at: chosen()?.follower?.seq });
-	drawReplay();
+	go();
 });
 addEventListener('hashchange', go);
 addEventListener('keydown', onKey);

@@ -72,5 +72,17 @@ async function copy(text) {
 	return done;
 }
 
-Object.assign(HB, { h, svg, setText, setAttr, reconcile, mark, copyButton });
+const policy = globalThis.trustedTypes?.createPolicy('hackbrain', { createScriptURL: (url) => url });
+/** The address of a script or worker of this page's own, as the browser wants it. */
+const trusted = (url) => policy?.createScriptURL(url) ?? url;
+
+/** Reads and runs one of this page's files. */
+const script = (name) =>
+	new Promise((load, failed) => {
+		const element = h('script', { load, error: () => failed(element.remove()) });
+		Object.assign(element, { async: false, src: trusted(`./${name}.js`) }); // in the order of the calls
+		document.head.append(element);
+	});
+
+Object.assign(HB, { trusted, script, h, svg, setText, setAttr, reconcile, mark, copyButton });
 }

@@ -26,7 +26,7 @@ function bytes(n) {
 	return `${unit ? n.toFixed(n < 10 ? 1 : 0) : n} ${['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit]}`;
 }
 
-const number = new Intl.NumberFormat('en').format; // toLocaleString makes one for each number
+const number = (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ','); // the first Intl.NumberFormat takes 40 ms
 const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;
 const day = (time) => time.slice(0, 10);
 /** 08:09:47 today, 11-23 08:09 on any other day. */

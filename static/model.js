@@ -14,7 +14,6 @@ function merge(model, summaries) {
 		if (known) model.order.splice(model.order.indexOf(known), 1);
 		const isNewer = known?.seq > summary.seq;
 		const job = isNewer ? (known.partial ? completed(summary, known) : known) : summary;
-		textOf(job); // now, and not of all at the first letter of a filter
 		insert(model, job, false);
 	}
 }

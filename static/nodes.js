@@ -5,6 +5,7 @@ const { h, setText, setAttr, format } = HB;
 const FIRST_JOBS = 100; // about 60 kB: the first rows
 const PAGE_JOBS = 1000;
 const HELD_JOBS = 50_000; // read without being asked
+const SHOW_MS = 300; // between two looks at a list that is being read
 const INFO_MS = 15_000;
 const REMEMBER_MS = 2000;
 
@@ -36,6 +37,9 @@ function token(base, value) {
 		return value ?? '';
 	}
 }
+
+/** Once what is known stands on the screen. Frames do not come in a tab that nobody looks at. */
+const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(() => setTimeout(then))), new Promise((then) => setTimeout(then, 250))]);
 
 class Node {
 	link = { name: 'connecting' };
@@ -85,7 +89,7 @@ class Node {
 		if (!this.follower || isOther) {
 			Object.assign(this, { follower: null, older: null, isBroken: false, whole: null, model: HB.model.create(this) });
 			// The head first, then the list: what happens between comes twice, and `seq` sorts it out. Otherwise it would be lost.
-			await this.readJobs(FIRST_JOBS);
+			this.takeJobs(await this.page(FIRST_JOBS));
 			this.model.seq = head.seq;
 			this.follower = new HB.chain.Follower(head);
 			if (isOther) this.on.reset(this);
@@ -116,20 +120,34 @@ class Node {
 		this.on.record(this, record, job);
 	}
 
-	async readJobs(limit) {
-		const { model } = this;
-		const { jobs, next } = await this.api.json(`/api/jobs?limit=${limit}${this.older ? `&after=${this.older}` : ''}`);
-		if (model !== this.model) return;
-		HB.model.merge(model, jobs);
+	page(limit, after) {
+		return this.api.json(`/api/jobs?brief=yes&limit=${limit}${after ? `&after=${after}` : ''}`);
+	}
+
+	takeJobs({ jobs, next }) {
+		HB.model.merge(this.model, jobs);
 		this.older = next;
-		this.on.change(this);
 	}
 
 	async readOlder(most = HELD_JOBS) {
+		const { model } = this;
 		if (this.isReading) return;
 		this.isReading = true;
-		// What fails is read again with the next connection; the list's foot tells.
-		while (this.older && this.model.order.length < most) if (await this.readJobs(PAGE_JOBS).catch(() => true)) break;
+		try {
+			await drawn();
+			let told = performance.now();
+			for (let coming; this.older && model.order.length < most; ) {
+				const page = await (coming ?? this.page(PAGE_JOBS, this.older));
+				if (model !== this.model) break;
+				// The next one is under way while this one is taken in.
+				coming = page.next && model.order.length + PAGE_JOBS < most ? this.page(PAGE_JOBS, page.next) : null;
+				coming?.catch(() => {}); // told when it is awaited
+				this.takeJobs(page);
+				if (performance.now() - told < SHOW_MS) continue;
+				told = performance.now();
+				this.on.change(this);
+			}
+		} catch {} // it is read again with the next connection; the list's foot tells
 		this.isReading = false;
 		this.on.change(this);
 	}

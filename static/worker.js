@@ -10,7 +10,6 @@ const serve = (HB) => {
 		HB.tasks[task](scope, args, say('news')).then(say('done'), ({ status = 0, message }) => say('failed')({ status, message }));
 	};
 };
-const policy = globalThis.trustedTypes?.createPolicy('hackbrain', { createScriptURL: (url) => url });
 const source = () => `'use strict';const HB={};${[...HB.shared, serve].map((part) => `(${part})(HB);`).join('\n')}`;
 let url;
 
@@ -21,7 +20,7 @@ class Work {
 	constructor() {
 		try {
 			url ??= URL.createObjectURL(new Blob([source()], { type: 'text/javascript' }));
-			this.worker = new Worker(policy ? policy.createScriptURL(url) : url);
+			this.worker = new Worker(HB.trusted(url));
 			this.worker.onmessage = ({ data: [id, what, value] }) => this.calls[id][what](value);
 			this.worker.onerror = (event) => {
 				// A refusal comes before any answer.

@@ -516,6 +516,7 @@ fn numbers_outside_their_bounds_are_refused() {
         ("/api/graph?job=a/b", "job"),
         ("/api/events?job=%20", "job"),
         ("/api/jobs/x/bundle?artifacts=maybe", "artifacts"),
+        ("/api/jobs?brief=1", "brief"),
     ] {
         let answer = agent.get(path);
         is_error(&answer, 400, "bad_parameter", path);
@@ -530,6 +531,31 @@ fn batch(agent: &Agent, ids: impl Iterator<Item = String>) {
     let jobs: Vec<Value> = ids.map(|id| manifest(&id, &["true"])).collect();
     let answer = agent.post("/api/submit_jobs", json!({ "jobs": jobs }).to_string().as_bytes());
     assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[test]
+fn a_brief_page_is_the_page_without_hashes_and_nulls() {
+    let site = Site::new("contract-brief");
+    let agent = without_engine(&site, &[]);
+    let waits = job_id("waits");
+    let mut manifest = manifest(&job_id("needs"), &["true"]);
+    manifest["depends_on"] = json!([waits]);
+    agent.accepted(&self::manifest(&waits, &["true"]));
+    agent.accepted(&manifest);
+    assert_eq!(agent.post(&format!("/api/jobs/{waits}/cancel"), b"{}").status, 200);
+    agent.get(&format!("/api/jobs/{waits}?wait=CANCELLED&timeout_s=60"));
+    let needs = manifest["job_id"].as_str().unwrap();
+    agent.get(&format!("/api/jobs/{needs}?wait=FAILED&timeout_s=60"));
+    let mut page = agent.get("/api/jobs?brief=no").json();
+    assert_eq!(page, agent.get("/api/jobs").json());
+    for job in page["jobs"].as_array_mut().unwrap() {
+        let job = job.as_object_mut().unwrap();
+        job.remove("image_id").expect("an image id, or null");
+        job.remove("execution_hash").expect("a hash, or null");
+        job.retain(|_, value| !value.is_null());
+    }
+    assert_eq!(page["jobs"][0]["ancestor"], json!(waits));
+    assert_eq!(page, agent.get("/api/jobs?brief=yes").json());
 }
 
 #[test]

@@ -189,6 +189,7 @@ const LIST: &[Parameter] = &[
     parameter("execution_hash", Kind::Hash),
     number("after", 0, u64::MAX),
     number("limit", 1, PAGE_MAX),
+    parameter("brief", Kind::YesNo),
 ];
 const WAIT: &[Parameter] = &[parameter("wait", Kind::State), number("timeout_s", 0, WAIT_S_MAX)];
 const ATTEMPT: &[Parameter] = &[number("attempt", 0, u32::MAX as u64)];

@@ -16,6 +16,7 @@ use super::reply::{Reply, header};
 use super::reproduce::small_object;
 use super::routes::{Answer, App, with_headers};
 use crate::ledger::event::{Detail, Event, Received, State, Stopping, Stored};
+use crate::ledger::job::Brief;
 use crate::ledger::lifecycle::{Command, Job, Phase};
 use crate::manifest::{self, Parsed};
 use crate::rejection::Rejection;
@@ -64,8 +65,12 @@ impl App {
         };
         let limit = usize::try_from(query.number("limit").unwrap_or(PAGE)).unwrap_or(usize::MAX);
         let (jobs, next) = self.engine.view().page(&filter, query.number("after"), limit);
+        let is_brief = query.text("brief") == Some("yes");
         pieces("application/json", move |each| {
-            let summary = |job: &Arc<Job>, text: &mut Vec<u8>| Ok(serde_json::to_writer(text, &job.summary())?);
+            let summary = |job: &Arc<Job>, text: &mut Vec<u8>| match job.summary() {
+                all if is_brief => Ok(serde_json::to_writer(text, &Brief::from(all))?),
+                all => Ok(serde_json::to_writer(text, &all)?),
+            };
             if each(b"{\"jobs\":") && list(&jobs, summary, each)? {
                 each(format!(",\"next\":{}}}", json!(next)).as_bytes());
             }

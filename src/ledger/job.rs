@@ -178,6 +178,53 @@ pub struct Summary<'a> {
     pub ancestor: Option<&'a str>,
 }
 
+/// What a long list shows of a job: as in its [`Summary`], nothing where that has null, and no hashes of the execution.
+#[derive(Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Brief<'a> {
+    pub job_id: &'a str,
+    pub state: &'static str,
+    pub phase: Phase,
+    pub attempt: u32,
+    pub seq: u64,
+    pub received: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Time>,
+    pub image_hash: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_d1_stable: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ancestor: Option<&'a str>,
+}
+
+impl<'a> From<Summary<'a>> for Brief<'a> {
+    fn from(summary: Summary<'a>) -> Self {
+        let Summary { job_id, state, phase, attempt, seq, received, started, ended, image_hash, .. } = summary;
+        let Summary { exit_code, reason, last_d1_stable, ancestor, .. } = summary;
+        Self {
+            job_id,
+            state,
+            phase,
+            attempt,
+            seq,
+            received,
+            started,
+            ended,
+            image_hash,
+            exit_code,
+            reason,
+            last_d1_stable,
+            ancestor,
+        }
+    }
+}
+
 impl Job {
     /// Where it stands.
     pub fn phase(&self) -> Phase {

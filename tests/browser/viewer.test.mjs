@@ -66,6 +66,23 @@ test('the list shows states live, and the job’s page its whole trace, every ev
   });
 });
 
+test('parts of the page that do not come at first are asked for until they are there', async () => {
+  const id = `${RUN}-parts`;
+  await agent.submit({ job_id: id, image_hash: 'busybox:latest', command: ['true'] });
+  await withPage(agent.base, async (page) => {
+    await page.route('**/log.js', (route) => route.abort());
+    await row(page, id).locator('a').click();
+    await page.locator('#job .notice', { hasText: 'could not be read' }).waitFor(WAIT);
+    await page.unroute('**/log.js');
+    await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
+    // All is here now: a job can be looked at even where the node is gone.
+    await page.route('**/*.js', (route) => route.abort());
+    await page.keyboard.press('Escape');
+    await row(page, id).locator('a').click();
+    await page.waitForSelector('.job > .verdict[data-is=checked]', WAIT);
+  }, { allowed: /net::ERR_FAILED/ });
+});
+
 test('output follows live, and a failure says why', async () => {
   const id = `${RUN}-fails`;
   const code = 'import time,sys\nfor i in range(40): print("line", i, flush=True); time.sleep(.1)\nsys.exit(3)';
