@@ -68,7 +68,7 @@ test('every line and every offset, across blocks, with and without an account of
   const bytes = sample(20_000);
   const expected = linesOf(bytes);
   for (const every of [0, 1, 64, 1024, 1 << 20]) {
-    const { points, lines } = every ? account(bytes, every) : { points: [[0, 0]], lines: 0 };
+    const { points, lines } = account(bytes, every || Infinity);
     const served = new Served(bytes, new LogFile(bytes.length, points, lines));
     for (const n of [19_999, 0, 1, 501, 499, 500, 502, 503, 10_000, 19_502, 19_501, 19_500, expected.length - 1, 3]) {
       const line = served.ask((file) => file.line(n));
@@ -78,7 +78,6 @@ test('every line and every offset, across blocks, with and without an account of
       assert.equal(line.isCut, all.length > SHOWN);
       for (const at of [offset, offset + (all.length >> 1), offset + all.length]) assert.equal(served.ask((file) => file.lineAt(at)), n, `byte ${at}, every ${every}`);
     }
-    assert.equal(served.ask((file) => file.lines), expected.length);
   }
 });
 
@@ -102,24 +101,24 @@ test('lines are the same however the bytes arrive', () => {
   }
 });
 
-test('a file that grows: its lines are counted from its end, and no byte is read twice', () => {
+test('a file that grows, line by line and by many: no byte is read twice, and a look makes no point of its own', () => {
   const bytes = sample(20_000);
-  const served = new Served(bytes, new LogFile(0));
-  for (let size = 0; size < bytes.length; size += 70_001) {
-    served.file.size = Math.min(size, bytes.length);
-    assert.equal(served.ask((file) => file.lines), linesOf(bytes.subarray(0, size)).length, `${size} bytes`);
-  }
-  served.file.size = bytes.length;
   const expected = linesOf(bytes);
-  assert.equal(served.ask((file) => file.lines), expected.length);
-  assert.equal(served.fetched, bytes.length);
-  assert.equal(served.ask((file) => file.line(expected.length - 3)).offset, expected.at(-3).offset);
-});
-
-test('an unfinished line is a line; a final newline begins none', () => {
-  for (const [text, lines] of [['', 0], ['a', 1], ['a\n', 1], ['a\nb', 2], ['\n\n', 2]]) {
-    assert.equal(new Served(utf8(text)).ask((file) => file.lines), lines, JSON.stringify(text));
+  const served = new Served(bytes, new LogFile());
+  const { file } = served;
+  for (let size = 70_001; size < bytes.length + 70_001; size += 70_001) {
+    const now = Math.min(size, bytes.length);
+    const told = account(bytes.subarray(file.next[1], now), Infinity);
+    const start = bytes.subarray(0, now).lastIndexOf(10) + 1;
+    const lines = file.next[0] + told.lines;
+    file.add({ points: [file.next], lines, size: now, next: start < now ? [lines - 1, start] : [lines, now] });
+    assert.equal(file.lines, linesOf(bytes.subarray(0, now)).length);
+    const last = served.ask((log) => log.line(lines - 1));
+    assert.equal(last.offset, linesOf(bytes.subarray(0, now)).at(-1).offset, `${now} bytes`);
   }
+  assert.ok(file.points.length <= 3 * (bytes.length / STEP), `${file.points.length} points`);
+  assert.ok(served.fetched <= bytes.length, `${served.fetched} bytes`);
+  for (const n of [0, 1, 501, expected.length - 3]) assert.equal(served.ask((log) => log.line(n)).offset, expected[n].offset);
 });
 
 test('the tail alone: what it has, numbered from its beginning', () => {
@@ -128,7 +127,6 @@ test('the tail alone: what it has, numbered from its beginning', () => {
   const served = new Served(bytes, new LogFile(bytes.length, [[0, from]]));
   const expected = linesOf(bytes.subarray(from));
   assert.equal(served.file.isWhole, false);
-  assert.equal(served.ask((file) => file.lines), expected.length);
   assert.equal(served.ask((file) => file.line(expected.length - 1)).offset, from + expected.at(-1).offset);
   assert.equal(served.ask((file) => file.lineAt(0)), undefined);
   assert.ok(served.fetched <= STEP);
