@@ -41,8 +41,8 @@ class LogFile {
 	/** The agent's account of all from `next` on. */
 	add({ points, lines, next, size }) {
 		Object.assign(this, { lines, next, size });
-		const near = this.points.at(-1)[1] + STEP; // not a point for each look
-		this.points.push(...points.filter(([, offset], i) => i > 0 || offset > near));
+		// Far enough from each other that what is held stays, and that a look makes no point of its own.
+		for (const point of points) if (point[1] > this.points.at(-1)[1] + STEP) this.points.push(point);
 	}
 
 	at(offset) {
@@ -70,7 +70,7 @@ class LogFile {
 		if (this.held.set(from, all).size > HELD) this.held.delete(this.held.keys().next().value);
 		const i = this.at(from);
 		const next = from + STEP;
-		if (all.length >= STEP && !(this.points[i + 1]?.[1] <= next)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(all), next]);
+		if (all.length >= STEP && next < (this.points[i + 1]?.[1] ?? this.size)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(all), next]);
 	}
 
 	/** The offset of a line. */
@@ -89,21 +89,20 @@ class LogFile {
 	lineAt(offset) {
 		const i = this.at(offset);
 		if (i < 0) return undefined;
-		const bytes = this.block(i);
 		const [line, from] = this.points[i];
-		return offset - from < bytes.length ? line + newlines(bytes.subarray(0, offset - from)) : undefined;
+		const before = this.block(i).subarray(0, offset - from);
+		return before.length === offset - from ? line + newlines(before) : undefined;
 	}
 
 	/** A line: {offset, bytes: SHOWN at most, isWhole, isCut}. */
 	line(n) {
 		const offset = this.start(n);
 		let bytes = NONE;
-		for (let i = this.at(offset); offset >= 0 && i < this.points.length && bytes.length <= SHOWN; i++) {
-			const block = this.block(i);
-			const from = this.points[i][1];
-			const part = block.subarray(Math.max(0, offset - from)).subarray(0, SHOWN + 1 - bytes.length);
-			bytes = join(bytes, part);
-			if (part.includes(LF) || from + block.length < this.points[i + 1]?.[1]) break;
+		for (let at = offset; at < this.size && bytes.length <= SHOWN && !bytes.includes(LF); at = offset + bytes.length) {
+			const i = this.at(at);
+			const part = this.block(i).subarray(at - this.points[i][1]);
+			if (part.length === 0) break;
+			bytes = join(bytes, part.subarray(0, SHOWN + 1 - bytes.length));
 		}
 		if (bytes.length === 0) return undefined;
 		const to = bytes.indexOf(LF);
@@ -115,28 +114,27 @@ class LogFile {
 const nearest = (rgb) => rgb.reduce((sum, part, i) => sum + (part > 50 && part > Math.max(...rgb) * 0.6 ? 1 << i : 0), 0);
 const of256 = (n) => (n < 16 ? n : n > 231 ? 7 * (n > 243) : nearest([...(n - 16).toString(6).padStart(3, '0')].map((digit) => digit * 51)));
 
-/** A look {ink, paper, bold, under} after the codes of an SGR sequence. */
+/** A look {ink, paper, bold, under}, all of them class names, after the codes of an SGR sequence. */
 function sgr(look, codes) {
 	look = { ...look };
 	for (let i = 0; i < codes.length; i++) {
 		const code = codes[i];
-		const digit = code % 10;
-		const layer = { 3: 'ink', 9: 'ink', 4: 'paper', 10: 'paper' }[Math.floor(code / 10)];
+		const [tens, digit] = [Math.floor(code / 10), code % 10];
+		const layer = { 3: 'ink', 9: 'ink', 4: 'paper', 10: 'paper' }[tens];
 		if (code === 0) look = {};
-		else if (code === 1 || code === 22) look.bold = code === 1;
-		else if (code === 4 || code === 24) look.under = code === 4;
-		else if (layer && digit === 8) {
-			const isIndex = codes[i + 1] === 5;
-			look[layer] = isIndex ? of256(codes[i + 2]) : nearest(codes.slice(i + 2, i + 5));
-			i += isIndex ? 2 : 4;
-		} else if (layer) look[layer] = digit === 9 ? undefined : digit + (code > 89 ? 8 : 0);
+		else if (code === 1 || code === 22) look.bold = code === 1 && 'bold';
+		else if (code === 4 || code === 24) look.under = code === 4 && 'under';
+		else if (layer) {
+			let colour = digit + (tens > 8 ? 8 : 0);
+			if (digit === 8) {
+				const isIndex = codes[i + 1] === 5;
+				colour = isIndex ? of256(codes[i + 2]) : nearest(codes.slice(i + 2, i + 5));
+				i += isIndex ? 2 : 4;
+			}
+			look[layer] = digit < 9 && `a${colour % 8}${colour > 7 ? ' bright' : ''}${layer === 'paper' ? ' paper' : ''}`;
+		}
 	}
 	return look;
-}
-
-function classes({ ink, paper, bold, under }) {
-	const colour = paper ?? ink;
-	return [colour >= 0 && `a${colour % 8}`, colour > 7 && 'bright', paper >= 0 && 'paper', bold && 'bold', under && 'under'].filter(Boolean).join(' ');
 }
 
 const ODD = /[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/; // controls, and what turns text around
@@ -152,8 +150,10 @@ function terminal(raw, word) {
 	let [look, name, at] = [{}, '', 0];
 	for (const [token, codes, final] of raw.matchAll(TOKEN)) {
 		if (token === '\r') at = 0;
-		else if (final === 'm') name = classes((look = sgr(look, codes.split(/[;:]/).map(Number))));
-		else if (final === 'K') cells.length = at;
+		else if (final === 'm') {
+			look = sgr(look, codes.split(/[;:]/).map(Number));
+			name = [look.paper || look.ink, look.bold, look.under].filter(Boolean).join(' ');
+		} else if (final === 'K') cells.length = at;
 		else if (token[0] !== '\x1b' || token === '\x1b') cells[at++] = { text: visible(token), look: name };
 	}
 	const shown = Array.from(cells, (cell) => cell ?? { text: ' ', look: '' });
@@ -298,7 +298,10 @@ class LogPane {
 			const { size } = file;
 			if (!size) {
 				const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
-				file.next = file.points[0] = [0, Math.max(0, headers.get('Content-Length') - STEP)];
+				file.size = Number(headers.get('Content-Length'));
+				file.next = file.points[0] = [0, Math.max(0, file.size - STEP)];
+				file.wanted.add(file.next[1]);
+				this.fetch(); // beside its account
 			}
 			file.add(await this.scan(file.next));
 			run.isSettled = isEnded; // one look after the end sees all
@@ -337,6 +340,7 @@ class LogPane {
 		const { list, file: tail } = this;
 		const file = new LogFile();
 		return this.trying(async () => {
+			await run.fetching;
 			do file.add(await this.scan(file.next));
 			while (file.size < tail.size);
 			while (!file.line(file.lines - 1) && (await this.fetch(file)));
