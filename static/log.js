@@ -111,9 +111,6 @@ class LogFile {
 	}
 }
 
-const nearest = (rgb) => rgb.reduce((sum, part, i) => sum + (part > 50 && part > Math.max(...rgb) * 0.6 ? 1 << i : 0), 0);
-const of256 = (n) => (n < 16 ? n : n > 231 ? 7 * (n > 243) : nearest([...(n - 16).toString(6).padStart(3, '0')].map((digit) => digit * 51)));
-
 /** A look {ink, paper, bold, under}, all of them class names, after the codes of an SGR sequence. */
 function sgr(look, codes) {
 	look = { ...look };
@@ -124,15 +121,8 @@ function sgr(look, codes) {
 		if (code === 0) look = {};
 		else if (code === 1 || code === 22) look.bold = code === 1 && 'bold';
 		else if (code === 4 || code === 24) look.under = code === 4 && 'under';
-		else if (layer) {
-			let colour = digit + (tens > 8 ? 8 : 0);
-			if (digit === 8) {
-				const isIndex = codes[i + 1] === 5;
-				colour = isIndex ? of256(codes[i + 2]) : nearest(codes.slice(i + 2, i + 5));
-				i += isIndex ? 2 : 4;
-			}
-			look[layer] = digit < 9 && `a${colour % 8}${colour > 7 ? ' bright' : ''}${layer === 'paper' ? ' paper' : ''}`;
-		}
+		else if (code === 38 || code === 48) i += codes[i + 1] === 5 ? 2 : 4; // of 256 or 24 bits: no colour of this page
+		else if (layer) look[layer] = digit < 8 && `a${digit}${tens > 8 ? ' bright' : ''}${layer === 'paper' ? ' paper' : ''}`;
 	}
 	return look;
 }
@@ -187,12 +177,17 @@ class LogPane {
 		const quiet = (text, name, click) => h('button', { class: 'quiet', 'aria-label': name, title: name, click }, text);
 		this.tabs = ['stdout', 'stderr'].map((name) => h('button', { class: 'chip', click: () => this.select(name) }, name));
 		this.attempts = h('select', { 'aria-label': 'Attempt', change: () => this.select(this.stream, this.attempts.value) });
-		this.marks = h('span', null, quiet('◆↑', 'Previous D1_STABLE', () => this.anchor(-1)), quiet('◆↓', 'Next D1_STABLE', () => this.anchor(1)));
+		const pair = (sign, what, go) => h('span', null, quiet(`${sign}↑`, `Previous ${what}`, () => go(-1)), quiet(`${sign}↓`, `Next ${what}`, () => go(1)));
+		this.marks = pair('◆', 'D1_STABLE', (way) => this.anchor(way));
 		this.end = h('button', { class: 'quiet end', click: () => this.list.to(Infinity) });
-		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener', click: (event) => HB.save(event, this.api, this.file.size, (words) => this.say(words)) }, 'Download');
+		const say = (words) => {
+			this.run.words = words;
+			this.draw();
+		};
+		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener', click: (event) => HB.save(event, this.api, this.file.size, say) }, 'Download');
 		this.text = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the output', search: () => this.text.value || this.find(''), keydown: ({ key, shiftKey }) => key === 'Enter' && this.find(this.text.value, shiftKey ? -1 : 1) });
 		this.hits = h('span', { class: 'note', role: 'status' });
-		this.steps = h('span', null, quiet('↑', 'Previous match', () => this.step(-1)), quiet('↓', 'Next match', () => this.step(1)));
+		this.steps = pair('', 'match', (way) => this.step(way));
 		this.where = h('input', { placeholder: 'Line', 'aria-label': 'Go to line, or lines as 120-140', keydown: ({ key }) => key === 'Enter' && this.jump(lineRange(this.where.value)) });
 		this.rows = h('div', { class: 'rows', click: (event) => this.pick(event), pointerover: ({ target }) => this.point(target.closest('[data-stable]')), pointerleave: () => this.point() });
 		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
@@ -253,10 +248,12 @@ class LogPane {
 	update() {
 		const { job, events = [] } = this.page;
 		const newest = job.attempt;
-		const goesOn = this.known && this.known !== newest && !this.attempt;
-		if (this.known !== newest) this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
-		this.known = newest;
-		if (goesOn) return this.select(this.stream);
+		if (newest !== this.known) {
+			const goesOn = this.known && !this.attempt;
+			this.known = newest;
+			this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
+			if (goesOn) return this.select(this.stream);
+		}
 		this.attempts.value = this.attempt;
 		this.attempts.hidden = newest < 2;
 		if (events.length < this.seen) Object.assign(this, { anchors: [], seen: 0 }); // a replay went back
@@ -372,12 +369,6 @@ class LogPane {
 			});
 			return (await Promise.all(got).finally(() => (run.fetching = null))).includes(true);
 		}));
-	}
-
-	/** What the download says. */
-	say(words) {
-		this.run.words = words;
-		this.draw();
 	}
 
 	draw() {
@@ -521,14 +512,17 @@ class LogPane {
 	}
 
 	key(key) {
-		const way = { n: 1, N: -1, ']': 1, '[': -1 }[key];
-		if (key === 'g') this.where.select();
-		else if (key === 'f') this.text.select();
-		else if (key === 'End') this.list.to(Infinity);
-		else if (key === '[' || key === ']') this.anchor(way);
-		else if (way && this.found) this.step(way);
-		else return false;
-		return true;
+		const act = {
+			f: () => this.text.select(),
+			g: () => this.where.select(),
+			n: () => this.step(1),
+			N: () => this.step(-1),
+			']': () => this.anchor(1),
+			'[': () => this.anchor(-1),
+			End: () => this.list.to(Infinity),
+		}[key];
+		act?.();
+		return Boolean(act);
 	}
 }
 
