@@ -59,18 +59,16 @@ class LogFile {
 		const bytes = this.held.get(from) ?? NONE;
 		if (from + bytes.length < this.end(i)) this.wanted.add(from);
 		if (this.held.delete(from)) this.held.set(from, bytes);
-		return bytes.subarray(0, this.end(i) - from);
+		return bytes;
 	}
 
-	/** Bytes of the block at `from`, behind the `skip` that are here. A full block lets another begin. */
-	put(from, skip, bytes) {
-		const all = join(this.held.get(from) ?? NONE, bytes);
-		if (all.length !== skip + bytes.length) return; // dropped meanwhile
+	/** What the block at `from` has of its bytes now. A full one lets another begin. */
+	put(from, bytes) {
 		this.held.delete(from);
-		if (this.held.set(from, all).size > HELD) this.held.delete(this.held.keys().next().value);
+		if (this.held.set(from, bytes).size > HELD) this.held.delete(this.held.keys().next().value);
 		const i = this.at(from);
 		const next = from + STEP;
-		if (all.length >= STEP && next < (this.points[i + 1]?.[1] ?? this.size)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(all), next]);
+		if (bytes.length === STEP && next < (this.points[i + 1]?.[1] ?? this.size)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(bytes), next]);
 	}
 
 	/** The offset of a line. */
@@ -357,14 +355,13 @@ class LogPane {
 			const wanted = [...file.wanted].slice(0, 4);
 			file.wanted.clear();
 			const got = wanted.map(async (block) => {
-				const skip = file.held.get(block)?.length ?? 0;
-				const [from, to] = [block + skip, file.end(file.at(block))];
+				const bytes = file.held.get(block) ?? NONE;
+				const [from, to] = [block + bytes.length, file.end(file.at(block))];
 				if (from >= to) return false;
 				// `bytes=N-M` needs no preflight from another origin.
 				const response = await this.api.request(this.path(), { headers: { Range: `bytes=${from}-${to - 1}` } });
 				if (response.status !== 206) return false; // it was cut off
-				const bytes = await response.arrayBuffer();
-				if (run === this.run) file.put(block, skip, new Uint8Array(bytes));
+				file.put(block, join(bytes, new Uint8Array(await response.arrayBuffer())));
 				return true;
 			});
 			return (await Promise.all(got).finally(() => (run.fetching = null))).includes(true);
@@ -443,8 +440,8 @@ class LogPane {
 
 	/** To the D1_STABLE before or behind the picked line, or the first that is drawn. */
 	anchor(way) {
-		const drawn = this.list.pool.filter(({ offset }) => offset >= 0).sort((a, b) => a.offset - b.offset);
-		const at = (drawn.find((row) => 'picked' in row.dataset) ?? drawn[0])?.offset;
+		const { pool } = this.list;
+		const at = pool.find((row) => 'picked' in row.dataset)?.offset ?? Math.min(...pool.map(({ offset }) => offset ?? Infinity));
 		const next = this.anchors[way < 0 ? floor(this.anchors, at - 1, 'offset') : floor(this.anchors, at, 'offset') + 1];
 		if (!next) return;
 		this.page.time.point(next.ms, this);
