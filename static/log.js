@@ -337,14 +337,13 @@ class LogPane {
 		return this.trying(async () => {
 			await run.fetching;
 			do file.add(await this.scan(file.next));
-			while (file.size < tail.size);
+			while (run === this.run && file.size < tail.size);
 			while (!file.line(file.lines - 1) && (await this.fetch(file)));
 			if (run !== this.run) return;
 			const top = list.atEnd ? undefined : list.top + (file.lines - tail.lines) * list.rowHeight();
 			this.file = file;
 			this.epoch++;
-			list.count = file.lines;
-			list.paint(top);
+			this.draw(top);
 		});
 	}
 
@@ -368,9 +367,9 @@ class LogPane {
 		}));
 	}
 
-	draw() {
+	draw(top) {
 		this.list.count = this.file.lines;
-		this.list.paint();
+		this.list.paint(top);
 	}
 
 	drawLine(row, n) {
@@ -401,7 +400,7 @@ class LogPane {
 		setText(this.end, list.atEnd ? 'Following' : 'To the end');
 		this.end.toggleAttribute('data-on', list.atEnd);
 		this.steps.hidden = !found?.total;
-		const of = found?.n > 0 ? `${found.n.toLocaleString('en')} of ` : '';
+		const of = found?.n > 0 ? `${format.number(found.n)} of ` : '';
 		setText(this.hits, !found ? '' : found.total >= 0 ? of + format.count(found.total, 'line') : 'Searching …');
 		this.view.style.setProperty('--digits', `${String(list.count).length}ch`);
 		setText(this.note, run.words || run.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
@@ -462,14 +461,14 @@ class LogPane {
 	/** First the match at or below what is shown, the last one while following. The same text again: the next, or previous. */
 	async find(text, way) {
 		if (this.found?.text === text) return this.step(way);
-		const { list } = this;
-		const top = list.atEnd ? Infinity : Math.ceil(list.top / list.rowHeight()) - 1;
+		const { atEnd, top } = this.list;
+		const above = atEnd ? Infinity : Math.ceil(top / this.list.rowHeight()) - 1;
 		const found = (this.found = text ? { text, next: [0, 0], before: 0, matches: [], first: 1 } : null);
 		this.epoch++;
 		this.draw();
 		if (!found) return;
 		await this.trying(() => this.count(found));
-		if (!(await this.step(1, top))) await this.step(-1, Infinity);
+		if (!(await this.step(1, above))) await this.step(-1, Infinity);
 	}
 
 	/** Counts the lines that match; later only where the log has grown. */
