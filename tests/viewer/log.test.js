@@ -133,6 +133,16 @@ test('the tail alone: what it has, numbered from its beginning', () => {
   assert.ok(served.fetched <= STEP);
 });
 
+test('a tail whose bytes come before its account keeps them', () => {
+  const bytes = sample(20_000).slice(-STEP);
+  const file = new LogFile(STEP);
+  file.put(0, bytes);
+  const { points, lines } = account(bytes, 64);
+  file.add({ points, lines, size: STEP, next: [lines, STEP] });
+  assert.equal(decode(file.line(lines - 1).bytes), decode(linesOf(bytes).at(-1).bytes));
+  assert.deepEqual([file.points, file.wanted.size], [[[0, 0]], 0]);
+});
+
 test('no more than 8 MB is held, of which a view of the tail needs a few blocks', () => {
   const bytes = sample(600_000);
   assert.ok(bytes.length > 16e6);
