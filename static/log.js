@@ -109,6 +109,11 @@ class LogFile {
 	}
 }
 
+// Of 256 and of 24 bits: the nearest of 16.
+const nearest = (...rgb) => rgb.reduce((sum, part, i) => sum + (part > 50 && part > Math.max(...rgb) * 0.6 ? 1 << i : 0), 0);
+const of256 = (n) => (n < 16 ? n : n > 231 ? 7 * (n > 243) : nearest(...[36, 6, 1].map((unit) => (Math.floor((n - 16) / unit) % 6) * 51)));
+const colour = (n, layer) => `a${n % 8}${n > 7 ? ' bright' : ''}${layer === 'paper' ? ' paper' : ''}`;
+
 /** A look {ink, paper, bold, under}, all of them class names, after the codes of an SGR sequence. */
 function sgr(look, codes) {
 	look = { ...look };
@@ -119,8 +124,11 @@ function sgr(look, codes) {
 		if (code === 0) look = {};
 		else if (code === 1 || code === 22) look.bold = code === 1 && 'bold';
 		else if (code === 4 || code === 24) look.under = code === 4 && 'under';
-		else if (code === 38 || code === 48) i += codes[i + 1] === 5 ? 2 : 4; // of 256 or 24 bits: no colour of this page
-		else if (layer) look[layer] = digit < 8 && `a${digit}${tens > 8 ? ' bright' : ''}${layer === 'paper' ? ' paper' : ''}`;
+		else if (layer && digit === 8) {
+			const isIndex = codes[i + 1] === 5;
+			look[layer] = colour(isIndex ? of256(codes[i + 2]) : nearest(...codes.slice(i + 2, i + 5)), layer);
+			i += isIndex ? 2 : 4;
+		} else if (layer) look[layer] = digit < 8 && colour(digit + (tens > 8 ? 8 : 0), layer);
 	}
 	return look;
 }

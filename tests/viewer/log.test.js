@@ -173,15 +173,16 @@ test('a line is cut behind what is shown, and no sooner', () => {
 
 const look = (raw, word) => terminal(raw, word).map(({ text, look, found }) => [text, look, ...(found ? ['found'] : [])]);
 
-test('colours are classes: 16 of them, bold, underline, reset; none of 256 and 24 bits, whose codes are skipped', () => {
+test('colours are classes: 16 of them, 256 and 24 bits by their nearest, bold, underline, reset', () => {
   const table = [
     ['plain', [['plain', '']]],
     ['\x1b[31mred\x1b[0m plain', [['red', 'a1'], [' plain', '']]],
     ['\x1b[1;92mok\x1b[22m thin\x1b[39m none', [['ok', 'a2 bright bold'], [' thin', 'a2 bright'], [' none', '']]],
     ['\x1b[4mline\x1b[24m\x1b[44mblue\x1b[49mend\x1b[m', [['line', 'under'], ['blue', 'a4 paper'], ['end', '']]],
     ['\x1b[37;105mboth', [['both', 'a5 bright paper']]],
-    ['\x1b[38;5;196mx\x1b[38;5;21my\x1b[38;5;9mz\x1b[38;5;236mg', [['xyzg', '']]],
-    ['\x1b[38;2;1;4;31mx\x1b[48;2;0;200;31;1my\x1b[38;5;31;4mz', [['x', ''], ['y', 'bold'], ['z', 'bold under']]],
+    ['\x1b[38;5;196mx\x1b[38;5;21my\x1b[38;5;9mz\x1b[38;5;236mg', [['x', 'a1'], ['y', 'a4'], ['z', 'a1 bright'], ['g', 'a0']]],
+    ['\x1b[38;2;250;240;10mx\x1b[48;2;0;200;190;1my', [['x', 'a3'], ['y', 'a6 paper bold']]],
+    ['\x1b[48;2;0;200;31;1my\x1b[38;5;0;4mz', [['y', 'a2 paper bold'], ['z', 'a2 paper bold under']]],
     ['\x1b[31m\x1b[2J\x1b[?25lx\x1b]8;;http://a\x1b\\y\x1b[999mz', [['xyz', 'a1']]],
   ];
   for (const [raw, expected] of table) assert.deepEqual(look(raw), expected, JSON.stringify(raw));
