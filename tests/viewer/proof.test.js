@@ -43,7 +43,7 @@ function worker() {
   const calls = [];
   const self = {};
   const postMessage = ([id, what, value]) => calls[id][what](value);
-  vm.runInNewContext(HB.workerSource(), { self, postMessage, fetch, TextDecoder, Uint8Array });
+  vm.runInNewContext(HB.workerSource(), { self, postMessage, fetch, AbortSignal, TextDecoder, Uint8Array });
   return (task, args) =>
     new Promise((resolve, reject) => {
       const news = [];
