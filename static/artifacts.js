@@ -95,7 +95,7 @@ class Artifacts {
 		const rows = h('div', { role: 'rowgroup', class: 'rows' });
 		const scroller = h('div', { class: 'files', role: 'table', tabindex: 0, 'aria-label': 'Sealed files' }, rows);
 		const make = () => h('div', { role: 'row', class: 'file' });
-		this.list = new HB.Windowed({ scroller, rows, make, draw: (row, i) => this.draw(row, this.files[i], i), rowHeight: () => (innerWidth < 640 ? 60 : 36) });
+		this.list = new HB.Windowed({ scroller, rows, make, draw: (row, i) => this.draw(row, this.files[i], i) });
 		this.body = h('div', { hidden: '' }, scroller, this.all, this.note);
 		this.element = h('section', { class: 'artifacts', hidden: '' }, h('h2', null, 'Artifacts'), this.verdict, this.facts, this.body);
 	}

@@ -14,8 +14,7 @@ class Events {
 		this.box = h('div', { class: 'events', role: 'listbox', tabindex: 0, 'aria-label': 'Events', keydown: (event) => this.typed(event) }, rows);
 		this.proof = h('div', { class: 'proof', 'aria-live': 'polite' });
 		this.element = h('section', null, h('header', null, h('h2', null, 'Events'), h('span', { class: 'note' }, 'times in UTC')), this.box, this.proof);
-		const rowHeight = () => parseFloat(getComputedStyle(this.box).getPropertyValue('--row'));
-		this.list = new HB.Windowed({ scroller: this.box, rows, make: () => this.make(), draw: (row, i) => this.draw(row, i), rowHeight, sticky: true });
+		this.list = new HB.Windowed({ scroller: this.box, rows, make: () => this.make(), draw: (row, i) => this.draw(row, i), sticky: true });
 	}
 
 	close() {}
