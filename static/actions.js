@@ -2,13 +2,14 @@
 'use strict';
 {
 const { h, setText, setAttr } = HB;
-/** Name → label, which `STATE reason` allow it, and those in words. */
+/** Name → label, which `STATE reason` allow it, what that is in words. */
 const DEEDS = {
-	cancel: ['Cancel', /^(?!SEALED|FAILED|CANCELLED)/, 'what has not ended can be cancelled'],
-	retrigger: ['Retrigger', /^CANCELLED|^FAILED (attempt_limit|oom|dependency)$/, 'what was CANCELLED, or FAILED by crashes or a parent, can go on'],
-	reproduce: ['Reproduce', /^SEALED/, 'a SEALED job can be reproduced'],
+	cancel: ['Cancel', /^(?!SEALED|FAILED|CANCELLED)/, 'jobs that have not ended'],
+	retrigger: ['Retrigger', /^CANCELLED|^FAILED (attempt_limit|oom|dependency)$/, 'jobs CANCELLED, or FAILED by crashes or a parent'],
+	reproduce: ['Reproduce', /^SEALED/, 'SEALED jobs'],
 };
-const post = async (api, path, sent) => (await api.request(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(sent) })).json();
+const JSON_TYPE = { 'Content-Type': 'application/json' };
+const post = async (api, path, sent) => (await api.request(path, { method: 'POST', headers: JSON_TYPE, body: JSON.stringify(sent) })).json();
 
 /** Shell text that fetches the bundle and checks it, up to the record that this page has read. */
 const offline = (api, id, last) => `(cd "$(mktemp -d)" && pwd &&
@@ -46,7 +47,7 @@ class Actions {
 		const { state, reason, phase } = this.page.job;
 		for (const button of this.deeds) {
 			const [, allowed, words] = DEEDS[button.name];
-			const why = allowed.test(`${state} ${reason}`) ? null : `It is ${state}: only ${words}.`;
+			const why = allowed.test(`${state} ${reason}`) ? null : `It is ${state}: this is for ${words}.`;
 			setAttr(button, 'aria-disabled', why && true);
 			setAttr(button, 'title', why);
 		}
@@ -63,7 +64,8 @@ class Actions {
 		this.say('Asking the node …');
 		try {
 			const told = await post(api, api.jobPath(id, `/${deed}`), job_id ? { job_id } : {});
-			this.say(`The node answered: ${told.state}. `, told.job_id === id ? '' : h('a', { href: HB.jobLink(node, told.job_id) }, `Open ${told.job_id}`));
+			const link = h('a', { href: HB.jobLink(node, told.job_id) }, `Open ${told.job_id}`);
+			this.say(`The node answered: ${told.state}. `, told.job_id === id ? '' : link);
 		} catch ({ message }) {
 			this.say(message);
 		}
@@ -129,16 +131,18 @@ class SubmitForm {
 		const { manifest = {}, node } = HB.draft ?? {};
 		Object.assign(this, { open, manifest, node: nodes.includes(node) ? node : nodes[0] });
 		this.fields = FIELDS.map((field) => this.field(...field));
-		const [json, ...others] = this.fields.map(({ element }) => element).reverse();
+		const elements = this.fields.map(({ element }) => element);
 		const options = nodes.map((node) => h('option', node === this.node && { selected: '' }, node.name));
 		const choice = h('select', { change: () => this.take({ node: nodes[choice.selectedIndex] }) }, options);
 		this.title = h('h1', { tabindex: -1 }, 'Submit a job');
 		this.curl = h('pre', { tabindex: 0 });
 		this.answer = h('p', { class: 'note', role: 'status' });
 		const command = h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent));
-		const columns = h('div', { class: 'columns' }, h('div', { class: 'fields' }, others.reverse()), h('div', null, json, h('h2', null, 'The same as a command'), command));
+		const same = h('div', null, elements.pop(), h('h2', null, 'The same as a command'), command);
+		const columns = h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements), same);
+		const at = nodes.length > 1 && h('label', null, 'Node', choice);
 		const submit = h('p', null, h('button', { class: 'main' }, 'Submit'));
-		this.element = h('form', { class: 'submit', submit: (event) => this.send(event) }, this.title, columns, nodes.length > 1 && h('label', null, 'Node', choice), submit, this.answer);
+		this.element = h('form', { class: 'submit', submit: (event) => this.send(event) }, this.title, columns, at, submit, this.answer);
 		this.take({});
 	}
 
@@ -146,8 +150,8 @@ class SubmitForm {
 
 	field(path, label, kind, placeholder) {
 		const error = h('small', { class: 'error', id: `error-${path}`, role: 'alert' });
-		const options = { name: path, placeholder, rows: kind === 'raw' ? 14 : 3, autocomplete: 'off', spellcheck: false, 'aria-describedby': error.id, input: () => this.typed(field) };
-		const input = h(/text|number/.test(kind) ? 'input' : 'textarea', options);
+		const options = { name: path, placeholder, rows: path ? 3 : 14, autocomplete: 'off', spellcheck: false };
+		const input = h(/text|number/.test(kind) ? 'input' : 'textarea', { ...options, 'aria-describedby': error.id, input: () => this.typed(field) });
 		const field = { path, kind, input, error, element: h('div', { class: kind }, h('label', null, label, input), error) };
 		return field;
 	}
@@ -157,7 +161,6 @@ class SubmitForm {
 		try {
 			const manifest = path ? put(this.manifest, path, read(kind, input.value)) : JSON.parse(input.value);
 			if (Object(manifest) !== manifest) throw new Error('it is no object');
-			this.fault(field, '');
 			this.take({ manifest }, field);
 		} catch ({ message }) {
 			this.fault(field, `This is no manifest: ${message}`);
@@ -168,10 +171,10 @@ class SubmitForm {
 	take(change, typed) {
 		HB.draft = Object.assign(this, change);
 		for (const field of this.fields) {
+			this.fault(field, '');
 			if (field === typed) continue;
 			const value = field.path.split('.').reduce((value, name) => value?.[name], this.manifest);
 			field.input.value = field.path ? write(field.kind, value) : JSON.stringify(this.manifest, null, 2);
-			this.fault(field, '');
 		}
 		setText(this.curl, this.node.api.curl(this.manifest));
 	}

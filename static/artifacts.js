@@ -137,11 +137,9 @@ class Artifacts {
 
 	/** What a reproduction made otherwise comes first. */
 	show({ artifacts, reproduction }) {
-		const words = { ...reproduction?.artifacts };
-		this.files = artifacts.map((file) => ({ ...file, word: words[file.path] }));
-		for (const { path } of artifacts) delete words[path];
-		this.files.push(...Object.entries(words).map(([path, word]) => ({ path, word })));
-		this.files.sort((a, b) => OUTCOMES.indexOf(a.word) - OUTCOMES.indexOf(b.word));
+		const files = new Map(artifacts.map((file) => [file.path, file]));
+		for (const [path, word] of Object.entries(reproduction?.artifacts ?? {})) files.set(path, { path, ...files.get(path), word });
+		this.files = [...files.values()].sort((a, b) => OUTCOMES.indexOf(a.word) - OUTCOMES.indexOf(b.word));
 		this.list.count = this.files.length;
 		this.body.hidden = !this.files.length;
 		this.list.refresh();
@@ -154,13 +152,11 @@ class Artifacts {
 			row.file = file;
 			row.verdict = HB.mark('verdict', '');
 			row.check = h('button', { class: 'quiet', click: () => this.check(file) }, row.verdict);
-			const cells = [path, '', '', word];
-			if (sha256) {
-				const href = api.base + api.jobPath(id, `/artifacts/${urlPath(path)}`);
-				const link = h('a', { href, download: path.split('/').at(-1), title: path, click: (event) => save(event, api, size, this.say) }, path);
-				cells.splice(0, 4, link, format.bytes(size), HB.copyButton(sha256, () => sha256), word, row.check);
-				setAttr(cells[2], 'title', `Copy ${sha256}`);
-			}
+			const href = api.base + api.jobPath(id, `/artifacts/${urlPath(path)}`);
+			const link = h('a', { href, download: path.split('/').at(-1), title: path, click: (event) => save(event, api, size, this.say) }, path);
+			const copy = HB.copyButton(sha256, () => sha256);
+			setAttr(copy, 'title', `Copy ${sha256}`);
+			const cells = sha256 ? [link, format.bytes(size), copy, word, row.check] : [path, '', '', word];
 			row.replaceChildren(...cells.map((cell, i) => h('span', { role: 'cell', class: `f${i}` }, cell)));
 			setAttr(row, 'aria-rowindex', index + 1);
 		}

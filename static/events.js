@@ -115,8 +115,9 @@ class Events {
 				Verdict: `${HB.VERDICTS[ok]}: ${words}`,
 			};
 			const command = `curl -fsS${api.auth} '${api.base}/api/ledger?from=${seq}&limit=1' | tr -d '\\n' | sha256sum`;
+			const close = h('button', { class: 'quiet', click: () => this.shut() }, 'Close');
 			show(
-				h('header', null, h('h3', null, `Event ${seq}`), HB.copyButton('Copy as a command', () => command), h('button', { class: 'quiet', click: () => this.shut() }, 'Close')),
+				h('header', null, h('h3', null, `Event ${seq}`), HB.copyButton('Copy as a command', () => command), close),
 				h('pre', { tabindex: 0, 'aria-label': `Stored bytes of event ${seq}` }, new TextDecoder().decode(record.bytes)),
 				h('dl', null, HB.facts(facts)),
 			);

@@ -49,7 +49,8 @@ class Replay {
 		this.node = node;
 		node.replay = this;
 		const wanted = Number(HB.route.get('at')) || Infinity;
-		this.range = h('input', { type: 'range', min: 1, max: 1, 'aria-label': 'Event', input: () => this.seek(Number(this.range.value)), keydown: (event) => this.typed(event) });
+		const moved = { input: () => this.seek(Number(this.range.value)), keydown: (event) => this.typed(event) };
+		this.range = h('input', { type: 'range', min: 1, max: 1, 'aria-label': 'Event', ...moved });
 		this.button = h('button', { click: () => this.play() }, 'Play');
 		this.speed = h('select', { 'aria-label': 'Speed' }, [1, 10, 100, 1000].map((times) => h('option', { value: times }, `${times}×`)));
 		this.when = h('span', { class: 'note' });
