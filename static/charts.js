@@ -77,10 +77,10 @@ class Charts {
 
 	update() {
 		const { events, node, api, manifest } = this.page;
-		for (const event of events) {
-			if (!/RUNNING|RECOVERY/.test(event.state) || this.starts.has(event.attempt)) continue;
-			this.starts.set(event.attempt, HB.timeline.msOf(event));
-			this.ask(event.attempt);
+		for (const { kind, attempt, from } of HB.timeline.life(events).parts) {
+			if (kind !== 'run' || this.starts.has(attempt)) continue;
+			this.starts.set(attempt, from);
+			this.ask(attempt);
 		}
 		this.limits ??= (async () => {
 			const { limits = {} } = await (node.info ?? api.json('/api/node').catch(() => ({})));

@@ -20,21 +20,33 @@ function floor(list, value, key = 'ms') {
 	return low - 1;
 }
 
-/** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
-function stretches(events, now) {
-	const out = [];
-	for (const event of events) {
-		const kind = KIND[event.state];
-		if (kind === undefined) continue;
-		const { attempt } = event;
-		const last = out.at(-1);
+let known = { size: 0 };
+
+/**
+ * What a job's events tell: parts, as stretches has them, `stable` (D1_STABLE) with `sums` of what those stand for, other `marks`.
+ * A list that begins as the one before is looked at from where that ended: of a long history each event is seen once.
+ */
+function life(events) {
+	if (!known.size || events[known.size - 1] !== known.last) known = { size: 0, parts: [], marks: [], stable: [], sums: [] };
+	const { parts, marks, stable, sums } = known;
+	for (; known.size < events.length; known.size++) {
+		const event = (known.last = events[known.size]);
+		const { state, attempt, detail } = event;
 		const from = msOf(event);
+		if (state === 'D1_STABLE') sums.push((sums.at(-1) ?? 0) + (detail?.count ?? 1));
+		(state === 'D1_STABLE' ? stable : marks).push(event);
+		const kind = KIND[state];
+		if (kind === undefined) continue;
+		const last = parts.at(-1);
 		if (last?.open) Object.assign(last, { to: from, open: false });
-		else if (last) out.push({ kind: 'rest', attempt: last.attempt, from: last.to, to: from, open: false });
-		if (kind) out.push({ kind, attempt, from, to: Math.max(from, now), open: true });
+		else if (last) parts.push({ kind: 'rest', attempt: last.attempt, from: last.to, to: from, open: false });
+		if (kind) parts.push({ kind, attempt, from, to: from, open: true });
 	}
-	return out;
+	return known;
 }
+
+/** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
+const stretches = (events, now) => life(events).parts.map((part) => (part.open ? { ...part, to: Math.max(part.from, now) } : part));
 
 /** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are half of the work. */
 function fold(parts, room) {
@@ -57,16 +69,15 @@ function fold(parts, room) {
 	});
 }
 
-/** Markers by ms → {attempt, from, to, count} per `step` ms: bins that stay where they are while time goes on. */
-function bins(events, from, to, step) {
+/** D1_STABLE of a life → {attempt, from, to, count} per `step` ms: bins that stay where they are while time goes on. */
+function bins({ stable, sums }, from, to, step) {
 	const out = [];
-	for (let i = floor(events, from - step) + 1; events[i]?.ms <= to + step; i++) {
-		const { ms, attempt, detail } = events[i];
-		const key = Math.floor(ms / step);
-		const last = out.at(-1);
-		const count = detail?.count ?? 1;
-		if (last?.key === key && last.attempt === attempt) Object.assign(last, { to: ms, count: last.count + count });
-		else out.push({ key, attempt, from: ms, to: ms, count });
+	for (let i = floor(stable, from - step) + 1, next; stable[i]?.ms <= to + step; i = next) {
+		const { ms, attempt } = stable[i];
+		const end = (Math.floor(ms / step) + 1) * step;
+		// At least this one, whatever a clock that was set back has left behind.
+		next = Math.max(i, Math.min(floor(stable, Math.ceil(end) - 1), floor(stable, attempt, 'attempt'))) + 1;
+		out.push({ attempt, from: ms, to: stable[next - 1].ms, count: sums[next - 1] - (sums[i - 1] ?? 0) });
 	}
 	return out;
 }
@@ -182,5 +193,5 @@ class TimeView {
 }
 
 HB.TimeView = TimeView;
-HB.timeline = { stretches, fold, bins, floor, clamp, msOf };
+HB.timeline = { life, stretches, fold, bins, floor, clamp, msOf };
 }

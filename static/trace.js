@@ -2,7 +2,7 @@
 'use strict';
 {
 const { h, svg, setText, setAttr, format } = HB;
-const { bins, floor, clamp, msOf } = HB.timeline;
+const { bins, floor, clamp, life } = HB.timeline;
 const STARTS = ['RECEIVED', 'RETRIGGERED', 'RUNNING', 'RECOVERY'];
 const ENDS = ['CRASH', 'SEALED', 'FAILED', 'CANCELLED'];
 const WORDS = { queue: 'queued', down: 'down', stop: 'stopping', seal: 'sealing', rest: 'ended' };
@@ -72,17 +72,13 @@ class Trace {
 
 	draw() {
 		const { time, page, scroll } = this;
-		// The page adds to the list that it has.
-		if (this.events !== page.events || this.taken !== page.events.length) {
-			this.events = page.events;
-			this.taken = this.events.length;
-			this.events.forEach(msOf);
-			this.marks = this.events.filter(({ state }) => state !== 'D1_STABLE');
-			this.stable = this.events.filter(({ state }) => state === 'D1_STABLE');
-			const total = this.stable.reduce((sum, { detail }) => sum + (detail?.count ?? 1), 0);
-			this.count.update('D1_STABLE', `${total.toLocaleString('en')} D1_STABLE`);
-			this.count.hidden = !total;
-		}
+		this.events = page.events;
+		this.life = life(page.events);
+		const { marks, stable, sums } = this.life;
+		Object.assign(this, { marks, stable });
+		const total = sums.at(-1) ?? 0;
+		this.count.update('D1_STABLE', `${format.number(total)} D1_STABLE`);
+		this.count.hidden = !total;
 		const width = scroll.clientWidth;
 		const [left, right] = width > 560 ? [92, 124] : [54, 20];
 		Object.assign(time, { left, right, width: width - left - right });
@@ -159,7 +155,7 @@ class Trace {
 	/** Single ones as diamonds, dense ones as bars that tell how many. */
 	diamonds() {
 		const { time, bar, row } = this;
-		const list = bins(this.stable, time.from, time.to, 2 ** Math.ceil(Math.log2(time.density * 5))).filter(({ from, to }) => time.has(from) && time.has(to));
+		const list = bins(this.life, time.from, time.to, 2 ** Math.ceil(Math.log2(time.density * 5))).filter(({ from, to }) => time.has(from) && time.has(to));
 		const most = list.reduce((value, { count }) => Math.max(value, count), 1);
 		const height = row - bar - 7;
 		const shapes = list.map(({ from, to, count, attempt }, i) => {
