@@ -64,7 +64,7 @@ class Charts {
 		this.plot = h('div', { class: 'charts' }, this.view);
 		this.note = h('p', { class: 'note' });
 		this.element = h('section', { hidden: '' }, this.plot, this.note);
-		HB.crosshair(this.time, this.plot, this);
+		HB.crosshair(this.time, this.plot);
 		this.time.on(() => this.soon());
 	}
 

@@ -1,8 +1,9 @@
 /* Time on a job's page: stretches, a scale that folds idle ones, the visible part, the instant pointed at. Pure. */
 'use strict';
 {
-const KIND = { RECEIVED: 'queue', RETRIGGERED: 'queue', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', STOPPING: 'stop', COMPLETED: 'seal', SEALED: '', FAILED: '', CANCELLED: '' };
-const IDLE = { queue: true, down: true, rest: true };
+/** What begins with an event of that state. */
+const KIND = { RECEIVED: 'queue', RETRIGGERED: 'queue', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', STOPPING: 'stop', COMPLETED: 'seal', SEALED: 'rest', FAILED: 'rest', CANCELLED: 'rest' };
+const IDLE = /queue|down|rest/;
 const DAY = 86_400_000;
 const STEPS = [100, 200, 500, 1e3, 2e3, 5e3, 1e4, 15e3, 3e4, 6e4, 12e4, 3e5, 6e5, 9e5, 18e5, 36e5, 72e5, 108e5, 216e5, 432e5];
 const LEAST = 200; // ms that fill the plot
@@ -23,36 +24,33 @@ function floor(list, value, key = 'ms') {
 let known = { size: 0 };
 
 /**
- * What a job's events tell: parts, as stretches has them, `stable` (D1_STABLE) with `sums` of what those stand for, other `marks`.
+ * What a job's events tell: parts {kind, attempt, from}, `stable` (D1_STABLE) with `sums` of what those stand for, other `marks`.
  * A list that begins as the one before is looked at from where that ended: of a long history each event is seen once.
  */
 function life(events) {
 	if (!known.size || events[known.size - 1] !== known.last) known = { size: 0, parts: [], marks: [], stable: [], sums: [] };
-	const { parts, marks, stable, sums } = known;
-	for (; known.size < events.length; known.size++) {
-		const event = (known.last = events[known.size]);
+	const { size, parts, marks, stable, sums } = known;
+	for (const event of events.slice(size)) {
 		const { state, attempt, detail } = event;
 		const from = msOf(event);
-		if (state === 'D1_STABLE') sums.push((sums.at(-1) ?? 0) + (detail?.count ?? 1));
-		(state === 'D1_STABLE' ? stable : marks).push(event);
-		const kind = KIND[state];
-		if (kind === undefined) continue;
-		const last = parts.at(-1);
-		if (last?.open) Object.assign(last, { to: from, open: false });
-		else if (last) parts.push({ kind: 'rest', attempt: last.attempt, from: last.to, to: from, open: false });
-		if (kind) parts.push({ kind, attempt, from, to: from, open: true });
+		if (state === 'D1_STABLE') stable.push(event) && sums.push((sums.at(-1) ?? 0) + (detail?.count ?? 1));
+		else marks.push(event);
+		if (KIND[state]) parts.push({ kind: KIND[state], attempt, from });
 	}
-	return known;
+	return Object.assign(known, { size: events.length, last: events.at(-1) });
 }
 
 /** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
-const stretches = (events, now) => life(events).parts.map((part) => (part.open ? { ...part, to: Math.max(part.from, now) } : part));
+const stretches = (events, now) =>
+	life(events)
+		.parts.map((part, i, { [i + 1]: next }) => ({ ...part, to: next?.from ?? Math.max(part.from, now), open: !next }))
+		.filter(({ kind, open }) => !open || kind !== 'rest');
 
 /** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are half of the work. */
 function fold(parts, room) {
 	const size = ({ from, to }) => to - from;
 	const sum = (list) => list.reduce((total, part) => total + size(part), 0);
-	const idle = parts.filter(({ kind }) => IDLE[kind]).sort((a, b) => size(b) - size(a));
+	const idle = parts.filter(({ kind }) => IDLE.test(kind)).sort((a, b) => size(b) - size(a));
 	let shown = sum(parts);
 	const work = shown - sum(idle);
 	const breaks = new Set();
@@ -82,38 +80,35 @@ function bins({ stable, sums }, from, to, step) {
 	return out;
 }
 
-/** on(fn) is told of every change, with its origin; `version` counts those of the scale. */
+/** on(fn) hears of every change: fn(true) of one of what is visible. */
 class TimeView {
 	cursor = null; // ms since 1970, or null
-	listeners = new Set();
+	listeners = [];
 	// px before the plot, of it, and behind it: the parts of a page stand below each other.
 	left = 0;
 	width = 600;
 	right = 0;
-	version = 0;
 	span = [-Infinity, Infinity];
 
 	on(listener) {
-		this.listeners.add(listener);
+		this.listeners.push(listener);
 	}
 
-	tell(origin) {
-		for (const listener of this.listeners) listener(origin);
+	tell(isScale) {
+		for (const listener of this.listeners) listener(isScale);
 	}
 
-	/** origin: the part that says so. */
-	point(ms, origin) {
+	point(ms) {
 		if (ms === this.cursor) return;
 		this.cursor = ms;
-		this.tell(origin);
+		this.tell();
 	}
 
 	/** The job's history as of `now`; a break is `room` px wide. */
 	take(events, now, room = 70) {
-		this.parts = stretches(events, now);
-		const pieces = fold(this.parts, Math.min(0.25, room / this.width));
-		const { from } = this.parts[0];
-		this.pieces = pieces.length ? pieces : [{ from, to: from + 1000, u: 0, v: 1 }];
+		const parts = stretches(events, now);
+		this.pieces = fold(parts, Math.min(0.25, room / this.width));
+		if (!this.pieces.length) this.pieces = [{ ...parts[0], to: parts[0].from + 1000, u: 0, v: 1 }];
 		this.look();
 	}
 
@@ -126,7 +121,6 @@ class TimeView {
 		const { from, to, u, v } = pieces.find(({ folded }) => !folded);
 		this.rate = (to - from) / (v - u); // ms per 1, where nothing is folded
 		this.density = (this.rate * (this.v - this.u)) / this.width; // ms per px
-		this.version++;
 	}
 
 	/** ms → 0..1 of everything, and back. */
@@ -162,7 +156,7 @@ class TimeView {
 	show(from, to) {
 		this.span = [from > this.start ? from : -Infinity, to < this.end ? to : Infinity];
 		this.look();
-		this.tell(this);
+		this.tell(true);
 	}
 
 	showShare(u, v) {
@@ -192,6 +186,5 @@ class TimeView {
 	}
 }
 
-HB.TimeView = TimeView;
-HB.timeline = { life, stretches, fold, bins, floor, clamp, msOf };
+Object.assign(HB, { TimeView, timeline: { KIND, life, stretches, fold, bins, floor, clamp, msOf } });
 }
