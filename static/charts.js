@@ -1,23 +1,17 @@
 /* What a job used, in time: from the node's files, and live from its stream. */
 'use strict';
 {
-const { h, svg, setText, format } = HB;
-const HELD = 16_384; // samples; beyond, every second one goes
+const { h, svg, setText, setAttr, format } = HB;
+const { floor, msOf } = HB.timeline;
+const HELD = 8192; // samples; beyond, every second one goes
 const GAP = 5000; // ms: samples come each second, in the file of a long run more rarely
 const [HEIGHT, PLOT] = [62, 40]; // px
-const rate = (n) => `${format.bytes(Math.round(n))}/s`;
 const CHARTS = [
-	{ name: 'Cores', lines: ['cpu'], say: (n) => String(+n.toFixed(2)), limit: 'cpus' },
-	{ name: 'Memory', lines: ['memory_bytes'], say: format.bytes, limit: 'memory_mib', unit: 2 ** 20 },
-	{ name: 'I/O', lines: ['read', 'write'], say: rate },
-	{ name: 'Pids', lines: ['pids'], say: String, limit: 'pids' },
+	{ name: 'Cores', lines: ['cpu'], say: (n) => String(+n.toFixed(2)), of: 'cpus', unit: 1 },
+	{ name: 'Memory', lines: ['memory_bytes'], say: format.bytes, of: 'memory_mib', unit: 2 ** 20 },
+	{ name: 'I/O', lines: ['read', 'write'], say: (n) => `${format.bytes(Math.round(n))}/s` },
+	{ name: 'Pids', lines: ['pids'], say: String, of: 'pids', unit: 1 },
 ];
-
-/** “11 of 64 GiB”. */
-function beside(used, all) {
-	const unit = / \S+$/.exec(used)?.[0];
-	return `${unit && all.endsWith(unit) ? used.slice(0, -unit.length) : used} of ${all}`;
-}
 
 /** Samples by time, each once, with what was used since the one before. starts: attempt → ms, where all counters are 0. */
 function rates(samples, starts) {
@@ -39,15 +33,14 @@ function since(sample, before, starts) {
 /** Samples → runs of [px, least, greatest]; where nothing was measured they break. */
 function columns(samples, line) {
 	const runs = [];
-	let isOpen = false;
+	let run;
 	for (const { px, breaks, [line]: value } of samples) {
-		if (value == null || breaks || !isOpen) isOpen = false;
+		if (value == null || breaks) run = null;
 		if (value == null) continue;
-		if (!isOpen) runs.push([]);
-		isOpen = true;
-		const last = runs.at(-1).at(-1);
+		if (!run) runs.push((run = []));
+		const last = run.at(-1);
 		if (last?.[0] === px) [last[1], last[2]] = [Math.min(last[1], value), Math.max(last[2], value)];
-		else runs.at(-1).push([px, value, value]);
+		else run.push([px, value, value]);
 	}
 	return runs;
 }
@@ -57,6 +50,7 @@ class Charts {
 	starts = new Map();
 	read = new Map(); // attempt → bytes of its file
 	reading = Promise.resolve();
+	limits = {};
 
 	constructor(page) {
 		Object.assign(this, { page, time: page.time });
@@ -82,11 +76,11 @@ class Charts {
 			this.starts.set(attempt, from);
 			this.ask(attempt);
 		}
-		this.limits ??= (async () => {
-			const { limits = {} } = await (node.info ?? api.json('/api/node').catch(() => ({})));
-			this.limits = { cpus: limits.default_cpus, memory_mib: limits.default_memory_mib, pids: limits.default_pids, ...manifest?.resources };
+		this.asked ??= (async () => {
+			const { limits: d = {} } = await (node.info ?? api.json('/api/node').catch(() => ({})));
+			this.limits = { cpus: d.default_cpus, memory_mib: d.default_memory_mib, pids: d.default_pids, ...manifest?.resources };
+			this.soon();
 		})();
-		this.soon();
 	}
 
 	/** One attempt after another; of a file that is known what is new. */
@@ -105,7 +99,7 @@ class Charts {
 	}
 
 	take(list) {
-		list.forEach(HB.timeline.msOf);
+		list.forEach(msOf);
 		this.samples = rates([...this.samples, ...list], this.starts);
 		while (this.samples.length > HELD) this.samples = rates(this.samples.filter((_, i) => i % 2), this.starts);
 		this.soon();
@@ -114,7 +108,7 @@ class Charts {
 	/** A sample from the stream. What was missed is in the file. */
 	sample(sample) {
 		const last = this.samples.at(-1);
-		if (HB.timeline.msOf(sample) <= last?.ms || !this.starts.has(sample.attempt)) return;
+		if (msOf(sample) <= last?.ms || !this.starts.has(sample.attempt)) return;
 		since(sample, last, this.starts);
 		this.samples.push(sample);
 		if (this.samples.length > HELD) this.take([]);
@@ -130,54 +124,70 @@ class Charts {
 	}
 
 	draw() {
-		const { time, samples, page } = this;
-		const charts = CHARTS.filter(({ lines }) => samples.some((sample) => sample[lines[0]] != null));
-		const isEmpty = charts.length === 0;
+		const { time, samples, page, limits } = this;
+		// Not for each event of a long run, which moves them by less than a pixel.
+		const key = [time.from, time.width, samples.length, samples.at(-1)?.ms, limits.pids].join();
+		if (key !== this.key || Math.abs(time.all(this.to) - time.v) * time.width > (time.v - time.u) / 2) this.drawLines();
+		this.key = key;
+		const isEmpty = this.charts.length === 0;
 		this.element.hidden = isEmpty && (page.job.phase !== 'ended' || !this.starts.size);
 		setText(this.note, isEmpty ? 'The node did not measure what this job used.' : '');
-		this.shown = samples.filter(({ ms }, i) => samples[i + 1]?.ms >= time.from && samples[i - 1]?.ms <= time.to || time.has(ms));
-		for (const sample of this.shown) sample.px = Math.round(time.px(sample.ms));
-		this.shapes = [];
-		const words = charts.map((chart, i) => this.chart(chart, (i + 1) * HEIGHT - 4));
-		this.view.replaceChildren(...this.shapes);
-		for (const [name, value] of Object.entries({ width: time.left + time.width + time.right, height: HEIGHT * charts.length, 'aria-label': words.join('; ') })) HB.setAttr(this.view, name, value);
+		// Of a job that has ended the last sample tells nothing.
+		const isPeak = time.cursor === null && page.job.phase === 'ended';
+		const last = samples[floor(samples, time.cursor ?? Infinity)];
+		const sample = last && !(time.cursor - last.ms > Math.max(GAP, 3 * last.every)) ? last : {};
+		const words = this.charts.map(({ name, lines, say, limit, peaks, text }) => {
+			const told = lines.map((line, i) => {
+				const value = isPeak ? peaks[i] : sample[line];
+				return `${lines[1] ? `${line} ` : ''}${value == null ? 'not measured' : say(value)}${value != null && limit ? ` of ${say(limit)}` : ''}`;
+			});
+			setText(text, (isPeak ? 'at most ' : '') + told.join(', '));
+			return `${name}: ${text.textContent}`;
+		});
+		setAttr(this.view, 'aria-label', words.join('; '));
 	}
 
-	/** Gives its words. */
-	chart({ name, lines, say, limit: of, unit = 1 }, base) {
-		const { time, shown, samples, shapes } = this;
-		const limit = this.limits[of] * unit;
-		const most = (line) => shown.reduce((value, sample) => Math.max(value, sample[line] ?? 0), 0);
-		const peak = Math.max(...lines.map(most));
+	drawLines() {
+		const { time, samples, view } = this;
+		this.to = time.to;
+		const [low, high] = [time.from, time.to].map((ms) => floor(samples, ms));
+		const shown = samples.slice(Math.max(0, low), high + 2);
+		for (const sample of shown) sample.px = Math.round(time.px(sample.ms));
+		this.charts = CHARTS.filter(({ lines }) => samples.some((sample) => sample[lines[0]] != null)).map((chart) => ({ ...chart, limit: this.limits[chart.of] * chart.unit }));
+		view.replaceChildren(...this.charts.flatMap((chart, i) => this.lines(chart, (i + 1) * HEIGHT - 4, shown)));
+		setAttr(view, 'width', time.left + time.width + time.right);
+		setAttr(view, 'height', HEIGHT * this.charts.length);
+	}
+
+	/** Shapes of a chart above `base`, and its words. */
+	lines(chart, base, shown) {
+		const { time: { left, width, right } } = this;
+		const { name, lines, say, limit } = chart;
+		const runs = lines.map((line) => columns(shown, line));
+		chart.peaks = runs.map((list) => list.flat().reduce((most, [, , value]) => Math.max(most, value), 0));
+		const peak = Math.max(...chart.peaks);
 		// Far below its limit a line would be flat: there the words alone tell the limit.
 		const isNear = peak > limit / 8;
 		const y = (value) => base - (value / (Math.max(peak, isNear ? limit : 0) || 1)) * PLOT;
-		const end = time.left + time.width;
-		for (const line of lines) {
-			const runs = columns(shown, line).map((run) => ({ d: run.map(([px, low, high]) => `${px} ${y(low)}V${y(high)}`).join('L'), from: run[0][0], to: run.at(-1)[0] }));
-			if (line !== 'write') shapes.push(svg('path', { class: 'area', d: runs.map(({ d, from, to }) => `M${from} ${base}L${d}L${to} ${base}z`).join('') }));
-			shapes.push(svg('path', { class: line, d: runs.map(({ d }) => `M${d}`).join('') }));
-		}
-		shapes.push(svg('path', { class: 'bound', d: `M${time.left} ${base}H${end}${isNear ? `M${time.left} ${y(limit)}H${end}` : ''}` }));
-		// Of a job that has ended the last sample tells nothing.
-		const isPeak = time.cursor === null && this.page.job.phase === 'ended';
-		const sample = samples[HB.timeline.floor(samples, time.cursor ?? Infinity)];
-		const isThere = sample && !(time.cursor - sample.ms > Math.max(GAP, 3 * sample.every));
-		const told = (line) => {
-			const value = isPeak ? most(line) : isThere ? sample[line] : null;
-			return value == null ? 'not measured' : limit ? beside(say(value), say(limit)) : say(value);
-		};
-		const words = (isPeak ? 'at most ' : '') + lines.map((line) => (lines[1] ? `${line} ` : '') + told(line)).join(', ');
-		const text = (x, y, words, kind) => shapes.push(svg('text', { x, y, class: kind }, words));
-		text(0, base - 44, name, 'soft');
-		text(time.left, base - 44, words);
-		if (time.right > 60) {
-			text(end + 8, base, `peak ${say(peak)}`, 'soft');
-			if (isNear) text(end + 8, Math.min(base - 12, y(limit) + 4), `limit ${say(limit)}`, 'soft');
-		}
-		return `${name}: ${words}`;
+		const end = left + width;
+		const path = (name, d) => svg('path', { class: name, d });
+		const text = (x, y, words, name) => svg('text', { x, y, class: name }, words);
+		const shapes = runs.flatMap((list, i) => {
+			const drawn = list.map((run) => run.map(([px, low, high]) => `${px} ${y(low)}V${y(high)}`).join('L'));
+			const area = drawn.map((d, i) => `M${list[i][0][0]} ${base}L${d}V${base}z`).join('');
+			return [i ? '' : path('area', area), path(lines[i], drawn.map((d) => `M${d}`).join(''))];
+		});
+		const isWide = right > 60;
+		return [
+			...shapes,
+			path('bound', `M${left} ${base}H${end}${isNear ? `M${left} ${y(limit)}H${end}` : ''}`),
+			text(0, base - 44, name, 'soft'),
+			(chart.text = text(left, base - 44)),
+			isWide ? text(end + 8, base, `peak ${say(peak)}`, 'soft') : '',
+			isWide && isNear ? text(end + 8, Math.min(base - 12, y(limit) + 4), `limit ${say(limit)}`, 'soft') : '',
+		];
 	}
 }
 
-Object.assign(HB, { Charts, charts: { columns, rates, beside } });
+Object.assign(HB, { Charts, charts: { columns, rates } });
 }

@@ -52,7 +52,11 @@ class Trace {
 		// What shows all has no room to be moved in: there another stretch is drawn.
 		const slide = ({ u, v, x, isWhole }, to) => (isWhole ? [Math.min(x, to), Math.max(x, to)] : [u + to - x, v + to - x]);
 		this.drag(this.map, slide, (x) => time.zoom(1, 0, (x - (time.u + time.v) / 2) / (time.v - time.u)));
-		this.observer = new ResizeObserver(() => this.update());
+		// To ask the element in each frame would have the page laid out twice.
+		this.observer = new ResizeObserver(([{ contentRect }]) => {
+			this.room = contentRect.width;
+			this.update();
+		});
 		this.observer.observe(this.scroll);
 	}
 
@@ -68,16 +72,15 @@ class Trace {
 	update() {
 		this.frame ??= requestAnimationFrame(() => {
 			this.frame = null;
-			if (this.page.events && this.scroll.clientWidth) this.draw();
+			if (this.page.events && this.room) this.draw();
 		});
 	}
 
 	draw() {
-		const { time, page, scroll } = this;
+		const { time, page, room } = this;
 		Object.assign(this, life(page.events));
-		const width = scroll.clientWidth;
-		const [left, right] = width > 560 ? [92, 124] : [54, 20];
-		Object.assign(time, { left, right, width: width - left - right });
+		const [left, right] = room > 560 ? [92, 124] : [54, 20];
+		Object.assign(time, { left, right, width: room - left - right });
 		time.take(page.events, Math.max(page.now, this.last.ms));
 		const { pieces } = time;
 		this.attempts = this.last.attempt;
@@ -96,7 +99,7 @@ class Trace {
 	}
 
 	fill(element, height, shapes) {
-		setAttr(element, 'width', this.scroll.clientWidth);
+		setAttr(element, 'width', this.room);
 		setAttr(element, 'height', height);
 		element.replaceChildren(...shapes);
 	}
@@ -150,17 +153,16 @@ class Trace {
 
 	/** Where an attempt begins to the left of it, where it ends to the right; with their words, but for the usual beginnings. */
 	icons() {
-		const { time, bar, row, marks } = this;
-		const width = time.left + time.width + time.right;
-		const size = Math.min(16, bar + 4);
+		const { time, bar, row, marks, room } = this;
+				const size = Math.min(16, bar + 4);
 		const taken = {}; // px by row
 		return marks.flatMap(({ state, ms, attempt }, i) => {
 			const kind = KIND[state];
 			const isStart = /queue|run/.test(kind);
 			if (!time.has(ms) || !(isStart || /down|rest/.test(kind))) return [];
 			const [at, y, isBack, word] = [time.px(ms), kind === 'queue' ? 0 : attempt * row, state === 'RECOVERY', state.length * 8.1 + size];
-			const x = isStart ? at - size - 1 : Math.min(Math.max(at + 2, taken[y] ?? 0), width - size);
-			const isLeft = isBack ? at - word > time.left - 34 : x + word > width;
+			const x = isStart ? at - size - 1 : Math.min(Math.max(at + 2, taken[y] ?? 0), room - size);
+			const isLeft = isBack ? at - word > time.left - 34 : x + word > room;
 			const isSaid = isStart ? isBack && (isLeft || !(time.px(marks[i + 1]?.ms) - at < word)) : true;
 			if (!isStart) taken[y] = x + (isLeft ? size : word) + 4;
 			return [

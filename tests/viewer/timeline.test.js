@@ -4,7 +4,7 @@ const assert = require('node:assert/strict');
 const { HB } = require('./load.js');
 
 const { stretches, fold, bins, floor, life } = HB.timeline;
-const { columns, rates, beside } = HB.charts;
+const { columns, rates } = HB.charts;
 const HOUR = 3_600_000;
 const START = Date.UTC(2026, 10, 23, 8);
 
@@ -193,10 +193,4 @@ test('usage: differences from zero at the start, a gap breaks, a restart counts 
 test('columns keep the least and the greatest of each pixel, and break where nothing was measured', () => {
   const samples = [[1, 5], [1, 2], [1, 9], [2, 4], [3, null], [4, 0], [5, 1, true]].map(([px, v, breaks]) => ({ px, v, breaks }));
   assert.deepEqual(columns(samples, 'v'), [[[1, 2, 9], [2, 4, 4]], [[4, 0, 0]], [[5, 1, 1]]]);
-});
-
-test('used beside requested, the unit once', () => {
-  assert.equal(beside('11 GiB', '64 GiB'), '11 of 64 GiB');
-  assert.equal(beside('900 MiB', '64 GiB'), '900 MiB of 64 GiB');
-  assert.equal(beside('0.5', '8'), '0.5 of 8');
 });
