@@ -21,13 +21,13 @@ function rates(samples, starts) {
 }
 
 function since(sample, before, starts) {
-	const isFirst = before?.attempt !== sample.attempt;
-	const from = isFirst ? { ms: starts.get(sample.attempt), cpu_ns: 0, io_read_bytes: 0, io_write_bytes: 0 } : before;
-	const every = sample.ms - from.ms;
-	const per = (name) => (sample[name] == null || from[name] == null || !(every > 0) ? null : Math.max(0, sample[name] - from[name]) / every);
-	const [cpu, read, write] = ['cpu_ns', 'io_read_bytes', 'io_write_bytes'].map(per);
+	const { attempt, ms } = sample;
+	const isFirst = before?.attempt !== attempt;
+	const from = isFirst ? { ms: starts.get(attempt) } : before;
+	const every = ms - from.ms;
+	const per = (name, unit, begin = isFirst ? 0 : from[name]) => (sample[name] == null || begin == null || !(every > 0) ? null : (Math.max(0, sample[name] - begin) / every) * unit);
 	const breaks = isFirst || every > 3 * Math.max(GAP, before.every);
-	Object.assign(sample, { every, breaks, cpu: cpu && cpu / 1e6, read: read && read * 1000, write: write && write * 1000 });
+	Object.assign(sample, { every, breaks, cpu: per('cpu_ns', 1e-6), read: per('io_read_bytes', 1000), write: per('io_write_bytes', 1000) });
 }
 
 /** Samples → runs of [px, least, greatest]; where nothing was measured they break. */
@@ -48,7 +48,6 @@ function columns(samples, line) {
 class Charts {
 	samples = []; // by time
 	starts = new Map();
-	read = new Map(); // attempt → bytes of its file
 	reading = Promise.resolve();
 	limits = {};
 
@@ -83,18 +82,11 @@ class Charts {
 		})();
 	}
 
-	/** One attempt after another; of a file that is known what is new. */
+	/** Reads an attempt's file, thinned by the node to some thousand lines; one after another. */
 	ask(attempt) {
 		this.reading = this.reading.then(async () => {
-			if (this.isClosed) return;
 			const { api, id } = this.page;
-			// From the last byte that is known: browsers call an answer of nothing new an error.
-			const from = Math.max(0, (this.read.get(attempt) ?? 0) - 1);
-			const response = await api.request(api.jobPath(id, `/telemetry?attempt=${attempt}`), { headers: from && { Range: `bytes=${from}-` } });
-			const bytes = new Uint8Array(response.status === 416 ? 0 : await response.arrayBuffer());
-			// 416: the file was thinned; the next time it is read whole.
-			this.read.set(attempt, bytes.length && bytes.length + (response.status === 206 ? from : 0));
-			this.take(HB.chain.records(bytes).flatMap(({ event }) => event ?? []));
+			if (!this.isClosed) this.take((await api.lines(api.jobPath(id, `/telemetry?attempt=${attempt}`))).flatMap(({ event }) => event ?? []));
 		}).catch(() => {}); // the next gap asks again
 	}
 
@@ -107,12 +99,13 @@ class Charts {
 
 	/** A sample from the stream. What was missed is in the file. */
 	sample(sample) {
-		const last = this.samples.at(-1);
-		if (msOf(sample) <= last?.ms || !this.starts.has(sample.attempt)) return;
-		since(sample, last, this.starts);
-		this.samples.push(sample);
-		if (this.samples.length > HELD) this.take([]);
+		const { samples, starts } = this;
+		const last = samples.at(-1);
+		if (msOf(sample) <= last?.ms || !starts.has(sample.attempt)) return;
+		since(sample, last, starts);
+		samples.push(sample);
 		if (sample.every > GAP) this.ask(sample.attempt);
+		if (samples.length > HELD) this.take([]);
 		this.soon();
 	}
 
@@ -161,7 +154,7 @@ class Charts {
 
 	/** Shapes of a chart above `base`, and its words. */
 	lines(chart, base, shown) {
-		const { time: { left, width, right } } = this;
+		const { left, width, right } = this.time;
 		const { name, lines, say, limit } = chart;
 		const runs = lines.map((line) => columns(shown, line));
 		chart.peaks = runs.map((list) => list.flat().reduce((most, [, , value]) => Math.max(most, value), 0));
@@ -177,14 +170,12 @@ class Charts {
 			const area = drawn.map((d, i) => `M${list[i][0][0]} ${base}L${d}V${base}z`).join('');
 			return [i ? '' : path('area', area), path(lines[i], drawn.map((d) => `M${d}`).join(''))];
 		});
-		const isWide = right > 60;
 		return [
 			...shapes,
 			path('bound', `M${left} ${base}H${end}${isNear ? `M${left} ${y(limit)}H${end}` : ''}`),
 			text(0, base - 44, name, 'soft'),
 			(chart.text = text(left, base - 44)),
-			isWide ? text(end + 8, base, `peak ${say(peak)}`, 'soft') : '',
-			isWide && isNear ? text(end + 8, Math.min(base - 12, y(limit) + 4), `limit ${say(limit)}`, 'soft') : '',
+			right > 60 ? text(end + 8, base, `peak ${say(peak)}`, 'soft') : '',
 		];
 	}
 }
