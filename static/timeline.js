@@ -53,17 +53,13 @@ function fold(parts, room) {
 	const idle = parts.filter(({ kind }) => IDLE.test(kind)).sort((a, b) => size(b) - size(a));
 	let shown = sum(parts);
 	const work = shown - sum(idle);
-	const breaks = new Set();
-	for (const part of idle) {
-		if (!work || shown <= 1.5 * work || size(part) <= room * shown) break;
-		breaks.add(part);
-		shown -= size(part);
-	}
-	const share = Math.min(room, 0.35 / breaks.size);
+	let breaks = 0;
+	for (; work && shown > 1.5 * work && size(idle[breaks]) > room * shown; breaks++) shown -= size(idle[breaks]);
+	const share = Math.min(room, 0.35 / breaks);
 	let v = 0;
 	return parts.filter(size).map((part) => {
-		const folded = breaks.has(part);
-		return { ...part, folded, u: v, v: (v += folded ? share : (size(part) / shown) * (1 - share * breaks.size)) };
+		const folded = idle.slice(0, breaks).includes(part);
+		return { ...part, folded, u: v, v: (v += folded ? share : (size(part) / shown) * (1 - share * breaks)) };
 	});
 }
 

@@ -39,7 +39,8 @@ class Trace {
 		this.count = HB.mark('state', 'D1_STABLE');
 		this.words = h('output', { class: 'note' });
 		this.sentence = h('p', { class: 'sr' });
-		const zoom = [['−', 'Zoom out', 2], ['+', 'Zoom in', 0.5], ['All', 'All of the time', ALL]].map(([text, label, by]) => h('button', { class: 'quiet', 'aria-label': label, click: () => time.zoom(by) }, text));
+		const button = (text, title, by) => h('button', { class: 'quiet', 'aria-label': title, click: () => time.zoom(by) }, text);
+		const zoom = [button('−', 'Zoom out', 2), button('+', 'Zoom in', 0.5), button('All', 'All of the time', ALL)];
 		this.element = h('section', { class: 'tl' }, h('header', null, h('h2', null, 'Time'), this.count, this.words, h('span', null, zoom)), this.sentence, this.plot, this.map);
 		crosshair(time, this.plot);
 		time.on((isScale) => (isScale ? this.update() : this.tell()));
@@ -48,10 +49,8 @@ class Trace {
 			if (event.ctrlKey) event.preventDefault();
 		};
 		this.plot.addEventListener('wheel', wheel, { passive: false });
-		this.drag(this.plot, ({ u, v, x }, to) => [u - (to - x) * (v - u), v - (to - x) * (v - u)], (x) => this.open(time.at(x)));
-		// What shows all has no room to be moved in: there another stretch is drawn.
-		const slide = ({ u, v, x, isWhole }, to) => (isWhole ? [Math.min(x, to), Math.max(x, to)] : [u + to - x, v + to - x]);
-		this.drag(this.map, slide, (x) => time.zoom(1, 0, (x - (time.u + time.v) / 2) / (time.v - time.u)));
+		this.drag(this.plot);
+		this.drag(this.map, true);
 		// To ask the element in each frame would have the page laid out twice.
 		this.observer = new ResizeObserver(([{ contentRect }]) => {
 			this.room = contentRect.width;
@@ -83,9 +82,9 @@ class Trace {
 		Object.assign(time, { left, right, width: room - left - right });
 		time.take(page.events, Math.max(page.now, this.last.ms));
 		const { pieces } = time;
-		this.attempts = this.last.attempt;
-		[this.row, this.bar] = this.attempts > 8 ? [18, 9] : [34, 16];
-		this.height = this.row * (this.attempts + 1);
+		const { attempt } = this.last;
+		[this.row, this.bar] = attempt > 8 ? [18, 9] : [34, 16];
+		this.height = this.row * (attempt + 1);
 		const ticks = time.ticks(left + 10);
 		this.fill(this.rows, this.height, [...this.backdrop(ticks), ...this.bars(), this.diamonds(), ...this.icons()]);
 		this.fill(this.axis, 20, this.clock(ticks));
@@ -109,12 +108,12 @@ class Trace {
 	}
 
 	backdrop(ticks) {
-		const { time, row, attempts, height } = this;
+		const { time, row, height } = this;
 		const torn = time.pieces.filter(({ folded, from, to }) => folded && to > time.from && from < time.to).flatMap(({ from, to }) => [from, to]);
 		return [
 			svg('path', { class: 'ticks', d: ticks.map((ms) => `M${time.px(ms)} 0V${height}`).join('') }),
 			svg('path', { class: 'torn', d: torn.map((ms) => `M${time.px(ms)} 0${'l3 4-6 8 3 4'.repeat(height / 16)}`).join('') }),
-			...Array.from({ length: attempts + 1 }, (_, i) => this.text(0, i * row, i ? (time.left > 60 ? `attempt ${i}` : i) : 'queue', 'soft')),
+			...Array.from({ length: height / row }, (_, i) => this.text(0, i * row, i ? (time.left > 60 ? `attempt ${i}` : i) : 'queue', 'soft')),
 		];
 	}
 
@@ -216,11 +215,10 @@ class Trace {
 
 	/** Shows the event at an instant in the list, and in the output. */
 	open(ms) {
-		const event = this.near(ms);
-		if (!event) return;
-		const { stream, offset } = event.detail ?? {};
-		this.page.select(event.seq);
-		if (event.state === 'D1_STABLE') this.page.log.showOffset(stream, event.attempt, offset);
+		const { page } = this;
+		const { seq, state, attempt, detail } = this.near(ms) ?? {};
+		if (seq) page.select(seq);
+		if (state === 'D1_STABLE') page.log.showOffset(detail.stream, attempt, detail.offset);
 	}
 
 	/** To the event before or after. */
@@ -242,24 +240,30 @@ class Trace {
 		act();
 	}
 
-	/** shows({u, v, isWhole, x: pressed there}, to) → the part of all that a drag makes visible; x and to in parts of the plot's width. */
-	drag(element, shows, click) {
+	/** Dragged, the plot goes along, and on the map its brush does; where that shows all, another stretch is drawn. */
+	drag(element, isMap) {
 		const { time } = this;
 		let start;
-		let isDrag;
 		element.addEventListener('pointerdown', (event) => {
 			if (event.button || !this.marks) return;
 			const { u, v, isWhole } = time;
-			start = { u, v, isWhole, x: share(time, element, event), clientX: event.clientX };
-			isDrag = false;
+			start = { u, v, isDrawn: isMap && isWhole, x: share(time, element, event) };
 			element.setPointerCapture(event.pointerId);
 		});
 		element.addEventListener('pointermove', (event) => {
 			if (!element.hasPointerCapture(event.pointerId)) return;
-			isDrag ||= Math.abs(event.clientX - start.clientX) > 4;
-			if (isDrag) time.showShare(...shows(start, share(time, element, event)));
+			const { u, v, x, isDrawn } = start;
+			const to = share(time, element, event);
+			const by = (to - x) * (isMap ? 1 : u - v);
+			start.isDrag ||= Math.abs(to - x) * time.width > 4;
+			if (start.isDrag) time.showShare(...(isDrawn ? [Math.min(x, to), Math.max(x, to)] : [u + by, v + by]));
 		});
-		element.addEventListener('click', () => isDrag || click(start.x));
+		element.addEventListener('click', () => {
+			const { u, v, x, isDrag } = start ?? { isDrag: true };
+			if (isDrag) return;
+			if (isMap) time.showShare(x - (v - u) / 2, x + (v - u) / 2);
+			else this.open(time.at(x));
+		});
 	}
 }
 
