@@ -119,9 +119,9 @@ class Charts {
 	draw() {
 		const { time, samples, page, limits } = this;
 		// Not for each event of a long run, which moves them by less than a pixel.
-		const key = [time.from, time.width, samples.length, samples.at(-1)?.ms, limits.pids].join();
-		if (key !== this.key || Math.abs(time.all(this.to) - time.v) * time.width > (time.v - time.u) / 2) this.drawLines();
-		this.key = key;
+		const lines = [time.from, time.width, samples.length, samples.at(-1)?.ms, limits.pids].join();
+		if (lines !== this.drawn || Math.abs(time.all(this.to) - time.v) * time.width > (time.v - time.u) / 2) this.drawLines();
+		this.drawn = lines;
 		const isEmpty = this.charts.length === 0;
 		this.element.hidden = isEmpty && (page.job.phase !== 'ended' || !this.starts.size);
 		setText(this.note, isEmpty ? 'The node did not measure what this job used.' : '');

@@ -81,7 +81,6 @@ class Trace {
 		const [left, right] = room > 560 ? [92, 124] : [54, 20];
 		Object.assign(time, { left, right, width: room - left - right });
 		time.take(page.events, Math.max(page.now, this.last.ms));
-		const { pieces } = time;
 		const { attempt } = this.last;
 		[this.row, this.bar] = attempt > 8 ? [18, 9] : [34, 16];
 		this.height = this.row * (attempt + 1);
@@ -92,8 +91,7 @@ class Trace {
 		const total = this.sums.at(-1);
 		this.count.update('D1_STABLE', `${format.number(total ?? 0)} D1_STABLE`);
 		this.count.hidden = !total;
-		const more = pieces.length - 12;
-		setText(this.sentence, `Time: ${pieces.slice(0, 12).map(told).join(', ')}${more > 0 ? ` and ${more} more` : ''}.`);
+		setText(this.sentence, `Time: ${time.pieces.map(told).join(', ')}.`);
 		time.tell();
 	}
 
