@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::frame::{FrameHeader, SECTOR, sectors_are_sound, sectors_of, unpack_sectors};
 use super::storage::BlockFile;
@@ -9,7 +10,31 @@ use super::storage::BlockFile;
 /// Sectors read at once, 32 KiB: an answer's piece and the record that ends it. Only a single larger record needs more.
 const READ_SECTORS: usize = 64;
 /// Sectors read at once where all of a frame are only to be checked.
-const CHECK_SECTORS: usize = 256;
+const CHECK_SECTORS: usize = 128;
+/// Parts kept for the next reader: about as many as read at once.
+const SPARE_PARTS: usize = 2;
+
+/// Room for parts that nobody uses just now. Fresh room for each of hundreds of readers, in threads of their own, would
+/// leave holes in as many heaps.
+#[derive(Default)]
+pub(super) struct Spare(Mutex<Vec<Part>>);
+
+impl Spare {
+    /// Lends a part to `work`.
+    pub fn lend<T>(&self, work: impl FnOnce(&mut Part) -> T) -> T {
+        let mut part = self.parts().pop().unwrap_or_default();
+        let done = work(&mut part);
+        let mut parts = self.parts();
+        if parts.len() < SPARE_PARTS && part.sectors.len() <= CHECK_SECTORS * SECTOR {
+            parts.push(part);
+        }
+        done
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Vec<Part>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A part of one frame's body, and room for others.
 #[derive(Default)]
@@ -53,9 +78,14 @@ impl Part {
         Ok(self.body.get(range.start - self.start..range.end - self.start))
     }
 
+    /// What is held is not of the frame that is read next.
+    pub fn forget(&mut self) {
+        self.body.clear();
+    }
+
     fn load(&mut self, file: &dyn BlockFile, header: &FrameHeader, sectors: Range<usize>) -> io::Result<bool> {
         let (offset, len) = (header.offset + (sectors.start * SECTOR) as u64, sectors.len() * SECTOR);
-        self.body.clear();
+        self.forget();
         self.sectors.resize(len.max(self.sectors.len()), 0);
         let bytes = &mut self.sectors[..len];
         file.read_at(bytes, offset)?;

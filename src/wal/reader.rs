@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::frame::{BLOCK, FrameHeader, RECORD_HEADER, decode_header, record_len, segment_name};
-use super::part::Part;
+use super::part::{Part, Spare};
 use super::storage::{BlockFile, Storage};
 
 /// Segments held open for look-ups. A reader of a whole ledger passes through all of them, and descriptors are few.
@@ -87,6 +87,7 @@ pub struct Reader {
     storage: Arc<dyn Storage>,
     index: RwLock<Vec<IndexEntry>>,
     files: Mutex<HashMap<u64, OpenSegment>>,
+    spare: Spare,
 }
 
 #[derive(Clone)]
@@ -98,7 +99,7 @@ struct OpenSegment {
 impl Reader {
     /// A reader over what a scan found.
     pub fn new(storage: Arc<dyn Storage>, index: Vec<IndexEntry>) -> Self {
-        Self { storage, index: RwLock::new(index), files: Mutex::default() }
+        Self { storage, index: RwLock::new(index), files: Mutex::default(), spare: Spare::default() }
     }
 
     /// Tells of a frame that is now durable.
@@ -122,15 +123,26 @@ impl Reader {
         upto: u64,
         each: &mut dyn FnMut(u64, &[u8]) -> bool,
     ) -> io::Result<()> {
-        let mut part = Part::default();
+        self.spare.lend(|part| self.read_with(part, cursor, from, upto, each))
+    }
+
+    fn read_with(
+        &self,
+        part: &mut Part,
+        cursor: &mut Cursor,
+        from: u64,
+        upto: u64,
+        each: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> io::Result<()> {
+        part.forget();
         let mut next = from;
         while next <= upto {
             // After an error the next read looks for its place anew.
             let mut place = match cursor.0.take() {
                 Some(place) if (place.next..place.header.next_seq()).contains(&next) => place,
-                before => self.find(next, before.as_ref(), &mut part)?,
+                before => self.find(next, before.as_ref(), part)?,
             };
-            let wants_more = place.read(&*self.segment(place.segno)?.file, &mut part, next, upto, each)?;
+            let wants_more = place.read(&*self.segment(place.segno)?.file, part, next, upto, each)?;
             next = place.next;
             cursor.0 = Some(place);
             if !wants_more {
