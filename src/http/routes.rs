@@ -194,15 +194,14 @@ impl App {
         let view = self.engine.view().clone();
         let upto = view.head().0.min(from.saturating_add(limit - 1));
         let (mut next, mut cursor) = (from, Cursor::default());
-        lines(move || {
-            let mut text = Vec::new();
-            if next <= upto {
-                view.ledger_on(&mut cursor, next, upto, &mut |seq, bytes| {
-                    next = seq + 1;
-                    add_line(&mut text, bytes)
-                })?;
+        lines(move |text| {
+            if next > upto {
+                return Ok(());
             }
-            Ok(text)
+            view.ledger_on(&mut cursor, next, upto, &mut |seq, bytes| {
+                next = seq + 1;
+                add_line(text, bytes)
+            })
         })
     }
 
