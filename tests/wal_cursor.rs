@@ -53,7 +53,7 @@ fn log() -> Log {
         wal.wait(records.len() as u64).unwrap();
     }
     records.push(vec![7; 3 << 19]);
-    wal.append(|_, _, body| body.resize(3 << 19, 7)).unwrap();
+    wal.append(|_, _, body| body.extend(vec![7; 3 << 19])).unwrap();
     records.push(record(records.len() as u64 + 1));
     wal.append(|seq, _, body| body.extend(record(seq))).unwrap();
     wal.wait(records.len() as u64).unwrap();
@@ -83,7 +83,7 @@ impl Log {
         found
     }
 
-    /// Some of what `read` says must be so: each record once, in order, as it was written. How far it came.
+    /// Reads from `next` on until there are `most` bytes: each record once, in order, as it was written.
     fn piece(&self, reader: &Reader, cursor: &mut Cursor, next: &mut u64, most: usize) -> io::Result<()> {
         let mut bytes = 0;
         reader.read_on(cursor, *next, self.last(), &mut |seq, record| {
