@@ -258,7 +258,7 @@ impl Model {
     }
 
     /// Appends an event of this decision, and checks the step against the promises.
-    fn append(&self, log: &mut Vec<Rc<Entry>>, ledger: &mut Ledger, event: Event, decision: usize) {
+    fn append(&self, log: &mut Vec<Rc<Entry>>, ledger: &mut Ledger, event: &Event, decision: usize) {
         let prev = log.last().map_or(Hash::ZERO, |entry| Hash::of(&entry.bytes));
         let mut bytes = Vec::new();
         event.write(log.len() as u64 + 1, &prev, &mut bytes);
@@ -270,7 +270,7 @@ impl Model {
         let before = job.and_then(|index| self.job(ledger, index).cloned());
         let live = ledger.apply(&fact, &bytes).expect("M1: what is decided is legal");
         if let (Some(before), Some(after)) = (&before, &live) {
-            check_step(before, after, &event, ledger);
+            check_step(before, after, event, ledger);
         }
         assert!(log.last().is_none_or(|last| fact.time >= last.fact.time), "M1: time went back");
         log.push(Rc::new(Entry { bytes, fact, decision, job, state: event.detail.state(), live }));
@@ -281,7 +281,7 @@ impl Model {
         let mut ledger = self.fold(&node.log);
         let decision = node.log.len();
         for event in ledger.decide(command, Time(0), LIMITS).expect("nothing forbids it") {
-            self.append(&mut node.log, &mut ledger, event, decision);
+            self.append(&mut node.log, &mut ledger, &event, decision);
         }
         node.durable = node.log.len();
     }
@@ -426,7 +426,7 @@ impl Model {
                         if matches!(state, State::Running | State::Recovery) && node.containers[index] >= attempt {
                             return Err(format!("W1: attempt {attempt} has a container before its intent"));
                         }
-                        self.append(&mut after.log, &mut ledger, event, node.log.len());
+                        self.append(&mut after.log, &mut ledger, &event, node.log.len());
                     }
                     queue.push_back((after, Some(number).filter(|_| !outside)));
                 }
@@ -554,9 +554,10 @@ fn two_jobs() -> Model {
 #[test]
 fn a_job_alone_and_a_parent_with_its_child_keep_every_promise_in_every_order() {
     let alone = one_job().explore().unwrap();
-    println!("{} nodes, {} steps, {} crashes", alone.nodes, alone.steps, alone.crashes);
     let family = two_jobs().explore().unwrap();
-    println!("{} nodes, {} steps, {} crashes", family.nodes, family.steps, family.crashes);
+    let size = |seen: &Seen| [seen.nodes, seen.steps, seen.crashes].map(|count| count.to_string()).to_vec();
+    let sizes: Vec<Vec<String>> = table("The exploration").iter().map(|row| row[1..].to_vec()).collect();
+    assert_eq!([size(&alone), size(&family)], sizes[..], "the table of sizes");
     let (mut follows, mut given) = (alone.follows, alone.given);
     for (stands, states) in family.follows {
         follows.entry(stands).or_default().extend(states);
@@ -567,9 +568,6 @@ fn a_job_alone_and_a_parent_with_its_child_keep_every_promise_in_every_order() {
     // Both ways: the document has nothing that does not occur.
     let written: BTreeMap<_, _> = transitions().into_iter().filter(|(_, states)| !states.is_empty()).collect();
     assert_eq!(follows, written, "the table of transitions");
-    for ((name, gives), places) in &given {
-        println!("| {name} | {gives} | {} |", places.iter().cloned().collect::<Vec<_>>().join(", "));
-    }
     assert_eq!(given, commands(), "the table of commands");
 }
 
