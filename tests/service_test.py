@@ -142,8 +142,7 @@ class Machine(Host):
         self.lay(self.dir / "lay", environment)
         self.outer = self.spawn(
             "unshare", "--mount", "--propagation", "unchanged", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL",
-            "bash", "-c", BOOT, "boot", self.dir, os.path.realpath("/run/docker.sock"),
-            lower)
+            "bash", "-c", BOOT, "boot", self.dir, os.path.realpath("/run/docker.sock"), lower)
         try:
             self.first = until("the namespaces have a first process", self._first)
             until("systemd is up", lambda: self.run("systemctl", "is-active", "test.target").stdout == b"active\n")
