@@ -39,7 +39,7 @@ function token(base, value) {
 }
 
 /** Once what is known stands on the screen. Frames do not come in a tab that nobody looks at. */
-const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(() => setTimeout(then))), new Promise((then) => setTimeout(then, 250))]);
+const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then))), new Promise((then) => setTimeout(then, 250))]);
 
 class Node {
 	link = { name: 'connecting' };
