@@ -14,8 +14,8 @@ const CHECK_SECTORS: usize = 128;
 /// Parts kept for the next reader: about as many as read at once.
 const SPARE_PARTS: usize = 2;
 
-/// Room for parts that nobody uses just now. Fresh room for each of hundreds of readers, in threads of their own, would
-/// leave holes in as many heaps.
+/// Room for parts that nobody uses just now. Fresh room for each piece would leave holes in the heap between what hundreds
+/// of slow readers hold: a seventh of what they take.
 #[derive(Default)]
 pub(super) struct Spare(Mutex<Vec<Part>>);
 
