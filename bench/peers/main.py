@@ -15,6 +15,7 @@ import datetime
 import os
 import pathlib
 import platform
+import random
 import re
 import shutil
 import signal
@@ -32,11 +33,14 @@ WHAT = ["submit", "kill", "sync", "jobs", "queue"]
 ONE, EIGHT = 100, 200
 CLIENTS = 8
 TRACED = 5
+AFTER_S = 12
 CONTROLS, CONTROL_S = 3, 12
 # A client that has not returned by then is ended, and its job counts as not taken.
 STUCK_S = 30
+PAUSE_S = 0.5
 NOT_HAD = "not to be had here"
 SYNCS = ["fsync", "fdatasync", "sync_file_range", "sync", "syncfs", "msync"]
+LOGS = ["daemon.log", "munge.log", "slurmctld.log", "slurmd.log"]
 DEVNULL = os.open(os.devnull, os.O_RDWR)
 
 
@@ -64,7 +68,7 @@ def arguments():
     parser.add_argument("what", nargs="*", metavar="WHAT", help="of submit, kill, sync, jobs, queue; all if none is named")
     parser.add_argument("--tool", action="append", default=[], metavar="NAME=PATH", help="where a peer lies; scripts/bench gives it")
     parser.add_argument("--data", required=True, metavar="DIR", help="on the disk to be measured; scripts/bench gives it")
-    parser.add_argument("--rounds", type=int, metavar="N", help="of every part; else 7 of submit, 100 of kill, 3 of jobs")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of every part; else 9 of submit, 100 of kill, 3 of jobs")
     parser.add_argument("--jobs", type=int, default=200, metavar="N", help="jobs `true` of a round (200)")
     parser.add_argument("--queue", type=int, default=10_000, metavar="N", help="jobs that wait (10000)")
     parser.add_argument("--limit", type=int, default=600, metavar="SECONDS", help="for the submission of those, each peer (600)")
@@ -138,12 +142,13 @@ class Bench:
         return usual if self.options.rounds is None else self.options.rounds
 
     def turns(self, peers, turn):
-        """The peers, another first in each round. Never while --hold's file is there."""
-        at = turn % len(peers)
-        for peer in peers[at:] + peers[:at]:
+        """The peers, in another order in each round, with a pause after each. Never while --hold's file is there."""
+        for peer in random.Random(turn).sample(peers, len(peers)):
             while self.options.hold and os.path.exists(self.options.hold):
                 time.sleep(1)
             yield peer
+            # What the last one left the system to do shall not be the next one's.
+            time.sleep(PAUSE_S)
 
     def head(self, more=()):
         names = [peer.name + (f" {self.versions[peer]}" if peer in self.versions else "") for peer in PEERS]
@@ -158,15 +163,19 @@ class Bench:
         cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         system = subprocess.run(["findmnt", "-no", "FSTYPE,SOURCE", "-T", self.base], capture_output=True, text=True, check=False).stdout
         print(f"\n{cpu[1] if cpu else platform.machine()}, {CORES} cores, kernel {platform.release()}, {' on '.join(system.split())} for "
-              f"all state, {datetime.date.today():%d %B %Y}. Load average before the run: {load()}. "
-              f"A write of 4 KiB with fdatasync: {sync_floor(self.base)} µs.", flush=True)
+              f"all state, {datetime.date.today():%d %B %Y}. Load average before the run: "
+              f"{load()}.", flush=True)
 
     def submit(self):
         one, eight = {}, {}
-        for turn in range(self.rounds(7)):
+        for turn in range(self.rounds(9)):
             tell(f"submit, round {turn + 1}")
-            for peer in self.turns([*self.peers, None], turn):
-                with self.new(peer) if peer else contextlib.nullcontext() as running:
+            for peer in self.turns([*self.peers, "spawn", "sync"], turn):
+                if peer == "sync":
+                    one.setdefault(peer, []).append(sync_rate(self.base, 1))
+                    eight.setdefault(peer, []).append(sync_rate(self.base, CLIENTS))
+                    continue
+                with self.new(peer) if peer != "spawn" else contextlib.nullcontext() as running:
                     if running:
                         running.start()
                         running.block()
@@ -178,11 +187,11 @@ class Bench:
                     one.setdefault(peer, []).append(rate(ONE, lambda n: must(argv(n), env)))
                     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
                         eight.setdefault(peer, []).append(rate(EIGHT, lambda n: must(argv(ONE + n), env), pool))
-        print(f"\nSubmissions acknowledged per second, {self.rounds(7)} rounds of {ONE} and {EIGHT}, medians (quartiles)\n")
-        self.head(["`/bin/true`"])
+        print(f"\nSubmissions acknowledged per second, {self.rounds(9)} rounds of {ONE} and {EIGHT}, medians (quartiles)\n")
+        self.head(["`/bin/true`", "4 KiB and fdatasync"])
         for title, cells in [("one client after another", one), (f"{CLIENTS} clients at once", eight)]:
             cells = {peer: quartiles(values, 0) for peer, values in cells.items()}
-            self.row(title, cells, [cells[None]])
+            self.row(title, cells, [cells["spawn"], cells["sync"]])
 
     def kill(self):
         known, controls = {peer: 0 for peer in self.peers}, {peer: 0 for peer in self.peers}
@@ -212,20 +221,20 @@ class Bench:
         if not shutil.which("strace"):
             print(f"\nSyncs: strace is {NOT_HAD}")
             return
-        syncs, names = {}, {}
+        syncs, later, names = {}, {}, {}
         for peer in self.turns(self.peers, 0):
             tell(f"sync, {peer.name}")
             with self.new(peer) as running:
                 running.start()
                 running.block()
-                calls = traced(running, self.base / "strace")
-            found = {name: sum(call == name for call, _ in calls) for name in SYNCS}
-            syncs[peer] = ", ".join(f"{name} {number}" for name, number in found.items() if number) or "none"
-            names[peer] = ", ".join(sorted({f"`{path}`" for _, path in calls if path})) or "none"
+                within, after = traced(running, self.base / "strace")
+            syncs[peer], later[peer] = told(within), told(after)
+            names[peer] = ", ".join(sorted({f"`{path}`" for _, path in within if path})) or "none"
         print(f"\nWhat strace saw the daemon do between a client's start and its return, {TRACED} submissions\n")
         self.head()
         self.row("syncs", syncs)
         self.row("files synced, written or renamed", names)
+        self.row(f"syncs between and up to {AFTER_S} s after them", later)
 
     def jobs(self):
         template = self.template()
@@ -359,16 +368,18 @@ def rate(number, submit, pool=None):
     return number / (time.monotonic() - began)
 
 
-def sync_floor(directory):
-    """Medians (quartiles) in microseconds."""
-    times = []
-    with open(directory / "floor", "wb", buffering=0) as file:
-        for count in range(200):
-            began = time.monotonic()
-            os.pwrite(file.fileno(), b"x" * 4096, 4096 * (count % 16))
-            os.fdatasync(file.fileno())
-            times.append((time.monotonic() - began) * 1e6)
-    return quartiles(times, 0)
+def sync_rate(directory, threads):
+    """4 KiB written and synced per second: what the disk has for who waits for it, a file for each thread."""
+    def write(number):
+        with open(directory / f"floor-{number}", "wb", buffering=0) as file:
+            for count in range(ONE):
+                os.pwrite(file.fileno(), bytes(4096), 4096 * (count % 16))
+                os.fdatasync(file.fileno())
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        began = time.monotonic()
+        list(pool.map(write, range(threads)))
+        return threads * ONE / (time.monotonic() - began)
 
 
 def killed_after(running, job, seconds):
@@ -386,7 +397,7 @@ def killed_after(running, job, seconds):
 
 
 def traced(running, file):
-    """[(call, path)] that a daemon made while a client of its own ran."""
+    """[(call, path)] that a daemon made while a client of its own ran, and at other times."""
     words = ["strace", "-f", "-y", "-ttt", "-qq", "-e", "signal=none", "-o", file,
              "-e", f"trace={','.join(SYNCS)},write,writev,pwrite64,pwritev,pwritev2,rename,renameat,renameat2,io_uring_enter"]
     for pid in running.daemons():
@@ -400,18 +411,25 @@ def traced(running, file):
             must(running.submission(f"t{number}", blocked=True), running.env)
             windows.append((began, time.time()))
             time.sleep(1)
+        time.sleep(AFTER_S)
     finally:
         tracer.send_signal(signal.SIGINT)
         tracer.wait(60)
-    calls = []
+    within, after = [], []
     for line in file.read_text(errors="replace").splitlines():
         found = re.match(r"\d+ +(\d+\.\d+) (\w+)\((.*)", line)
-        if found and any(began <= float(found[1]) <= ended for began, ended in windows):
+        if found and float(found[1]) >= windows[0][0]:
             path = written(running, found[2], found[3])
             if found[2] in SYNCS or path:
-                calls.append((found[2], path))
+                inside = any(began <= float(found[1]) <= ended for began, ended in windows)
+                (within if inside else after).append((found[2], path))
     file.unlink()
-    return calls
+    return within, after
+
+
+def told(calls):
+    numbers = {name: sum(call == name for call, _ in calls) for name in SYNCS}
+    return ", ".join(f"{name} {number}" for name, number in numbers.items() if number) or "none"
 
 
 def written(running, call, rest):
@@ -422,7 +440,9 @@ def written(running, call, rest):
         return None
     path = paths[-1] if call.startswith("rename") else paths[0]
     name = os.path.relpath(path, running.directory)
-    return re.sub(r"\d+|t\d+|[0-9a-f]{16}", "N", name)
+    if name in LOGS:
+        return None
+    return re.sub(r"[0-9a-f]{16}|\d+", "N", name)
 
 
 def memory(pids):
