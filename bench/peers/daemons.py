@@ -1,7 +1,7 @@
 """HackBrain, pueue, task-spooler and Slurm under one interface: start, submit by their own client, kill, ask, end.
 
-Every daemon has a directory of its own for its state and its configuration; sockets lie in a short temporary one, since a
-path of a socket holds 107 bytes. Nothing of the host's configuration is read or written.
+Every daemon has a directory of its own for its state and its configuration; sockets lie in a short temporary one,
+since a path of a socket holds 107 bytes. Nothing of the host's configuration is read or written.
 """
 
 import json
@@ -71,7 +71,8 @@ class Peer:
         self.directory.mkdir(parents=True)
         self.sockets.mkdir(parents=True)
         # A job of pueue's carries its client's environment: it is small, and the same for all.
-        self.env = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LANG": "C.UTF-8", "USER": "root", "SHELL": "/bin/sh"}
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LANG": "C.UTF-8", "USER": "root",
+                    "SHELL": "/bin/sh"}
         if "DOCKER_HOST" in os.environ:
             self.env["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
         self.process = None
@@ -126,14 +127,16 @@ class HackBrain(Peer):
         self.port = free_port()
         self.workers = CORES
         self.log_id = None
+        # Names of containers are the host's: another bench may run beside this one.
+        self.prefix = f"peers-{os.getpid()}-{self.directory.name}-"
 
     @staticmethod
     def version(tools):
         return output_of([tools["hackbrain"], "--version"], None).split()[-1]
 
     def start(self):
-        self.process = self.spawn([self.binary, "serve", "--data", self.directory / "data", "--listen", f"127.0.0.1:{self.port}",
-                                   "--pull", "never", "--workers", str(self.workers)])
+        self.process = self.spawn([self.binary, "serve", "--data", self.directory / "data",
+                                   "--listen", f"127.0.0.1:{self.port}", "--pull", "never", "--workers", str(self.workers)])
         until("the agent is ready", lambda: self.get("/readyz") is not None)
         self.log_id = json.loads(self.get("/api/node"))["log_id"]
 
@@ -148,9 +151,13 @@ class HackBrain(Peer):
 
     def submission(self, job, command=("true",), blocked=False):
         del blocked
-        manifest = json.dumps({"job_id": job, "image_hash": IMAGE, "command": list(command)})
+        manifest = json.dumps({"job_id": self.prefix + job, "image_hash": IMAGE, "command": list(command)})
         return ["curl", "-sS", "-f", "-H", "Content-Type: application/json", "-d", manifest,
                 f"http://127.0.0.1:{self.port}/api/submit_job"]
+
+    def asking(self):
+        """The same client with a question that the ledger has no part in."""
+        return ["curl", "-sS", "-f", f"http://127.0.0.1:{self.port}/healthz"]
 
     def block(self):
         """A worker, and a job that keeps it."""
@@ -158,14 +165,14 @@ class HackBrain(Peer):
         self.workers = 1
         self.start()
         output_of(self.submission("blocker", ["sleep", str(BLOCKER_S)]), self.env)
-        until("the blocker runs", lambda: json.loads(self.get("/api/jobs/blocker"))["state"] == "RUNNING", POLL_S)
+        until("the blocker runs", lambda: json.loads(self.get(f"/api/jobs/{self.prefix}blocker"))["state"] == "RUNNING", POLL_S)
 
     def settle(self):
         """Until nothing is done any more for the jobs that wait."""
         until_long("the jobs are scheduled", lambda: not json.loads(self.get("/api/node"))["jobs"].get("RECEIVED"))
 
     def known(self, job):
-        return self.get(f"/api/jobs/{job}") is not None
+        return self.get(f"/api/jobs/{self.prefix}{job}") is not None
 
     def ended(self):
         states = json.loads(self.get("/api/node"))["jobs"]
@@ -183,7 +190,7 @@ class HackBrain(Peer):
                     words = entry.read_bytes().decode(errors="replace").split("\0")[:-1]
                 except OSError:
                     continue
-                if "--name=hb-template-1" in words and f"--label=hackbrain.log={self.log_id}" in words:
+                if f"--name=hb-{self.prefix}template-1" in words:
                     return words
             return None
 
@@ -228,7 +235,8 @@ class Pueue(Peer):
         self.tools = tools["pueue"]
         self.config = self.directory / "pueue.yml"
         self.config.write_text(
-            f"shared:\n  pueue_directory: {self.directory}/state\n  runtime_directory: {self.sockets}\n  use_unix_socket: true\n"
+            f"shared:\n  pueue_directory: {self.directory}/state\n"
+            f"  runtime_directory: {self.sockets}\n  use_unix_socket: true\n"
             f"  unix_socket_path: {self.sockets}/pueue.socket\nclient: {{}}\ndaemon: {{}}\n", encoding="utf-8")
 
     @staticmethod
@@ -428,15 +436,16 @@ PartitionName=blocked Nodes={host} State=DOWN
     def answers(self):
         if self.process.poll() is not None:
             raise RuntimeError(f"slurmctld has ended: {self.failed_output()}")
-        said = subprocess.run([self.program("sinfo"), "-h", "-p", "main", "-o", "%t"], env=self.env, capture_output=True, text=True,
-                              check=False).stdout
+        said = subprocess.run([self.program("sinfo"), "-h", "-p", "main", "-o", "%t"], env=self.env,
+                              capture_output=True, text=True, check=False).stdout
         return said.strip() == "idle"
 
     def daemons(self):
         return [self.process.pid, self.slurmd.pid, self.munged.pid]
 
     def submission(self, job, command=("true",), blocked=False):
-        return [self.program("sbatch"), "-J", job, "-p", "blocked" if blocked else "main", f"--wrap={shlex.join(command)}"]
+        partition = "blocked" if blocked else "main"
+        return [self.program("sbatch"), "-J", job, "-p", partition, f"--wrap={shlex.join(command)}"]
 
     def block(self):
         pass
@@ -445,7 +454,8 @@ PartitionName=blocked Nodes={host} State=DOWN
         pass
 
     def known(self, job):
-        return bool(output_of([self.program("squeue"), "-h", "-t", "all", "-n", job, "-o", "%i"], self.env).strip())
+        ids = output_of([self.program("squeue"), "-h", "-t", "all", "-n", job, "-o", "%i"], self.env)
+        return bool(ids.strip())
 
     def ended(self):
         states = output_of([self.program("squeue"), "-h", "-t", "all", "-o", "%T"], self.env).split()

@@ -42,6 +42,7 @@ NOT_HAD = "not to be had here"
 SYNCS = ["fsync", "fdatasync", "sync_file_range", "sync", "syncfs", "msync"]
 LOGS = ["daemon.log", "munge.log", "slurmctld.log", "slurmd.log"]
 DEVNULL = os.open(os.devnull, os.O_RDWR)
+SILENT = [(os.POSIX_SPAWN_DUP2, DEVNULL, number) for number in range(3)]
 
 
 def main():
@@ -66,13 +67,13 @@ def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench peers", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="WHAT", help="of submit, kill, sync, jobs, queue; all if none is named")
-    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PATH", help="where a peer lies; scripts/bench gives it")
-    parser.add_argument("--data", required=True, metavar="DIR", help="on the disk to be measured; scripts/bench gives it")
+    parser.add_argument("--tool", action="append", default=[], metavar="NAME=PATH", help="where a peer lies (given)")
+    parser.add_argument("--data", required=True, metavar="DIR", help="on the disk to be measured (given)")
     parser.add_argument("--rounds", type=int, metavar="N", help="of every part; else 9 of submit, 100 of kill, 3 of jobs")
     parser.add_argument("--jobs", type=int, default=200, metavar="N", help="jobs `true` of a round (200)")
     parser.add_argument("--queue", type=int, default=10_000, metavar="N", help="jobs that wait (10000)")
-    parser.add_argument("--limit", type=int, default=600, metavar="SECONDS", help="for the submission of those, each peer (600)")
-    parser.add_argument("--quick", action="store_true", help="a try: two rounds, 6 jobs, 100 that wait, no control of kill")
+    parser.add_argument("--limit", type=int, default=600, metavar="SECONDS", help="for a peer to take those (600)")
+    parser.add_argument("--quick", action="store_true", help="a try: two rounds, 6 jobs, 100 that wait, no control")
     parser.add_argument("--hold", metavar="FILE", help="waits between rounds while this file exists")
     options = parser.parse_args()
     if set(options.what) - set(WHAT):
@@ -99,10 +100,9 @@ def quartiles(values, digits=1):
     return f"{middle:,.{digits}f} ({low:,.{digits}f}..{high:,.{digits}f})"
 
 
-def client(argv, env, out=DEVNULL):
+def client(argv, env):
     """Runs a client as fast as this loop can; its exit status."""
-    pid = os.posix_spawnp(argv[0], argv, env, file_actions=[
-        (os.POSIX_SPAWN_DUP2, DEVNULL, 0), (os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, out, 2)])
+    pid = os.posix_spawnp(argv[0], argv, env, file_actions=SILENT)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -130,6 +130,7 @@ class Bench:
         self.peers = [peer for peer in PEERS if peer in self.versions]
 
     def close(self):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.chdir("/")
         shutil.rmtree(self.base)
         shutil.rmtree(self.sockets)
@@ -156,15 +157,16 @@ class Bench:
         print("|---|" + "--:|" * (len(names) + len(more)))
 
     def row(self, title, cells, more=()):
-        print(f"| {title} | " + " | ".join([*(cells.get(peer, "–") if peer in self.versions else NOT_HAD for peer in PEERS), *more])
-              + " |", flush=True)
+        own = [cells.get(peer, "–") if peer in self.versions else NOT_HAD for peer in PEERS]
+        print(f"| {title} | " + " | ".join([*own, *more]) + " |", flush=True)
 
     def machine(self):
         cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-        system = subprocess.run(["findmnt", "-no", "FSTYPE,SOURCE", "-T", self.base], capture_output=True, text=True, check=False).stdout
-        print(f"\n{cpu[1] if cpu else platform.machine()}, {CORES} cores, kernel {platform.release()}, {' on '.join(system.split())} for "
-              f"all state, {datetime.date.today():%d %B %Y}. Load average before the run: "
-              f"{load()}.", flush=True)
+        system = subprocess.run(["findmnt", "-no", "FSTYPE,SOURCE", "-T", self.base], capture_output=True, text=True,
+                                check=False).stdout
+        print(f"\n{cpu[1] if cpu else platform.machine()}, {CORES} cores, kernel {platform.release()}, "
+              f"{' on '.join(system.split())} for all state, {datetime.date.today():%d %B %Y}. "
+              f"Load average before the run: {load()}.", flush=True)
 
     def submit(self):
         one, eight = {}, {}
@@ -184,14 +186,19 @@ class Bench:
                     def argv(number, running=running):
                         return running.submission(f"s{number}", blocked=True) if running else ["/bin/true"]
 
-                    one.setdefault(peer, []).append(rate(ONE, lambda n: must(argv(n), env)))
                     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+                        if peer is HackBrain:
+                            asking = running.asking()
+                            one.setdefault("curl", []).append(rate(ONE, lambda _: must(asking, env)))
+                            eight.setdefault("curl", []).append(rate(EIGHT, lambda _: must(asking, env), pool))
+                        one.setdefault(peer, []).append(rate(ONE, lambda n: must(argv(n), env)))
                         eight.setdefault(peer, []).append(rate(EIGHT, lambda n: must(argv(ONE + n), env), pool))
-        print(f"\nSubmissions acknowledged per second, {self.rounds(9)} rounds of {ONE} and {EIGHT}, medians (quartiles)\n")
-        self.head(["`/bin/true`", "4 KiB and fdatasync"])
+        print(f"\nSubmissions acknowledged per second, {self.rounds(9)} rounds of {ONE} and {EIGHT}, "
+              "medians (quartiles)\n")
+        self.head(["`/bin/true`", "`curl …/healthz`", "4 KiB and fdatasync"])
         for title, cells in [("one client after another", one), (f"{CLIENTS} clients at once", eight)]:
             cells = {peer: quartiles(values, 0) for peer, values in cells.items()}
-            self.row(title, cells, [cells["spawn"], cells["sync"]])
+            self.row(title, cells, [cells["spawn"], cells.get("curl", "–"), cells["sync"]])
 
     def kill(self):
         known, controls = {peer: 0 for peer in self.peers}, {peer: 0 for peer in self.peers}
@@ -244,11 +251,12 @@ class Bench:
             arms = [(HackBrain, True)] + arms + [(peer, True) for peer, _ in arms]
         for turn in range(self.rounds(3)):
             for peer, docked in self.turns(arms, turn):
-                tell(f"jobs, round {turn + 1}, {peer.name}{' in containers' if docked else ''}")
+                tell(f"jobs, round {turn + 1}, {peer.name}, {'containers' if docked else 'plain'}")
                 with self.new(peer) as running:
                     running.start()
                     command = template if docked and not peer.contains else ["true"]
-                    (contained if docked else plain).setdefault(peer, []).append(self.run_all(running, command))
+                    took = self.run_all(running, command)
+                (contained if docked else plain).setdefault(peer, []).append(took)
         print(f"\n{self.options.jobs} jobs `true`, {CORES} at once, from the first submission to the last end in seconds, "
               f"{self.rounds(3)} rounds, medians (quartiles)\n")
         self.head()
@@ -298,15 +306,17 @@ class Bench:
                 running.block()
                 tell(f"queue, {peer.name}")
                 taken, took, why = self.fill(running)
-                came[peer] = f"{took:,.0f} s" if taken == self.options.queue else f"given up with {taken:,} after {took:,.0f} s{why}"
+                all_taken = taken == self.options.queue
+                came[peer] = f"{took:,.0f} s" if all_taken else f"given up with {taken:,} after {took:,.0f} s{why}"
                 if taken:
                     running.settle()
                 time.sleep(1)
-                full[peer] = memory(running.daemons()) + ("" if taken == self.options.queue else f" with {taken:,}")
+                full[peer] = memory(running.daemons()) + ("" if all_taken else f" with {taken:,}")
                 left = running.clients()
                 if left:
                     waiting[peer] = f"{memory(left)}, {len(left):,} processes"
-        print(f"\nMemory, RSS / PSS in MiB, and the submission of {self.options.queue:,} jobs that wait, one client after another\n")
+        print(f"\nMemory, RSS / PSS in MiB, and the submission of {self.options.queue:,} jobs that wait, "
+              "one client after another\n")
         self.head()
         self.row("daemons that are counted", {peer: peer.daemon_names for peer in self.peers})
         self.row("idle", idle)
@@ -337,8 +347,7 @@ class Bench:
                 argv = running.submission(f"q{taken}", blocked=True)
                 started = time.monotonic()
                 with lock:
-                    pid = os.posix_spawnp(argv[0], argv, running.env, file_actions=[
-                        (os.POSIX_SPAWN_DUP2, DEVNULL, 0), (os.POSIX_SPAWN_DUP2, DEVNULL, 1), (os.POSIX_SPAWN_DUP2, DEVNULL, 2)])
+                    pid = os.posix_spawnp(argv[0], argv, running.env, file_actions=SILENT)
                     current.update(pid=pid, since=started)
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
                 # Reaped under the lock: the watcher never signals a number that is somebody else's by now.
