@@ -56,8 +56,9 @@ def main():
         bench.machine()
         for what in WHAT:
             if what in options.what:
+                before = load()
                 getattr(bench, what)()
-        print(f"\nLoad average after the run: {load()}.", flush=True)
+                print(f"\nLoad average before this part and after it: {before}; {load()}.", flush=True)
     finally:
         bench.close()
     return 0
@@ -165,8 +166,7 @@ class Bench:
         system = subprocess.run(["findmnt", "-no", "FSTYPE,SOURCE", "-T", self.base], capture_output=True, text=True,
                                 check=False).stdout
         print(f"\n{cpu[1] if cpu else platform.machine()}, {CORES} cores, kernel {platform.release()}, "
-              f"{' on '.join(system.split())} for all state, {datetime.date.today():%d %B %Y}. "
-              f"Load average before the run: {load()}.", flush=True)
+              f"{' on '.join(system.split())} for all state, {datetime.date.today():%d %B %Y}.", flush=True)
 
     def submit(self):
         one, eight = {}, {}
