@@ -49,10 +49,10 @@ def main():
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     bench = Bench(options)
-    if len(bench.peers) == 0:
-        print("neither HackBrain nor any peer can be had here", file=sys.stderr)
-        return 77
     try:
+        if not bench.peers:
+            tell("neither HackBrain nor any peer can be had here")
+            return 77
         bench.machine()
         for what in WHAT:
             if what in options.what:
