@@ -109,6 +109,9 @@ class Peer:
     def end(self):
         end_process(self.process)
 
+    def prepare_for_short_jobs(self):
+        """Before the start: a setting without which short jobs would wait for nothing."""
+
     def failed_output(self):
         try:
             return (self.directory / "daemon.log").read_text(errors="replace")[-1500:]
@@ -411,6 +414,11 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs={CORES} State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES State=UP
 PartitionName=blocked Nodes={host} State=DOWN
 """, encoding="utf-8")
+
+    def prepare_for_short_jobs(self):
+        # Else it gathers submissions for three seconds before it looks at them, and takes three times as long.
+        with open(self.env["SLURM_CONF"], "a", encoding="utf-8") as conf:
+            conf.write("SchedulerParameters=batch_sched_delay=0\n")
 
     @staticmethod
     def version(tools):

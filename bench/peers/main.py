@@ -253,6 +253,7 @@ class Bench:
             for peer, docked in self.turns(arms, turn):
                 tell(f"jobs, round {turn + 1}, {peer.name}, {'containers' if docked else 'plain'}")
                 with self.new(peer) as running:
+                    running.prepare_for_short_jobs()
                     running.start()
                     command = template if docked and not peer.contains else ["true"]
                     took = self.run_all(running, command)
