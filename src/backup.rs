@@ -72,7 +72,13 @@ impl fmt::Display for BackupError {
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError {
     let path = path.display().to_string();
-    move |error| BackupError::Io(format!("{path}: {error}"))
+    move |error| match error.kind() {
+        // A file system that fills up in the middle of a write may say so by a short one.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero => {
+            BackupError::Io(format!("{path}: {error}; is the disk full?"))
+        }
+        _ => BackupError::Io(format!("{path}: {error}")),
+    }
 }
 
 /// Copies a data directory. `note` hears of what is left out; `progress` gets a line that overwrites itself, on a terminal.

@@ -84,17 +84,11 @@ pub(super) fn copy(
     settle_up_to(from, end).map_err(io_error(&wal))?;
     let target = wal_dir(replica.root());
     let to = Directory::open(&target, Caching::Buffered).map_err(io_error(&target))?;
-    let mut interrupted = false;
-    let bytes = duplicate(from, end, &to, &mut || {
-        replica.go_on().map_err(|stop| {
-            interrupted = matches!(stop, BackupError::Interrupted);
-            io::Error::other(stop.to_string())
-        })
-    });
-    let bytes = match bytes {
-        Err(_) if interrupted => return Err(BackupError::Interrupted),
-        bytes => bytes.map_err(io_error(&target))?,
-    };
+    let bytes = duplicate(from, end, &to, &mut || replica.go_on().map_err(|_| io::ErrorKind::Interrupted.into()));
+    let bytes = bytes.map_err(|error| match error.kind() {
+        io::ErrorKind::Interrupted => BackupError::Interrupted,
+        _ => io_error(&target)(error),
+    })?;
     to.sync_dir().map_err(io_error(&target))?;
     // What was copied is what was checked, or there is no copy.
     let copied = scan(&to, &mut |_| Ok(())).map_err(|error| BackupError::Io(format!("read back: {error}")))?;

@@ -148,22 +148,11 @@ impl<'r, 'p> Replica<'r, 'p> {
                 }
                 Ok(None) | Err(Skip::Gone) => {}
                 Err(Skip::Because(why)) => self.leave_out(&path, &why),
-                Err(Skip::Fault(error)) => return Err(self.fault(data, &path, &error)),
+                Err(Skip::Fault(error)) => return Err(fault(&data.join(&path), error)),
             }
             path.pop();
         }
         Ok(())
-    }
-
-    fn fault(&mut self, data: &Path, path: &Path, error: &io::Error) -> BackupError {
-        let at = data.join(path);
-        match error.kind() {
-            io::ErrorKind::CrossesDevices => BackupError::Usage(format!(
-                "{at:?}: something is mounted there, and a backup enters no mounts; unmount it, or stop what mounts it"
-            )),
-            io::ErrorKind::Interrupted => BackupError::Interrupted,
-            _ => BackupError::Io(format!("{at:?}: {error}")),
-        }
     }
 
     /// Copies an entry; a directory is only made, for the walk to go on in.
@@ -229,11 +218,7 @@ impl<'r, 'p> Replica<'r, 'p> {
             return Ok(());
         }
         let copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target).map_err(Skip::Fault)?;
-        let fault = |error: BackupError| match error {
-            BackupError::Interrupted => Skip::Fault(io::ErrorKind::Interrupted.into()),
-            other => Skip::Fault(io::Error::other(other.to_string())),
-        };
-        self.content(&source, stat.size, &copy).map_err(fault)?;
+        self.content(&source, stat.size, &copy).map_err(Skip::Fault)?;
         drop(copy);
         self.attributes(to, name, &stat, FileType::Regular).map_err(Skip::Fault)?;
         if let Some(link) = link {
@@ -244,36 +229,35 @@ impl<'r, 'p> Replica<'r, 'p> {
     }
 
     /// Copies so many bytes: what a file has had when it was opened. Holes stay holes; the kernel shares blocks where it can.
-    fn content(&mut self, mut source: &File, size: u64, mut copy: &File) -> Result<(), BackupError> {
-        let failed = |error: io::Error| BackupError::Io(error.to_string());
-        let is_sparse = source.metadata().map_err(failed)?.blocks().saturating_mul(512) < size;
+    fn content(&mut self, mut source: &File, size: u64, mut copy: &File) -> io::Result<()> {
+        let is_sparse = source.metadata()?.blocks().saturating_mul(512) < size;
         let mut at = 0;
         while at < size {
             let end = if is_sparse {
-                let Some(data) = next_data(source, at).map_err(failed)? else { break };
+                let Some(data) = next_data(source, at)? else { break };
                 at = data.start.min(size);
-                source.seek(SeekFrom::Start(at)).map_err(failed)?;
-                copy.seek(SeekFrom::Start(at)).map_err(failed)?;
+                source.seek(SeekFrom::Start(at))?;
+                copy.seek(SeekFrom::Start(at))?;
                 data.end.min(size)
             } else {
                 size
             };
             while at < end {
                 let part = CHUNK_BYTES.min(end - at);
-                let read = io::copy(&mut source.take(part), &mut copy).map_err(failed)?;
+                let read = io::copy(&mut source.take(part), &mut copy)?;
                 at += read;
                 self.bytes += read;
-                self.go_on()?;
+                self.go_on().map_err(|_| io::ErrorKind::Interrupted)?;
                 if read < part {
                     // It is shorter now; nobody vouches for a file that changes.
                     return Ok(());
                 }
                 if read == CHUNK_BYTES {
-                    copy.sync_data().map_err(failed)?;
+                    copy.sync_data()?;
                 }
             }
         }
-        if is_sparse { copy.set_len(size).map_err(failed) } else { Ok(()) }
+        if is_sparse { copy.set_len(size) } else { Ok(()) }
     }
 
     /// Gives an entry of a directory of the copy the owner, mode and time of the original.
@@ -319,6 +303,17 @@ impl<'r, 'p> Replica<'r, 'p> {
         let (files, bytes) = (self.files, self.bytes);
         self.progress.show(|| format!("copied {files} files, {} MiB", bytes >> 20));
         Ok(())
+    }
+}
+
+fn fault(at: &Path, error: io::Error) -> BackupError {
+    match error.kind() {
+        io::ErrorKind::CrossesDevices => BackupError::Usage(format!(
+            "{}: something is mounted there, and a backup enters no mounts; unmount it",
+            at.display()
+        )),
+        io::ErrorKind::Interrupted => BackupError::Interrupted,
+        _ => io_error(at)(error),
     }
 }
 
