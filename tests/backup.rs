@@ -562,7 +562,7 @@ fn it_works_as_the_agents_user_and_says_what_that_may_not_read() {
     // Of what events name nothing may be missing.
     fs::create_dir_all(data.join("logs/j")).unwrap();
     fs::write(data.join("logs/j/1.stdout"), "x").unwrap();
-    fs::set_permissions(data.join("logs/j/1.stdout"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(data.join("logs/j/1.stdout"), fs::Permissions::from_mode(0o000)).unwrap();
     let other = home.join("other");
     refused(&as_user(command(&data, &other).current_dir("/")), 74, "logs/j/1.stdout: Permission denied", &other);
     assert_eq!(fs::read_dir(&home).unwrap().count(), 1);

@@ -171,7 +171,8 @@ fn is_ours(partial: &Path) -> io::Result<bool> {
 fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => drop(other?),
+        Err(error) => return Err(error),
+        Ok(_) => {}
     }
     if let Some(mounted) = mounts_below(path)?.first() {
         return Err(io::Error::other(format!("something is mounted at {}; unmount it", mounted.display())));
