@@ -1,5 +1,6 @@
 //! A job as its events made it, and what may follow. Pure.
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
@@ -47,6 +48,8 @@ pub struct Job {
     pub last_d1_stable: Option<Arc<str>>,
     /// Bit `n` is set once an event of the state with discriminant `n` was written.
     pub seen: u16,
+    /// Seq of the PRUNED event that names it: its logs and its own directories are gone, or being removed.
+    pub pruned: Option<NonZeroU64>,
     /// Whom it waits for; `None` for nobody.
     pub lineage: Option<Arc<Lineage>>,
     /// `None` once it ended.
@@ -68,6 +71,8 @@ pub struct Open {
     pub stop: Option<StoredJson<Stopping>>,
     /// Attempts that it had when it was retriggered last; they do not count against `max_attempts`.
     pub retriggered_at: Option<u32>,
+    /// The job that it repeats.
+    pub reproduces: Option<Arc<str>>,
 }
 
 /// A part of an event, kept as its JSON and read when somebody asks: most of the jobs that a restart meets have ended.
@@ -126,7 +131,7 @@ impl<T> PartialEq for StoredJson<T> {
 impl Open {
     /// Of a job that was received, or retriggered, at `time`.
     pub(super) fn new(manifest: StoredJson<Manifest>, time: Time) -> Self {
-        Self { manifest, attempt_began: time, boot_id: "".into(), marks: [None; 2], stop: None, retriggered_at: None }
+        Self { manifest, attempt_began: time, boot_id: "".into(), marks: [None; 2], stop: None, retriggered_at: None, reproduces: None }
     }
 
     /// Whether all of it can be read; the error says what cannot.
