@@ -1,6 +1,5 @@
 //! A job as its events made it, and what may follow. Pure.
 
-use std::num::NonZeroU64;
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
@@ -48,8 +47,6 @@ pub struct Job {
     pub last_d1_stable: Option<Arc<str>>,
     /// Bit `n` is set once an event of the state with discriminant `n` was written.
     pub seen: u16,
-    /// Seq of the PRUNED event that names it: its logs and its own directories are gone, or being removed.
-    pub pruned: Option<NonZeroU64>,
     /// Whom it waits for; `None` for nobody.
     pub lineage: Option<Arc<Lineage>>,
     /// `None` once it ended.

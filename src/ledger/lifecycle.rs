@@ -18,7 +18,7 @@ use super::fact::{Change, Fact};
 use super::time::Time;
 
 pub use self::parents::BATCH_BYTES_MAX;
-pub use self::prune::{Prune, prunable};
+pub use self::prune::{Prune, Prunings, prunable};
 pub use super::job::{Job, Open, Phase, StoredJson, Summary, container_name};
 use crate::manifest::Parsed;
 use crate::rejection::Rejection;
@@ -96,6 +96,7 @@ pub struct Ledger {
     texts: HashSet<Arc<str>>,
     /// How many jobs that have not ended need a job, or what it left: as a parent, or to repeat it.
     needed: HashMap<Arc<str>, u32>,
+    pruned: Prunings,
     open: usize,
     open_bytes: usize,
     log_id: Option<String>,
@@ -120,6 +121,11 @@ impl Ledger {
     /// Whether there are no jobs.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Which jobs were pruned.
+    pub fn pruned(&self) -> &Prunings {
+        &self.pruned
     }
 
     /// Identity of the ledger, once GENESIS was applied.
@@ -423,7 +429,6 @@ impl Ledger {
             reason: None,
             last_d1_stable: None,
             seen: 1 << State::Received as u16,
-            pruned: None,
             lineage,
             open: Some(Box::new(Open { reproduces: reproduces.as_ref().map(|of| of.of(bytes).into()), ..Open::new(manifest, fact.time) })),
         });

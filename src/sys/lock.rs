@@ -3,9 +3,11 @@
 //! That is the point of using them: a child that inherited the descriptor keeps the lock for as long as it lives,
 //! and the kernel releases it however the child ends.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use super::dir::retry;
 
@@ -31,6 +33,29 @@ pub fn unlock(file: &File) -> io::Result<()> {
     flock(file, libc::LOCK_UN)
 }
 
+/// Keeps a backup and the removal of files apart, until it is dropped.
+#[derive(Debug)]
+pub struct Guard {
+    _file: File,
+}
+
+/// Takes the lock of `data`'s file BACKUP without waiting: shared for a backup, exclusive for who removes files.
+///
+/// `Ok(None)`: the other side holds it.
+///
+/// # Errors
+/// What creating the file and `flock` give.
+pub fn backup_guard(data: &Path, exclusive: bool) -> io::Result<Option<Guard>> {
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(data.join("BACKUP"))?;
+    let kind = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    match flock(&file, kind | libc::LOCK_NB) {
+        Ok(()) => Ok(Some(Guard { _file: file })),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn flock(file: &File, operation: libc::c_int) -> io::Result<()> {
     // SAFETY: flock takes no pointers, and `file` keeps the descriptor open for the length of the call.
     retry(|| unsafe { libc::flock(file.as_raw_fd(), operation) }).map(drop)
@@ -41,6 +66,21 @@ fn flock(file: &File, operation: libc::c_int) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs::OpenOptions;
+
+    #[test]
+    fn backups_bear_each_other_and_who_removes_files_bears_nobody() {
+        let data = std::env::temp_dir().join(format!("hb-backup-{}", std::process::id()));
+        std::fs::create_dir(&data).unwrap();
+        let guard = |exclusive| backup_guard(&data, exclusive).unwrap();
+        let backups = [guard(false).unwrap(), guard(false).unwrap()];
+        assert!(guard(true).is_none());
+        drop(backups);
+        let removal = guard(true).unwrap();
+        assert!(guard(false).is_none() && guard(true).is_none());
+        drop(removal);
+        assert!(guard(false).is_some());
+        std::fs::remove_dir_all(&data).unwrap();
+    }
 
     #[test]
     fn a_duplicate_keeps_the_lock_and_a_fresh_descriptor_sees_it() {

@@ -1,7 +1,6 @@
 //! Which jobs' files may go, and that they do. Pure.
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::super::event::{PRUNED_JOBS_MAX, Pruned};
@@ -20,20 +19,42 @@ pub struct Prune {
     pub jobs: Vec<(Arc<str>, u64, u64)>,
 }
 
-/// Whether a job was sealed so long ago, and has not been pruned. The clock is compared as it is: where it was set back
+/// Which jobs were pruned, by their number, and the seq of the PRUNED event that names each. Beside the jobs, of which a
+/// ledger may hold millions: most of them are not in it.
+#[derive(Debug, Clone, Default)]
+pub struct Prunings(HashMap<u32, u64>);
+
+impl Prunings {
+    /// The seq of the event that names a job: its logs and its own directories are gone, or being removed.
+    pub fn of(&self, job: &Job) -> Option<u64> {
+        self.0.get(&job.number).copied()
+    }
+
+    /// Notes that the event `seq` names a job.
+    pub fn note(&mut self, number: u32, seq: u64) {
+        self.0.insert(number, seq);
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Whether a job was sealed so long ago. The clock is compared as it is: where it was set back
 /// behind the job's end, the job is new.
 fn is_old(job: &Job, now: Time, older_than_s: u64) -> bool {
     let age_us = job.ended.map(|ended| now.0.saturating_sub(ended.0));
-    job.state == State::Sealed
-        && job.pruned.is_none()
-        && age_us.is_some_and(|age| age >= older_than_s.saturating_mul(1_000_000))
+    job.state == State::Sealed && age_us.is_some_and(|age| age >= older_than_s.saturating_mul(1_000_000))
 }
 
 /// Of all jobs those whose files may be removed: sealed so long ago, not pruned yet, and needed by no job that has not
 /// ended, neither as a parent nor to be repeated.
-pub fn prunable(jobs: &[Arc<Job>], now: Time, older_than_s: u64) -> Vec<Arc<Job>> {
+pub fn prunable(jobs: &[Arc<Job>], pruned: &Prunings, now: Time, older_than_s: u64) -> Vec<Arc<Job>> {
     let needed: HashSet<&str> = jobs.iter().flat_map(|job| needs(job)).map(|id| &**id).collect();
-    let may_go = |job: &&Arc<Job>| is_old(job, now, older_than_s) && !needed.contains(&*job.job_id);
+    let may_go = |job: &&Arc<Job>| {
+        is_old(job, now, older_than_s) && pruned.of(job).is_none() && !needed.contains(&*job.job_id)
+    };
     jobs.iter().filter(may_go).cloned().collect()
 }
 
@@ -66,8 +87,8 @@ impl Ledger {
         let mut pruned =
             Pruned { by: prune.by, older_than_s: prune.older_than_s, jobs: Vec::new(), files: 0, bytes: 0 };
         for (id, files, bytes) in prune.jobs.into_iter().take(PRUNED_JOBS_MAX) {
-            let is_old = |job: &Arc<Job>| is_old(job, now, prune.older_than_s);
-            if self.jobs.get(&id).is_some_and(is_old) && !self.needed.contains_key(&id) {
+            let may_go = |job: &Arc<Job>| is_old(job, now, prune.older_than_s) && self.pruned.of(job).is_none();
+            if self.jobs.get(&id).is_some_and(may_go) && !self.needed.contains_key(&id) {
                 pruned.jobs.push(id.to_string());
                 pruned.files += files;
                 pruned.bytes += bytes;
@@ -84,17 +105,14 @@ impl Ledger {
             if job.state != State::Sealed {
                 return Err(format!("PRUNED of job {id:?}, which is {}", job.state));
             }
-            if job.pruned.is_some() || !named.insert(id) {
+            if self.pruned.of(job).is_some() || !named.insert(job.number) {
                 return Err(format!("PRUNED of job {id:?} a second time"));
             }
             if self.needed.contains_key(id) {
                 return Err(format!("PRUNED of job {id:?}, which a job that has not ended needs"));
             }
         }
-        for id in named {
-            let job = self.jobs.get_mut(id).expect("it was there before");
-            Arc::make_mut(job).pruned = NonZeroU64::new(seq);
-        }
+        named.into_iter().for_each(|number| self.pruned.note(number, seq));
         Ok(())
     }
 }
