@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hackbrain::config::{Cli, Command, Dump, Verify};
+use hackbrain::config::{Cli, Command, Dump, Prune, Verify};
 use hackbrain::ledger::time::Time;
-use hackbrain::serve::serve;
+use hackbrain::prune;
+use hackbrain::serve::{Fault, serve};
 use hackbrain::verify::{self, Verdict, VerifyError};
 use hackbrain::wal::recovery::ScanError;
 
@@ -35,16 +36,34 @@ fn main() -> ExitCode {
         })
         .init();
     match cli.command {
-        Command::Serve(config) => match serve(&config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(fault) => {
-                let (code, message) = fault.code_and_message();
-                complain(message);
-                ExitCode::from(code)
-            }
-        },
+        Command::Serve(config) => ended(serve(&config)),
         Command::Verify(options) => run_verify(&options),
         Command::Dump(options) => run_dump(&options),
+        Command::Prune(options) => run_prune(&options),
+    }
+}
+
+fn ended(outcome: Result<(), Fault>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let (code, message) = fault.code_and_message();
+            complain(message);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run_prune(options: &Prune) -> ExitCode {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    if let Err(error) = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)) {
+        log::debug!("Ctrl-C ends without a summary: {error}");
+    }
+    let outcome = prune::run(options, &interrupted, &mut io::stdout().lock());
+    match interrupted.load(Ordering::Relaxed) && outcome.is_ok() {
+        true => ExitCode::from(INTERRUPTED),
+        false => ended(outcome),
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("admission", &["lists", "manifest", "rejection", "resources", "runner"]),
     ("canonical", &[]),
-    ("config", &["hash", "wal"]),
+    ("config", &["hash", "ledger", "wal"]),
     ("engine", &["hash", "ledger", "manifest", "rejection", "view", "wal"]),
     ("hash", &[]),
     ("host", &["hash"]),
@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("log_lines", &["engine", "ledger"]),
     ("manifest", &["canonical", "hash", "rejection"]),
     ("metrics", &[]),
+    ("prune", &["config", "engine", "ledger", "runner", "serve", "sys", "verify", "wal"]),
     ("rejection", &[]),
     ("resources", &["config", "host", "manifest", "rejection"]),
     ("runner", &["config", "engine", "hash", "host", "ledger", "manifest", "rejection", "resources", "seal", "sys"]),
