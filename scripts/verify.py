@@ -167,20 +167,31 @@ def take(ledger, line):  # checks and adds the next event, of the ledger or of a
     need(seq == ledger.seq + 1 or ledger.only and seq > ledger.seq, f"seq {seq} comes after {ledger.seq}")
     need(prev == ledger.hash or seq != ledger.seq + 1, f"prev is not the hash of event {ledger.seq}")
     need(datetime.date.fromisoformat(moment[:10]) and moment >= ledger.time, "time goes back")
-    need((seq == 1) == (state == "GENESIS") and (not name) == (state in ("GENESIS", "NODE_UP", "NODE_DOWN")),
+    need((seq == 1) == (state == "GENESIS") and (not name) == (state in ("GENESIS", "NODE_UP", "NODE_DOWN", "PRUNED")),
          f"{state} with this seq, or with job_id {name}")
     own = name == ledger.only if ledger.where == "events.jsonl" else state in ("GENESIS", "NODE_UP")
     need(own or not ledger.only, f"{state} of {name or 'no job'} has no place here")
     detail = json.loads(detail, parse_constant=int)  # int refuses NaN
     if name:
         step(ledger, seq, name, int(attempt), state, detail, form[0])
+    elif state == "PRUNED":
+        prune(ledger, seq, detail["jobs"])
     ledger.seq, ledger.hash, ledger.time = seq, hashlib.sha256(line).hexdigest(), moment
     ledger.head = f"{seq} {ledger.hash}" if name or not ledger.only else ledger.head
     ledger.expected.discard(f"{seq}:{ledger.hash}")
 
+def prune(ledger, seq, names):
+    used = {name for job in ledger.jobs.values() if job.at not in ("STOPPED", "END")
+            for name in (*job.parents, job.ask.get("reproduces"))}
+    need(len({*names}) == len(names), "PRUNED names a job twice")
+    for name in names:
+        job = ledger.jobs.get(name)
+        need(job and job.seal and not job.pruned and name not in used, f"PRUNED of {name} has no place here")
+        job.pruned = seq
+
 def step(ledger, seq, name, attempt, state, detail, line):
     job = ledger.jobs.get(name) or types.SimpleNamespace(
-        id=name, at="", attempt=0, sealed=0, logs={}, removed=(),
+        id=name, at="", attempt=0, sealed=0, pruned=0, logs={}, removed=(),
         **dict.fromkeys(("hash", "told", "seal", "whole", "blame", "artifacts", "inputs")))
     need(state in AFTER[job.at].split(), f"{state} of {name} does not follow {job.at or 'nothing'}")
     need(attempt == job.attempt + (state in ("RUNNING", "RECOVERY")), f"{state} of {name} is of attempt {attempt}")
@@ -284,10 +295,15 @@ def fault(job, kind, path, excuse=None):
     print(f"note {excuse} {job.id} {shown}: another job was or is there" if excuse else
           f"fault {kind} {job.id} {shown}: {MEANING[kind.split('_')[1]]}")
 
+def lost(ledger, job, kind, path, excuse=None):  # a file that is not there
+    if not job.pruned or excuse or kind not in ("log", "artifact"):
+        return fault(job, kind + "_missing", path, excuse)
+    ledger.gone.setdefault(job.pruned, []).append((kind, job.id))
+
 def check(ledger, job, kind, path, sound, *more):  # gives what sound() makes of the file
     file = ledger.open(path)
     try:
-        return sound(job, file, *more) if file else fault(job, kind + "_missing", path)
+        return sound(job, file, *more) if file else lost(ledger, job, kind, path)
     except MALFORMED:
         fault(job, kind + "_changed", path)
 
@@ -334,7 +350,9 @@ def check_artifacts(ledger, job, written, known, used):
     for path, (mode, *sealed) in job.artifacts.items():  # modes in a bundle are 0644 or 0755
         found, name = files.get(path, (0, None))
         same_mode = (not found & 0o111) == (not mode & 0o111) if ledger.only else found == mode
-        if not name or not same_mode or [*digest(ledger.open(name))] != sealed:
+        if not name and place(job, path).startswith(f"{ledger.data}/scratch/{job.id}/"):
+            lost(ledger, job, "artifact", prefix + path, excuse(written, path))
+        elif not name or not same_mode or [*digest(ledger.open(name))] != sealed:
             fault(job, "artifact_changed" if name else "artifact_missing", prefix + path, excuse(written, path))
     inputs = set() if ledger.only else job.inputs
     for path in sorted(files.keys() - job.artifacts.keys() - inputs) if inputs is not None else ():
@@ -356,13 +374,17 @@ def check_all(ledger):
             if mode == "rw" and not of and not host.startswith(f"{ledger.data}/scratch/")}
     for job in (job for job in jobs if job.artifacts is not None):
         check_artifacts(ledger, job, written, known, used)
+    for seq, files in sorted(ledger.gone.items()):
+        kinds = [kind for kind, _ in files]
+        print(f"pruned by event {seq}: {kinds.count('log')} logs and {kinds.count('artifact')} artifacts of "
+              f"{len({job for _, job in files})} jobs")
     odd = ledger.members.keys() - ledger.asked if ledger.only and not FAULTS else ()
     need(not odd, f"{min(odd, default='')}: no event vouches for it")
 
 def run(read, path, expected):
     for wait_s in (0.05, 0.05, 0):  # an agent may be writing: what looks damaged is looked at again
         ledger, damage = types.SimpleNamespace(seq=0, hash="0" * 64, time="", jobs={}, head="0 " + "0" * 64, only=None,
-                                               asked=set(), data="", where="", expected=set(expected)), None
+                                               asked=set(), gone={}, data="", where="", expected=set(expected)), None
         try:
             for ledger.where, line in read(ledger, path):
                 take(ledger, line)
