@@ -288,8 +288,7 @@ impl Worker {
                 let message = format!("{reason}; free space below --data and submit again");
                 return Err(Rejection::new(503, "ledger_full", message));
             }
-        } else if matches!(command, Command::Stop(..) | Command::Retrigger(..) | Command::Prune(_))
-            && wal.is_stuck() {
+        } else if matches!(command, Command::Stop(..) | Command::Retrigger(..) | Command::Prune(_)) && wal.is_stuck() {
             // It would be answered when there is space again; until then it only holds its connection.
             let message = "the disk is full and nothing can be recorded; free space below --data and ask again";
             return Err(Rejection::new(503, "ledger_full", message));
@@ -364,7 +363,9 @@ fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, even
         let fact = Fact::parse(&bytes).expect("what was written can be read");
         let job = ledger.apply(&fact, &bytes).expect("a decided event is legal");
         let pruned = match &fact.change {
-            Change::Pruned { jobs } => jobs.iter().filter_map(|id| ledger.job(id.of(&bytes)).map(|job| job.number)).collect(),
+            Change::Pruned { jobs } => {
+                jobs.iter().filter_map(|id| ledger.job(id.of(&bytes)).map(|job| job.number)).collect()
+            }
             _ => Box::default(),
         };
         staged.push_back(Published { seq, hash, bytes, job, pruned });

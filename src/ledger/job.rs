@@ -128,7 +128,15 @@ impl<T> PartialEq for StoredJson<T> {
 impl Open {
     /// Of a job that was received, or retriggered, at `time`.
     pub(super) fn new(manifest: StoredJson<Manifest>, time: Time) -> Self {
-        Self { manifest, attempt_began: time, boot_id: "".into(), marks: [None; 2], stop: None, retriggered_at: None, reproduces: None }
+        Self {
+            manifest,
+            attempt_began: time,
+            boot_id: "".into(),
+            marks: [None; 2],
+            stop: None,
+            retriggered_at: None,
+            reproduces: None,
+        }
     }
 
     /// Whether all of it can be read; the error says what cannot.

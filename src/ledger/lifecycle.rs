@@ -176,9 +176,10 @@ impl Ledger {
             Command::Genesis(genesis) => node(Detail::Genesis(genesis)),
             Command::NodeUp(up) => node(Detail::NodeUp(up)),
             Command::NodeDown(down) => node(Detail::NodeDown(down)),
-            Command::Prune(prune) => Ok(self.prune(prune, now).map(Detail::Pruned).map_or(Vec::new(), |detail| {
-                vec![Event { time, subject: None, detail }]
-            })),
+            Command::Prune(prune) => Ok(self
+                .prune(prune, now)
+                .map(Detail::Pruned)
+                .map_or(Vec::new(), |detail| vec![Event { time, subject: None, detail }])),
             Command::Submit(parsed) => self.submit(&parsed, time, limits),
             Command::SubmitAll(batch) => self.submit_all(&batch, time, limits),
             Command::Schedule(id, seq, scheduled) => {
@@ -430,7 +431,10 @@ impl Ledger {
             last_d1_stable: None,
             seen: 1 << State::Received as u16,
             lineage,
-            open: Some(Box::new(Open { reproduces: reproduces.as_ref().map(|of| of.of(bytes).into()), ..Open::new(manifest, fact.time) })),
+            open: Some(Box::new(Open {
+                reproduces: reproduces.as_ref().map(|of| of.of(bytes).into()),
+                ..Open::new(manifest, fact.time)
+            })),
         });
         prune::need(&mut self.needed, &job);
         self.jobs.insert(job.job_id.clone(), job.clone());

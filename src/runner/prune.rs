@@ -135,13 +135,7 @@ impl Places {
 ///
 /// # Errors
 /// The data directory cannot be read.
-pub fn look(
-    data: &Path,
-    jobs: &[Arc<Job>],
-    pruned: &Prunings,
-    wish: &Wish<'_>,
-    each: Each<'_>,
-) -> io::Result<Done> {
+pub fn look(data: &Path, jobs: &[Arc<Job>], pruned: &Prunings, wish: &Wish<'_>, each: Each<'_>) -> io::Result<Done> {
     let (places, mut done) = (Places::open(data)?, Done::default());
     for job in prunable(jobs, pruned, Time::now(), wish.older_than_s) {
         if (wish.is_over)() {

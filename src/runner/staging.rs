@@ -65,9 +65,9 @@ impl Parent {
         let is_in = |artifact: &Artifact, container: &str| {
             artifact.path.0.strip_prefix(container.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
         };
-        let lost = own.filter(|place| !place.read_only).any(|place| {
-            self.seal.artifacts.iter().any(|artifact| is_in(artifact, place.container))
-        });
+        let lost = own
+            .filter(|place| !place.read_only)
+            .any(|place| self.seal.artifacts.iter().any(|artifact| is_in(artifact, place.container)));
         lost.then(|| {
             format!(
                 "the artifacts of job {job_id} were pruned, as event {seq} tells; run {job_id} again under a new job_id, \

@@ -46,8 +46,7 @@ pub struct Guard {
 /// # Errors
 /// What creating the file and `flock` give.
 pub fn backup_guard(data: &Path, exclusive: bool) -> io::Result<Option<Guard>> {
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(data.join("BACKUP"))?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(data.join("BACKUP"))?;
     let kind = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
     match flock(&file, kind | libc::LOCK_NB) {
         Ok(()) => Ok(Some(Guard { _file: file })),

@@ -52,9 +52,8 @@ fn is_old(job: &Job, now: Time, older_than_s: u64) -> bool {
 /// ended, neither as a parent nor to be repeated.
 pub fn prunable(jobs: &[Arc<Job>], pruned: &Prunings, now: Time, older_than_s: u64) -> Vec<Arc<Job>> {
     let needed: HashSet<&str> = jobs.iter().flat_map(|job| needs(job)).map(|id| &**id).collect();
-    let may_go = |job: &&Arc<Job>| {
-        is_old(job, now, older_than_s) && pruned.of(job).is_none() && !needed.contains(&*job.job_id)
-    };
+    let may_go =
+        |job: &&Arc<Job>| is_old(job, now, older_than_s) && pruned.of(job).is_none() && !needed.contains(&*job.job_id);
     jobs.iter().filter(may_go).cloned().collect()
 }
 
