@@ -305,7 +305,7 @@ fn what_a_crash_leaves_goes_at_the_next_start_or_the_next_prune() {
     assert_eq!(left_of(&site, &ids[0]), [site.data().join("scratch").join(&ids[0])]);
     assert!(verified(&site, 0).contains("2 logs and 0 artifacts of 1 jobs"));
     // The next prune goes on with it, and has nothing to record.
-    killed_at("pruned-in-part:4", &command);
+    killed_at("pruned-in-part:3", &command);
     assert!(left_of(&site, &ids[0]).is_empty() && !left_of(&site, &ids[1]).is_empty());
     let agent = site.start(&[]);
     eventually("the start of the agent has removed the rest", || {
