@@ -412,7 +412,7 @@ fn what_nobody_needs_may_be_pruned_once_and_only_when_it_is_old() {
         bench.limits = Some(Limits { jobs_open_max: 10, ..LIMITS });
         bench.submit(id, "").unwrap();
     }
-    ["parent", "original", "alone"].map(|id| seal(&mut bench, id));
+    ["parent", "original", "alone"].iter().for_each(|id| seal(&mut bench, id));
     bench.submit("child", r#","depends_on":["parent"]"#).unwrap();
     bench.submit("repeat", r#","reproduces":"original""#).unwrap();
     let all = ["alone", "child", "nobody", "open", "original", "parent", "repeat"];
