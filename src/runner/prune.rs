@@ -59,6 +59,9 @@ impl Done {
     }
 }
 
+/// What [`Dir::count_tree`] and [`Dir::remove_tree`] give.
+type Tree = (Counted, io::Result<()>);
+
 /// The data directory, as far as it is pruned.
 struct Places(Vec<(&'static str, Dir)>);
 
@@ -77,12 +80,12 @@ impl Places {
     }
 
     /// Counts what there is of a job.
-    fn count(&self, job_id: &str) -> (Counted, io::Result<()>) {
+    fn count(&self, job_id: &str) -> Tree {
         self.each(job_id, &Dir::count_tree)
     }
 
     /// Removes what there is of a job.
-    fn remove(&self, job_id: &str) -> (Counted, io::Result<()>) {
+    fn remove(&self, job_id: &str) -> Tree {
         // What is mounted below is somebody's own.
         for (_, dir) in &self.0 {
             let mounted = dir.real_path().and_then(|path| dir::mounts_below(&path.join(job_id)));
@@ -102,11 +105,7 @@ impl Places {
         })
     }
 
-    fn each(
-        &self,
-        job_id: &str,
-        tree: &dyn Fn(&Dir, &OsStr) -> (Counted, io::Result<()>),
-    ) -> (Counted, io::Result<()>) {
+    fn each(&self, job_id: &str, tree: &dyn Fn(&Dir, &OsStr) -> Tree) -> Tree {
         let (mut all, mut outcome) = (Counted::default(), Ok(()));
         for (place, dir) in &self.0 {
             let (counted, result) = tree(dir, OsStr::new(job_id));
