@@ -22,7 +22,7 @@ LETTERS = {"directory": "d", "symlink": "l", "fifo": "p", "socket": "s", "char_d
 WHOLE = "format", "job_id", "attempt", "execution_hash", "image_id", "artifacts_root", "files", "bytes"
 MEANING = {"missing": "it is not there", "changed": "it is not what the ledger vouches for", "extra": "no job knows it",
            "hash": "manifest, image and mounts do not give what SCHEDULED tells, or a parent sealed something else"}
-FAULTS, TABLE = [], list(range(256))
+FAULTS, GONE, TABLE = [], {}, list(range(256))
 for _ in range(8):
     TABLE = [value >> 1 ^ (0x82F63B78 if value & 1 else 0) for value in TABLE]
 PLANES = [bytes(value >> shift & 255 for value in TABLE) for shift in (0, 8, 16, 24)]
@@ -183,7 +183,6 @@ def take(ledger, line):  # checks and adds the next event, of the ledger or of a
 def prune(ledger, seq, names):
     used = {name for job in ledger.jobs.values() if job.at not in ("STOPPED", "END")
             for name in (*job.parents, job.ask.get("reproduces"))}
-    need(len({*names}) == len(names), "PRUNED names a job twice")
     for name in names:
         job = ledger.jobs.get(name)
         need(job and job.seal and not job.pruned and name not in used, f"PRUNED of {name} has no place here")
@@ -289,21 +288,18 @@ def sealed_files(job, file):  # path in the container: mode, size, SHA-256; rais
     return {from_json(entry["path"]): (int(entry["mode"], 8), entry["size"], entry["sha256"])
             for entry in told["artifacts"]}
 
-def fault(job, kind, path, excuse=None):
+def fault(job, kind, path, excuse=None, may_go=False):
+    if may_go and job.pruned and not excuse:
+        return GONE.setdefault(job.pruned, []).append((kind, job.id))
     shown = re.sub("[%\0-\x1f\x7f-\x9f\udc80-\udcff]", lambda odd: urllib.parse.quote(octets(odd[0])), path)
     FAULTS.extend([] if excuse else [kind])
     print(f"note {excuse} {job.id} {shown}: another job was or is there" if excuse else
           f"fault {kind} {job.id} {shown}: {MEANING[kind.split('_')[1]]}")
 
-def lost(ledger, job, kind, path, excuse=None):  # a file that is not there
-    if not job.pruned or excuse or kind not in ("log", "artifact"):
-        return fault(job, kind + "_missing", path, excuse)
-    ledger.gone.setdefault(job.pruned, []).append((kind, job.id))
-
 def check(ledger, job, kind, path, sound, *more):  # gives what sound() makes of the file
     file = ledger.open(path)
     try:
-        return sound(job, file, *more) if file else lost(ledger, job, kind, path)
+        return sound(job, file, *more) if file else fault(job, kind + "_missing", path, None, kind == "log")
     except MALFORMED:
         fault(job, kind + "_changed", path)
 
@@ -350,10 +346,9 @@ def check_artifacts(ledger, job, written, known, used):
     for path, (mode, *sealed) in job.artifacts.items():  # modes in a bundle are 0644 or 0755
         found, name = files.get(path, (0, None))
         same_mode = (not found & 0o111) == (not mode & 0o111) if ledger.only else found == mode
-        if not name and place(job, path).startswith(f"{ledger.data}/scratch/{job.id}/"):
-            lost(ledger, job, "artifact", prefix + path, excuse(written, path))
-        elif not name or not same_mode or [*digest(ledger.open(name))] != sealed:
-            fault(job, "artifact_changed" if name else "artifact_missing", prefix + path, excuse(written, path))
+        if not name or not same_mode or [*digest(ledger.open(name))] != sealed:
+            fault(job, "artifact_changed" if name else "artifact_missing", prefix + path, excuse(written, path),
+                  not name and place(job, path).startswith(f"{ledger.data}/scratch/{job.id}/"))
     inputs = set() if ledger.only else job.inputs
     for path in sorted(files.keys() - job.artifacts.keys() - inputs) if inputs is not None else ():
         fault(job, "artifact_extra", prefix + path, excuse(known, path))
@@ -374,17 +369,16 @@ def check_all(ledger):
             if mode == "rw" and not of and not host.startswith(f"{ledger.data}/scratch/")}
     for job in (job for job in jobs if job.artifacts is not None):
         check_artifacts(ledger, job, written, known, used)
-    for seq, files in sorted(ledger.gone.items()):
-        kinds = [kind for kind, _ in files]
-        print(f"pruned by event {seq}: {kinds.count('log')} logs and {kinds.count('artifact')} artifacts of "
-              f"{len({job for _, job in files})} jobs")
+    for seq, (kinds, names) in sorted((seq, zip(*gone)) for seq, gone in GONE.items()):
+        print(f"pruned by event {seq}: {kinds.count('log_missing')} logs and {kinds.count('artifact_missing')} "
+              f"artifacts of {len({*names})} jobs")
     odd = ledger.members.keys() - ledger.asked if ledger.only and not FAULTS else ()
     need(not odd, f"{min(odd, default='')}: no event vouches for it")
 
 def run(read, path, expected):
     for wait_s in (0.05, 0.05, 0):  # an agent may be writing: what looks damaged is looked at again
         ledger, damage = types.SimpleNamespace(seq=0, hash="0" * 64, time="", jobs={}, head="0 " + "0" * 64, only=None,
-                                               asked=set(), gone={}, data="", where="", expected=set(expected)), None
+                                               asked=set(), data="", where="", expected=set(expected)), None
         try:
             for ledger.where, line in read(ledger, path):
                 take(ledger, line)
