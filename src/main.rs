@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hackbrain::backup::{self, BackupError};
-use hackbrain::config::{Backup, Cli, Command, Dump, Verify};
+use hackbrain::config::{Backup, Cli, Command, Dump, Prune, Verify};
 use hackbrain::ledger::time::Time;
-use hackbrain::serve::serve;
+use hackbrain::prune;
+use hackbrain::serve::{Fault, serve};
 use hackbrain::verify::{self, Verdict, VerifyError};
 use hackbrain::wal::recovery::ScanError;
 
@@ -37,17 +38,31 @@ fn main() -> ExitCode {
         })
         .init();
     match cli.command {
-        Command::Serve(config) => match serve(&config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(fault) => {
-                let (code, message) = fault.code_and_message();
-                complain(message);
-                ExitCode::from(code)
-            }
-        },
+        Command::Serve(config) => ended(serve(&config)),
         Command::Verify(options) => run_verify(&options),
         Command::Dump(options) => run_dump(&options),
         Command::Backup(options) => run_backup(&options),
+        Command::Prune(options) => run_prune(&options),
+    }
+}
+
+fn ended(outcome: Result<(), Fault>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let (code, message) = fault.code_and_message();
+            complain(message);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run_prune(options: &Prune) -> ExitCode {
+    let interrupted = interruption();
+    let outcome = prune::run(options, &interrupted, &mut io::stdout().lock());
+    match interrupted.load(Ordering::Relaxed) && outcome.is_ok() {
+        true => ExitCode::from(INTERRUPTED),
+        false => ended(outcome),
     }
 }
 

@@ -154,6 +154,21 @@ pub fn verify<'a>(
     Ok(verdict)
 }
 
+/// What a ledger's events say, read as `verify` does: an agent may be writing to it.
+///
+/// # Errors
+/// It is damaged, or cannot be read.
+pub fn ledger(data: &Path) -> Result<Ledger, VerifyError> {
+    let (mut ledger, mut prev) = (Ledger::default(), Hash::ZERO);
+    let mut visit = |record: &Record<'_>, fact| {
+        fold(&mut ledger, record, &prev, fact)?;
+        prev = Hash(record.hash);
+        Ok(())
+    };
+    scan_live(&open(data)?, &Fact::parse, &mut visit)?;
+    Ok(ledger)
+}
+
 /// Prints events, exactly the stored bytes, one a line.
 pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> Result<(), VerifyError> {
     let storage = open(data)?;

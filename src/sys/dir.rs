@@ -3,12 +3,16 @@
 //! A path names whatever stands there when it is used; a descriptor names one inode for ever. So a path that a user gave is
 //! walked once, here, and from then on only the descriptor is used.
 
+mod remove;
+
 use std::ffi::{CStr, CString, OsStr, OsString, c_int, c_ulong};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+pub use self::remove::Counted;
 
 /// An open directory.
 #[derive(Debug)]
