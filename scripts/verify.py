@@ -22,7 +22,7 @@ LETTERS = {"directory": "d", "symlink": "l", "fifo": "p", "socket": "s", "char_d
 WHOLE = "format", "job_id", "attempt", "execution_hash", "image_id", "artifacts_root", "files", "bytes"
 MEANING = {"missing": "it is not there", "changed": "it is not what the ledger vouches for", "extra": "no job knows it",
            "hash": "manifest, image and mounts do not give what SCHEDULED tells, or a parent sealed something else"}
-FAULTS, TABLE = [], list(range(256))
+FAULTS, GONE, TABLE = [], {}, list(range(256))
 for _ in range(8):
     TABLE = [value >> 1 ^ (0x82F63B78 if value & 1 else 0) for value in TABLE]
 PLANES = [bytes(value >> shift & 255 for value in TABLE) for shift in (0, 8, 16, 24)]
@@ -167,20 +167,30 @@ def take(ledger, line):  # checks and adds the next event, of the ledger or of a
     need(seq == ledger.seq + 1 or ledger.only and seq > ledger.seq, f"seq {seq} comes after {ledger.seq}")
     need(prev == ledger.hash or seq != ledger.seq + 1, f"prev is not the hash of event {ledger.seq}")
     need(datetime.date.fromisoformat(moment[:10]) and moment >= ledger.time, "time goes back")
-    need((seq == 1) == (state == "GENESIS") and (not name) == (state in ("GENESIS", "NODE_UP", "NODE_DOWN")),
+    need((seq == 1) == (state == "GENESIS") and (not name) == (state in ("GENESIS", "NODE_UP", "NODE_DOWN", "PRUNED")),
          f"{state} with this seq, or with job_id {name}")
     own = name == ledger.only if ledger.where == "events.jsonl" else state in ("GENESIS", "NODE_UP")
     need(own or not ledger.only, f"{state} of {name or 'no job'} has no place here")
     detail = json.loads(detail, parse_constant=int)  # int refuses NaN
     if name:
         step(ledger, seq, name, int(attempt), state, detail, form[0])
+    elif state == "PRUNED":
+        prune(ledger, seq, detail["jobs"])
     ledger.seq, ledger.hash, ledger.time = seq, hashlib.sha256(line).hexdigest(), moment
     ledger.head = f"{seq} {ledger.hash}" if name or not ledger.only else ledger.head
     ledger.expected.discard(f"{seq}:{ledger.hash}")
 
+def prune(ledger, seq, names):
+    used = {name for job in ledger.jobs.values() if job.at not in ("STOPPED", "END")
+            for name in (*job.parents, job.ask.get("reproduces"))}
+    for name in names:
+        job = ledger.jobs.get(name)
+        need(job and job.seal and not job.pruned and name not in used, f"PRUNED of {name} has no place here")
+        job.pruned = seq
+
 def step(ledger, seq, name, attempt, state, detail, line):
     job = ledger.jobs.get(name) or types.SimpleNamespace(
-        id=name, at="", attempt=0, sealed=0, logs={}, removed=(),
+        id=name, at="", attempt=0, sealed=0, pruned=0, logs={}, removed=(),
         **dict.fromkeys(("hash", "told", "seal", "whole", "blame", "artifacts", "inputs")))
     need(state in AFTER[job.at].split(), f"{state} of {name} does not follow {job.at or 'nothing'}")
     need(attempt == job.attempt + (state in ("RUNNING", "RECOVERY")), f"{state} of {name} is of attempt {attempt}")
@@ -278,7 +288,9 @@ def sealed_files(job, file):  # path in the container: mode, size, SHA-256; rais
     return {from_json(entry["path"]): (int(entry["mode"], 8), entry["size"], entry["sha256"])
             for entry in told["artifacts"]}
 
-def fault(job, kind, path, excuse=None):
+def fault(job, kind, path, excuse=None, may_go=False):
+    if may_go and job.pruned and not excuse:
+        return GONE.setdefault(job.pruned, []).append((kind, job.id))
     shown = re.sub("[%\0-\x1f\x7f-\x9f\udc80-\udcff]", lambda odd: urllib.parse.quote(octets(odd[0])), path)
     FAULTS.extend([] if excuse else [kind])
     print(f"note {excuse} {job.id} {shown}: another job was or is there" if excuse else
@@ -287,7 +299,7 @@ def fault(job, kind, path, excuse=None):
 def check(ledger, job, kind, path, sound, *more):  # gives what sound() makes of the file
     file = ledger.open(path)
     try:
-        return sound(job, file, *more) if file else fault(job, kind + "_missing", path)
+        return sound(job, file, *more) if file else fault(job, kind + "_missing", path, None, kind == "log")
     except MALFORMED:
         fault(job, kind + "_changed", path)
 
@@ -335,7 +347,8 @@ def check_artifacts(ledger, job, written, known, used):
         found, name = files.get(path, (0, None))
         same_mode = (not found & 0o111) == (not mode & 0o111) if ledger.only else found == mode
         if not name or not same_mode or [*digest(ledger.open(name))] != sealed:
-            fault(job, "artifact_changed" if name else "artifact_missing", prefix + path, excuse(written, path))
+            fault(job, "artifact_changed" if name else "artifact_missing", prefix + path, excuse(written, path),
+                  not name and place(job, path).startswith(f"{ledger.data}/scratch/{job.id}/"))
     inputs = set() if ledger.only else job.inputs
     for path in sorted(files.keys() - job.artifacts.keys() - inputs) if inputs is not None else ():
         fault(job, "artifact_extra", prefix + path, excuse(known, path))
@@ -356,6 +369,9 @@ def check_all(ledger):
             if mode == "rw" and not of and not host.startswith(f"{ledger.data}/scratch/")}
     for job in (job for job in jobs if job.artifacts is not None):
         check_artifacts(ledger, job, written, known, used)
+    for seq, (kinds, names) in sorted((seq, zip(*gone)) for seq, gone in GONE.items()):
+        print(f"pruned by event {seq}: {kinds.count('log_missing')} logs and {kinds.count('artifact_missing')} "
+              f"artifacts of {len({*names})} jobs")
     odd = ledger.members.keys() - ledger.asked if ledger.only and not FAULTS else ()
     need(not odd, f"{min(odd, default='')}: no event vouches for it")
 

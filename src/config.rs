@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::ledger::time::{AGE_FORM, parse_age};
 use crate::wal::frame::BLOCK;
 use crate::wal::writer::SEGMENT_BYTES_MIN;
 
@@ -51,6 +52,10 @@ pub enum Command {
     Verify(Verify),
     /// Offline: prints the ledger, one event per line, exactly the stored bytes.
     Dump(Dump),
+    /// Copies a data directory, also while its agent runs; `verify` accepts the copy.
+    Backup(Backup),
+    /// Removes logs and scratch directories of jobs that were sealed long ago, and records that.
+    Prune(Prune),
 }
 
 /// Flags of `serve`. Each is also an environment variable: `--mount-root` is `HACKBRAIN_MOUNT_ROOT`.
@@ -156,6 +161,31 @@ pub struct Dump {
     pub job: Option<String>,
 }
 
+/// Flags of `backup`.
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// The copy. It must not exist, or be an empty directory; until it is whole it is made under DEST.partial.
+    #[arg(value_name = "DEST")]
+    pub dest: PathBuf,
+    /// The agent's data directory.
+    #[arg(long, value_name = "DIR", env = "HACKBRAIN_DATA", default_value = "./hackbrain-data")]
+    pub data: PathBuf,
+}
+
+/// Flags of `prune`.
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// The data directory, which no agent must have; one that runs is asked with POST /api/prune.
+    #[arg(long, value_name = "DIR", env = "HACKBRAIN_DATA", default_value = "./hackbrain-data")]
+    pub data: PathBuf,
+    /// How long ago the jobs were sealed at least, e.g. 30d, 12h, 90m, 45s; in seconds.
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    pub older_than: u64,
+    /// Only tells what would be removed; also while an agent runs.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 impl Cli {
     /// Reads flags, then environment variables for what no flag named.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
@@ -213,6 +243,10 @@ fn segment_size(text: &str) -> Result<u64, String> {
         return Err(format!("must be a multiple of {BLOCK} and at least {SEGMENT_BYTES_MIN}"));
     }
     Ok(size)
+}
+
+fn age(text: &str) -> Result<u64, String> {
+    parse_age(text).ok_or_else(|| format!("must be {AGE_FORM}"))
 }
 
 fn expectation(text: &str) -> Result<Expectation, String> {

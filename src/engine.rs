@@ -15,7 +15,7 @@ pub use self::answers::Asked;
 use self::answers::{Reply, Waking, answer};
 use crate::hash::Hash;
 use crate::ledger::event::Event;
-use crate::ledger::fact::Fact;
+use crate::ledger::fact::{Change, Fact};
 use crate::ledger::lifecycle::{BATCH_BYTES_MAX, Command, Job, Ledger, Limits};
 use crate::ledger::time::Time;
 use crate::manifest::Parsed;
@@ -106,7 +106,7 @@ impl Recovered {
         let (wal, scan) = Wal::open_parsed(storage, options, reading, on_outcome)?;
         ledger.check_unfinished().map_err(ScanError::Unreadable)?;
         let head = (scan.position.next_seq - 1, prev);
-        let view = View::new(wal.reader(), head, ledger.jobs().into_iter().zip(seqs));
+        let view = View::new(wal.reader(), head, ledger.jobs().into_iter().zip(seqs), ledger.pruned().clone());
         Ok(Self { wal, outcomes, view: Arc::new(view), ledger, scan })
     }
 
@@ -288,7 +288,7 @@ impl Worker {
                 let message = format!("{reason}; free space below --data and submit again");
                 return Err(Rejection::new(503, "ledger_full", message));
             }
-        } else if matches!(command, Command::Stop(..) | Command::Retrigger(..)) && wal.is_stuck() {
+        } else if matches!(command, Command::Stop(..) | Command::Retrigger(..) | Command::Prune(_)) && wal.is_stuck() {
             // It would be answered when there is space again; until then it only holds its connection.
             let message = "the disk is full and nothing can be recorded; free space below --data and ask again";
             return Err(Rejection::new(503, "ledger_full", message));
@@ -362,7 +362,13 @@ fn append(wal: &Wal, ledger: &mut Ledger, staged: &mut VecDeque<Published>, even
         // come apart, and no event may follow.
         let fact = Fact::parse(&bytes).expect("what was written can be read");
         let job = ledger.apply(&fact, &bytes).expect("a decided event is legal");
-        staged.push_back(Published { seq, hash, bytes, job });
+        let pruned = match &fact.change {
+            Change::Pruned { jobs } => {
+                jobs.iter().filter_map(|id| ledger.job(id.of(&bytes)).map(|job| job.number)).collect()
+            }
+            _ => Box::default(),
+        };
+        staged.push_back(Published { seq, hash, bytes, job, pruned });
     }
     Ok(())
 }
@@ -373,7 +379,8 @@ fn job_of(command: &Command) -> Option<&Arc<str>> {
         | Command::NodeUp(_)
         | Command::NodeDown(_)
         | Command::Submit(_)
-        | Command::SubmitAll(_) => None,
+        | Command::SubmitAll(_)
+        | Command::Prune(_) => None,
         Command::Schedule(id, ..)
         | Command::Refuse(id, ..)
         | Command::FailByDependency(id, _)

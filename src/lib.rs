@@ -5,6 +5,7 @@
 //! | [`config`] | flags, environment, every limit a named constant with its unit |
 //! | [`serve`] | the agent: starts threads in order, stops them in reverse |
 //! | [`verify`] | offline `verify` and `dump`, over the agent's own recovery and event code |
+//! | [`backup`] | a copy of a data directory, also while its agent runs |
 //! | [`sys`] | the only `unsafe` and libc: `O_DIRECT` files, descriptors of directories, mounts, locks |
 //! | [`wal`] | opaque records in, durable and in order, or an error that ends everything |
 //! | [`ledger`] | events, legal transitions, `decide` and `apply`: pure |
@@ -20,14 +21,16 @@
 //! | [`rejection`] | the caller's mistakes |
 //! | [`lists`] | lists and tokens that files hold, and what is exchanged when they are read again |
 //! | [`log_lines`] | what the log tells of jobs, and how a line holds a value |
+//! | [`prune`] | `hackbrain prune`, where no agent runs |
 //! | [`metrics`] | figures in Prometheus's text form |
 //!
 //! **Architecture Invariants**, each kept by tests/architecture.rs:
 //! `ledger` knows neither disk nor HTTP nor Docker; `wal` carries opaque bytes and knows no jobs; `runner` and `http` never
-//! touch `wal`; only `engine` joins ledger and log, only `serve` joins all; only `runner/docker` spawns a process; only `sys`
+//! touch `wal`; only `engine` joins ledger and log, only `serve` and `prune` join all; only `runner/docker` spawns a process; only `sys`
 //! has `unsafe`.
 
 pub mod admission;
+pub mod backup;
 pub mod canonical;
 pub mod config;
 pub mod engine;
@@ -39,6 +42,7 @@ pub mod lists;
 pub mod log_lines;
 pub mod manifest;
 pub mod metrics;
+pub mod prune;
 pub mod rejection;
 pub mod resources;
 pub mod runner;

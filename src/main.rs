@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hackbrain::config::{Cli, Command, Dump, Verify};
+use hackbrain::backup::{self, BackupError};
+use hackbrain::config::{Backup, Cli, Command, Dump, Prune, Verify};
 use hackbrain::ledger::time::Time;
-use hackbrain::serve::serve;
+use hackbrain::prune;
+use hackbrain::serve::{Fault, serve};
 use hackbrain::verify::{self, Verdict, VerifyError};
 use hackbrain::wal::recovery::ScanError;
 
@@ -15,6 +17,7 @@ use hackbrain::wal::recovery::ScanError;
 const USAGE: u8 = 64;
 const CORRUPT: u8 = 65;
 const IO: u8 = 74;
+const IN_USE: u8 = 75;
 /// 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -35,25 +38,68 @@ fn main() -> ExitCode {
         })
         .init();
     match cli.command {
-        Command::Serve(config) => match serve(&config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(fault) => {
-                let (code, message) = fault.code_and_message();
-                complain(message);
-                ExitCode::from(code)
-            }
-        },
+        Command::Serve(config) => ended(serve(&config)),
         Command::Verify(options) => run_verify(&options),
         Command::Dump(options) => run_dump(&options),
+        Command::Backup(options) => run_backup(&options),
+        Command::Prune(options) => run_prune(&options),
     }
 }
 
-fn run_verify(options: &Verify) -> ExitCode {
+fn ended(outcome: Result<(), Fault>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let (code, message) = fault.code_and_message();
+            complain(message);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run_prune(options: &Prune) -> ExitCode {
+    let interrupted = interruption();
+    let outcome = prune::run(options, &interrupted, &mut io::stdout().lock());
+    match interrupted.load(Ordering::Relaxed) && outcome.is_ok() {
+        true => ExitCode::from(INTERRUPTED),
+        false => ended(outcome),
+    }
+}
+
+/// What Ctrl-C sets.
+fn interruption() -> Arc<AtomicBool> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
     if let Err(error) = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)) {
-        log::debug!("Ctrl-C ends without a summary: {error}");
+        log::debug!("Ctrl-C ends it at once: {error}");
     }
+    interrupted
+}
+
+fn run_backup(options: &Backup) -> ExitCode {
+    let interrupted = interruption();
+    let mut stderr = io::stderr();
+    let progress: Option<&mut dyn Write> = if stderr.is_terminal() { Some(&mut stderr) } else { None };
+    let error = match backup::backup(options, &interrupted, &mut |note| complain(&format!("note: {note}")), progress) {
+        Ok(made) => {
+            // It is made, whether or not anybody hears of it.
+            let _ = write!(io::stdout(), "{made}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error,
+    };
+    complain(&error.to_string());
+    ExitCode::from(match error {
+        BackupError::Usage(_) => USAGE,
+        BackupError::Damaged(_) => CORRUPT,
+        BackupError::InUse(_) => IN_USE,
+        BackupError::Io(_) => IO,
+        BackupError::Interrupted => INTERRUPTED,
+    })
+}
+
+fn run_verify(options: &Verify) -> ExitCode {
+    let interrupted = interruption();
     let mut stderr = io::stderr();
     let progress: Option<&mut dyn Write> = if stderr.is_terminal() { Some(&mut stderr) } else { None };
     let mut out = io::stdout().lock();

@@ -312,7 +312,10 @@ fn check_exposure(config: &Serve, handed: &[SocketAddr], has_tokens: bool) -> Re
 }
 
 /// Creates the data directory and takes its lock, which lives as long as the file returned.
-fn take_data_dir(data: &Path) -> Result<File, Fault> {
+///
+/// # Errors
+/// [`Fault::InUse`], [`Fault::Io`].
+pub fn take_data_dir(data: &Path) -> Result<File, Fault> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o750)

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::hash::Hash;
 use crate::ledger::event::State;
-use crate::ledger::lifecycle::{Job, Phase};
+use crate::ledger::lifecycle::{Job, Phase, Prunings};
 use crate::wal::reader::Reader;
 
 pub use self::links::Graph;
@@ -43,6 +43,8 @@ pub struct Published {
     pub bytes: Arc<[u8]>,
     /// The job as this event left it; `None` for node events.
     pub job: Option<Arc<Job>>,
+    /// Numbers of the jobs that PRUNED names; none for other events.
+    pub pruned: Box<[u32]>,
 }
 
 /// Which jobs a list shows.
@@ -75,6 +77,7 @@ struct Inner {
     jobs: Vec<Entry>,
     numbers: HashMap<Arc<str>, u32>,
     links: Links,
+    pruned: Prunings,
     head: (u64, Hash),
     recent: VecDeque<Published>,
     recent_bytes: usize,
@@ -167,8 +170,13 @@ pub struct TraceCursor {
 
 impl View {
     /// The world as recovery found it: the head, and the jobs in the order they were received, each with the seqs of its
-    /// events. `reader` looks up those events.
-    pub fn new(reader: Arc<Reader>, head: (u64, Hash), jobs: impl IntoIterator<Item = (Arc<Job>, Seqs)>) -> Self {
+    /// events, and which of them were pruned. `reader` looks up those events.
+    pub fn new(
+        reader: Arc<Reader>,
+        head: (u64, Hash),
+        jobs: impl IntoIterator<Item = (Arc<Job>, Seqs)>,
+        pruned: Prunings,
+    ) -> Self {
         let jobs: Vec<Entry> = jobs.into_iter().map(|(job, seqs)| Entry { job, seqs }).collect();
         let mut by_state = [0; State::ALL.len()];
         let mut numbers = HashMap::with_capacity(jobs.len());
@@ -180,7 +188,7 @@ impl View {
             jobs.iter().filter(|entry| entry.job.lineage.is_some()).map(|entry| entry.job.clone()).collect();
         let links = Links::default();
         let (recent, tally) = (VecDeque::new(), Tally::default());
-        let mut inner = Inner { jobs, numbers, links, head, recent, recent_bytes: 0, by_state, tally };
+        let mut inner = Inner { jobs, numbers, links, pruned, head, recent, recent_bytes: 0, by_state, tally };
         with_parents.iter().for_each(|job| inner.link(job));
         Self {
             inner: RwLock::new(inner),
@@ -210,6 +218,29 @@ impl View {
     /// A job by its id.
     pub fn job(&self, job_id: &str) -> Option<Arc<Job>> {
         self.read().entry(job_id).map(|entry| entry.job.clone())
+    }
+
+    /// All jobs, in the order they were received. Those that come meanwhile may be lacking.
+    pub fn jobs(&self) -> Vec<Arc<Job>> {
+        let mut jobs: Vec<Arc<Job>> = Vec::new();
+        loop {
+            // Publishing waits while some are gathered.
+            let from = jobs.len();
+            jobs.extend(self.read().jobs[from..].iter().take(SCAN_MAX).map(|entry| entry.job.clone()));
+            if jobs.len() == from {
+                return jobs;
+            }
+        }
+    }
+
+    /// The seq of the PRUNED event that names a job, if there is one.
+    pub fn pruned(&self, job: &Job) -> Option<u64> {
+        self.read().pruned.of(job)
+    }
+
+    /// Which jobs were pruned.
+    pub fn prunings(&self) -> Prunings {
+        self.read().pruned.clone()
     }
 
     /// Hash of a durable event.
@@ -466,6 +497,7 @@ impl Inner {
     fn admit(&mut self, event: Published) {
         let before = event.job.as_ref().and_then(|job| self.jobs.get(job.number as usize)).map(|entry| entry.job.state);
         self.tally.count(before, &event);
+        event.pruned.iter().for_each(|number| self.pruned.note(*number, event.seq));
         self.note(event.seq, event.hash, event.job.as_ref());
         self.recent_bytes += event.bytes.len();
         self.recent.push_back(event);

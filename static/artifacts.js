@@ -102,7 +102,10 @@ class Artifacts {
 
 	close() {}
 
-	tick() {}
+	tick() {
+		const { pruned, manifest: m } = this.page;
+		if (pruned && (m.reproduces || !/(^|,)\//.test(m.mount_spec))) this.say(pruned); // not those of the host
+	}
 
 	update() {
 		const sealed = this.page.events.findLast(({ state }) => state === 'SEALED');

@@ -22,9 +22,9 @@ const ADVICE = {
 
 class JobPage {
 	all = []; // its events, by seq
-	events; // those that are shown: a replay shows the first of them
-	early = []; // records of the stream before the trace is here
-	at = null; // the seq that a replay is at; null: live
+	events; // those shown: a replay shows the first of them
+	early = []; // of the stream, before the trace is here
+	at = null; // the seq of a replay; null: live
 	ticks = 0;
 
 	constructor(node, id, summary) {
@@ -82,14 +82,14 @@ class JobPage {
 		this.join(fresh.map(({ event }) => event));
 	}
 
-	/** While the trace comes in pieces, the first alone is drawn. */
+	/** Of a trace in pieces the first alone is drawn. */
 	join(events) {
 		this.all.push(...events);
 		if (this.at === null) this.fold(this.all.length);
 		if (this.isLoaded || this.all.length === events.length) this.drawSoon();
 	}
 
-	/** A sample of what it uses, from the stream. */
+	/** What it uses, from the stream. */
 	telemetry(sample) {
 		for (const part of this.parts) part.sample?.(sample);
 	}
@@ -100,13 +100,19 @@ class JobPage {
 		this.drawSoon();
 	}
 
-	/** Its events stand still at that time, in a replay. */
+	/** Stands still in a replay. */
 	get now() {
 		return this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
 	}
 
 	select(seq) {
 		this.list.select(seq, true);
+	}
+
+	/** To another of its places, that the address names now. */
+	follow() {
+		if (this.events) this.list.follow();
+		this.log.follow();
 	}
 
 	drawSoon() {
@@ -136,7 +142,7 @@ class JobPage {
 		this.drawChecks();
 	}
 
-	/** The list's own fold, over this job's events alone. */
+	/** The list's own fold, over its events alone. */
 	fold(shown) {
 		const from = shown >= this.shown ? this.shown : 0;
 		if (from === 0) this.model = HB.model.create();
@@ -155,20 +161,21 @@ class JobPage {
 		for (const part of this.parts) part.tick();
 	}
 
-	/** How far the ledger is checked; why the job does not go on, or how far it is: no event tells. */
+	/** What no event of it tells: how far the ledger is checked, what it waits for, that it was pruned. */
 	async ask() {
 		const { done } = this.whole;
 		await this.whole.look();
 		if (done !== this.whole.done && !this.isClosed) this.tick();
-		const summary = this.job.phase === 'ended' ? null : await this.api.json(this.api.jobPath(this.id)).catch(() => null);
+		const summary = await this.api.json(this.api.jobPath(this.id)).catch(() => null);
 		setText(this.waits, summary && this.at === null ? format.going(summary) : '');
+		if (summary?.pruned) this.pruned = `Pruned by event ${summary.pruned}`;
 	}
 
 	drawFacts() {
 		const { job, manifest: m = {}, events } = this;
 		const limit = HB.model.attemptsMax(events, m);
 		setText(this.stable, format.marker(job.last_d1_stable));
-		// What stays is left alone: somebody may be about to copy it.
+		// What stays is left alone: it may be being copied.
 		const key = [job.state === 'FAILED', job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
 		if (key === this.factsKey) return;
 		this.factsKey = key;
@@ -197,7 +204,7 @@ class JobPage {
 		this.advice.replaceChildren(...(job.ancestor ? ['It needs ', link(job.ancestor), '. '] : []), advice || '');
 	}
 
-	/** The verdicts in words: on this job's events, and on the whole ledger. */
+	/** The verdicts in words: on its events, and on the whole ledger. */
 	drawChecks() {
 		const { good, bad, left, problem, isBusy } = this.checker;
 		const { done, at, to, fault, isBusy: isWalking } = this.whole;

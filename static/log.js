@@ -41,7 +41,7 @@ class LogFile {
 	/** The agent's account of all from `next` on. */
 	add({ points, lines, next, size }) {
 		Object.assign(this, { lines, next, size });
-		// Far enough from each other that what is held stays, and that a look makes no point of its own.
+		// So far apart that what is held stays, and that a look makes no point of its own.
 		for (const point of points) if (point[1] > this.points.at(-1)[1] + STEP) this.points.push(point);
 	}
 
@@ -209,13 +209,19 @@ class LogPane {
 			rowHeight: () => parseFloat(getComputedStyle(this.view).lineHeight),
 		});
 		page.time.on(() => this.list.refresh());
-		const [stream, attempt, lines] = ['s', 'a', 'l'].map((name) => HB.route?.get(name) ?? '');
-		this.select(stream || 'stdout', attempt); // attempt '': always the newest
-		this.jump(lineRange(lines));
+		this.follow();
 		this.timer = setInterval(() => this.poke(), POLL_MS);
 	}
 
 	tick() {}
+
+	/** To where the address says. */
+	follow() {
+		const [stream, attempt, lines] = ['s', 'a', 'l'].map((name) => HB.route?.get(name) ?? '');
+		// attempt '': always the newest
+		if (attempt !== this.attempt || (stream || 'stdout') !== this.stream) this.select(stream || 'stdout', attempt);
+		this.jump(lineRange(lines));
+	}
 
 	close() {
 		clearInterval(this.timer);
@@ -275,7 +281,7 @@ class LogPane {
 		this.draw();
 	}
 
-	/** Does what asks the agent, and draws. A failure is told below the lines; nothing is fetched until a poll succeeds. */
+	/** Asks the agent, and draws. A failure is told below the lines; nothing is fetched until a poll succeeds. */
 	async trying(work) {
 		const { run } = this;
 		let value;
@@ -295,6 +301,7 @@ class LogPane {
 	async poke() {
 		const { run, file } = this;
 		if (run.isBusy || (run.isSettled && !run.problem)) return;
+		if (this.page.pruned) return this.draw();
 		run.isBusy = true;
 		const isEnded = this.page.job.phase === 'ended';
 		await this.trying(async () => {
@@ -411,7 +418,7 @@ class LogPane {
 		const of = found?.n > 0 ? `${format.number(found.n)} of ` : '';
 		setText(this.hits, !found ? '' : found.total >= 0 ? of + format.count(found.total, 'line') : 'Searching …');
 		this.view.style.setProperty('--digits', `${String(list.count).length}ch`);
-		setText(this.note, run.words || run.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
+		setText(this.note, run.words || this.page.pruned || run.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
 		if (file.wanted.size && run.problem == null) this.fetch();
 	}
 

@@ -117,7 +117,7 @@ const JOB_STATES: &[&str] = &[
     "SEALED",
     "RETRIGGERED",
 ];
-const NODE_STATES: &[&str] = &["GENESIS", "NODE_UP", "NODE_DOWN"];
+const NODE_STATES: &[&str] = &["GENESIS", "NODE_UP", "NODE_DOWN", "PRUNED"];
 
 /// What must hold of any OpenAPI document, as far as this one uses it; scripts/schemathesis has all of it checked.
 #[test]

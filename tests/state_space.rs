@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use hackbrain::hash::Hash;
 use hackbrain::ledger::event::{
-    Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Received,
+    Cancelled, Crash, D1Stable, Detail, Ending, Event, Failed, Genesis, Intent, NodeDown, NodeUp, Pruned, Received,
     Retriggered, Scheduled, Sealed, State, Stopping, Subject,
 };
 use hackbrain::ledger::fact::Fact;
 use hackbrain::ledger::graph::Fate;
-use hackbrain::ledger::lifecycle::{Command, Job, Ledger, Limits, Outcome};
+use hackbrain::ledger::lifecycle::{Command, Job, Ledger, Limits, Outcome, Prune};
 use hackbrain::ledger::time::Time;
 use hackbrain::manifest::{self, Parsed};
 use serde_json::value::RawValue;
@@ -46,6 +46,8 @@ struct Node {
     /// Of each job: the highest attempt whose container was made, and the one that was signalled.
     containers: Vec<u32>,
     signalled: Vec<u32>,
+    /// Whether something of it was removed.
+    removed: Vec<bool>,
 }
 
 /// What is explored.
@@ -64,6 +66,7 @@ enum Act {
     Tell,
     StartContainer,
     Signal,
+    Remove,
 }
 
 /// What was seen.
@@ -185,9 +188,26 @@ fn check_step(before: &Job, after: &Job, event: &Event, ledger: &Ledger) {
     }
 }
 
+/// What is pruned is sealed, and stays so; it is pruned once, and nobody needs it.
+fn check_pruned(pruned: &Pruned, before: &Ledger, after: &Ledger) {
+    for id in &pruned.jobs {
+        let job = before.job(id).expect("P1: it is known");
+        assert_eq!(job.state, State::Sealed, "P1: PRUNED names a job that is not SEALED");
+        assert_eq!(after.job(id), Some(job), "P1: it changes nothing of the job");
+        assert_eq!(before.pruned().of(job), None, "P2: PRUNED twice");
+        assert!(after.pruned().of(job).is_some(), "P2");
+        let needs = |other: &Arc<Job>| other.parents().iter().any(|parent| **parent == **id);
+        assert!(!before.unfinished().iter().any(needs), "P3: PRUNED while a job needs it that has not ended");
+    }
+}
+
 impl Model {
     fn id(&self, index: usize) -> Arc<str> {
         self.manifests[index].manifest.job_id.as_str().into()
+    }
+
+    fn is_pruned(&self, ledger: &Ledger, index: usize) -> bool {
+        self.job(ledger, index).is_some_and(|job| ledger.pruned().of(job).is_some())
     }
 
     fn job<'a>(&self, ledger: &'a Ledger, index: usize) -> Option<&'a Arc<Job>> {
@@ -213,7 +233,8 @@ impl Model {
             key += &shape(self.job(durable, index));
             key += " | ";
             key += &shape(self.job(full, index));
-            key += &format!(" {} {} ; ", node.containers[index], node.signalled[index]);
+            let pruned = (self.is_pruned(durable, index), self.is_pruned(full, index), node.removed[index]);
+            key += &format!(" {} {} {pruned:?} ; ", node.containers[index], node.signalled[index]);
         }
         for entry in &node.log[node.durable..] {
             key += &format!("{:?} {} {}, ", entry.job, entry.state, entry.decision - node.log[node.durable].decision);
@@ -248,6 +269,10 @@ impl Model {
             ("Seal", Command::Seal(id.clone(), attempt, sealed())),
             ("SealFailed", Command::SealFailed(id.clone(), attempt, "gone".into())),
         ]);
+        if known.is_some() {
+            let (by, jobs) = ("command".into(), vec![(id.clone(), 1, 1)]);
+            commands.push(("Prune", Command::Prune(Prune { by, older_than_s: 0, jobs })));
+        }
         if self.marks {
             commands.push(("Mark", Command::Mark(id.clone(), attempt, mark())));
         }
@@ -269,6 +294,9 @@ impl Model {
         });
         let before = job.and_then(|index| self.job(ledger, index).cloned());
         let live = ledger.apply(&fact, &bytes).expect("M1: what is decided is legal");
+        if let Detail::Pruned(pruned) = &event.detail {
+            check_pruned(pruned, &self.fold(log), ledger);
+        }
         if let (Some(before), Some(after)) = (&before, &live) {
             check_step(before, after, event, ledger);
         }
@@ -302,6 +330,11 @@ impl Model {
                 }
             }
         }
+        if let Some(index) =
+            (0..self.manifests.len()).find(|index| node.removed[*index] && !self.is_pruned(full, *index))
+        {
+            return Err(format!("W4: files of {} are gone, and no event tells", self.id(index)));
+        }
         let open = full.jobs().iter().filter(|job| !job.state.is_end()).count();
         assert_eq!(full.unfinished().len(), open, "I2: who has not ended is open");
         assert!(open <= LIMITS.jobs_open_max);
@@ -329,6 +362,11 @@ impl Model {
                 node.signalled[index] = job.attempt;
                 next.push(node);
             }
+            if self.is_pruned(visible(Act::Remove), index) && !node.removed[index] {
+                let mut node = node.clone();
+                node.removed[index] = true;
+                next.push(node);
+            }
         }
         next
     }
@@ -342,7 +380,13 @@ impl Model {
         let mut back: Vec<Vec<usize>> = Vec::new();
         let mut over = Vec::new();
         let count = self.manifests.len();
-        let mut start = Node { log: Vec::new(), durable: 0, containers: vec![0; count], signalled: vec![0; count] };
+        let mut start = Node {
+            log: Vec::new(),
+            durable: 0,
+            containers: vec![0; count],
+            signalled: vec![0; count],
+            removed: vec![false; count],
+        };
         self.at_node(&mut start, Command::Genesis(Genesis { log_id: "ab".repeat(16), format: 1 }));
         self.at_node(&mut start, node_up());
         let mut queue = VecDeque::from([(start, None::<usize>)]);
@@ -365,7 +409,8 @@ impl Model {
                 over.push(number);
             }
             for index in 0..count {
-                if looked_at.insert((index, (0..count).map(|i| shape(self.job(&full, i))).collect::<String>())) {
+                let shape_of = |i| format!("{}{}", shape(self.job(&full, i)), self.is_pruned(&full, i));
+                if looked_at.insert((index, (0..count).map(shape_of).collect::<String>())) {
                     self.try_every_event(&node, &full, index, &mut seen);
                 }
             }
@@ -399,7 +444,7 @@ impl Model {
             for index in 0..count {
                 let stands = place(self.job(&full, index));
                 for (name, command) in self.commands(index, &durable) {
-                    let outside = matches!(name, "Submit" | "Stop (cancel)" | "Retrigger" | "Refuse");
+                    let outside = matches!(name, "Submit" | "Stop (cancel)" | "Retrigger" | "Refuse" | "Prune");
                     let events = match full.decide(command, now, LIMITS) {
                         Ok(events) => events,
                         Err(rejection) => {
@@ -421,7 +466,9 @@ impl Model {
                     for event in events {
                         let state = event.detail.state();
                         let from = place(self.job(&ledger, index));
-                        seen.follows.entry(from).or_default().insert(state.to_string());
+                        if !state.is_of_node() {
+                            seen.follows.entry(from).or_default().insert(state.to_string());
+                        }
                         let attempt = event.subject.as_ref().map_or(0, |subject| subject.attempt);
                         if matches!(state, State::Running | State::Recovery) && node.containers[index] >= attempt {
                             return Err(format!("W1: attempt {attempt} has a container before its intent"));
@@ -458,12 +505,27 @@ impl Model {
             .all(|parent| full.job(parent).is_some_and(|parent| parent.state == State::Sealed));
         let known = parsed.manifest.parents().iter().all(|parent| full.job(parent).is_some());
         let stands = place(job);
+        // PRUNED: of this job, once and twice.
+        let is_needed = full.unfinished().iter().any(|other| other.parents().contains(&self.id(index)));
+        let may_go = stands == "SEALED" && !self.is_pruned(full, index) && !is_needed;
+        for (times, expected) in [(1, may_go), (2, false)] {
+            let mut ledger = self.fold(&node.log);
+            let detail = Detail::Pruned(pruned(vec![self.id(index).to_string(); times]));
+            let taken = apply(&mut ledger, &node.log, None, detail).is_ok();
+            assert_eq!(taken, expected, "PRUNED behind {stands}");
+            assert_eq!(self.is_pruned(&ledger, index), taken || self.is_pruned(full, index));
+            seen.refused += usize::from(!taken);
+        }
         for state in State::ALL.into_iter().filter(|state| !state.is_of_node()) {
             let next = attempt + u32::from(matches!(state, State::Running | State::Recovery));
             let mut ledger = self.fold(&node.log);
-            let taken =
-                apply(&mut ledger, &node.log, Subject { job_id: self.id(index), attempt: next }, detail(state, parsed))
-                    .is_ok();
+            let taken = apply(
+                &mut ledger,
+                &node.log,
+                Some(Subject { job_id: self.id(index), attempt: next }),
+                detail(state, parsed),
+            )
+            .is_ok();
             let mut expected = transitions().get(&stands).is_some_and(|states| states.contains(state.as_str()));
             expected &= ready || state != State::Scheduled;
             expected &= known || state != State::Received;
@@ -475,16 +537,19 @@ impl Model {
             // The same event of another attempt never fits.
             for wrong in [next.wrapping_sub(1), next + 1] {
                 let mut ledger = self.fold(&node.log);
-                let subject = Subject { job_id: self.id(index), attempt: wrong };
+                let subject = Some(Subject { job_id: self.id(index), attempt: wrong });
                 assert!(apply(&mut ledger, &node.log, subject, detail(state, parsed)).is_err(), "{state} {wrong}");
             }
         }
     }
 }
 
-fn apply(ledger: &mut Ledger, log: &[Rc<Entry>], subject: Subject, detail: Detail) -> Result<(), String> {
+fn pruned(jobs: Vec<String>) -> Pruned {
+    Pruned { by: "command".into(), older_than_s: 0, jobs, files: 1, bytes: 1 }
+}
+
+fn apply(ledger: &mut Ledger, log: &[Rc<Entry>], subject: Option<Subject>, detail: Detail) -> Result<(), String> {
     let last = log.last().unwrap();
-    let subject = Some(subject);
     let mut bytes = Vec::new();
     Event { time: last.fact.time, subject, detail }.write(log.len() as u64 + 1, &Hash::of(&last.bytes), &mut bytes);
     ledger.apply(&Fact::parse(&bytes)?, &bytes).map(drop)
@@ -515,6 +580,7 @@ fn detail(state: State, parsed: &Parsed) -> Detail {
         State::Failed => Detail::Failed(Failed::new("exit", "1", Ending::default())),
         State::Cancelled => Detail::Cancelled(Cancelled { by: "x".into(), ending: Ending::default() }),
         State::Sealed => Detail::Sealed(sealed()),
+        State::Pruned => Detail::Pruned(pruned(vec![parsed.manifest.job_id.clone()])),
         State::Retriggered => {
             Detail::Retriggered(Retriggered { by: "x".into(), manifest: raw(parsed), manifest_hash: parsed.hash })
         }
@@ -573,7 +639,7 @@ fn a_job_alone_and_a_parent_with_its_child_keep_every_promise_in_every_order() {
 
 #[test]
 fn an_agent_that_acts_before_its_events_are_durable_is_found_out() {
-    for (act, promise) in [(Act::StartContainer, "W1"), (Act::Signal, "W2"), (Act::Tell, "W3")] {
+    for (act, promise) in [(Act::StartContainer, "W1"), (Act::Signal, "W2"), (Act::Tell, "W3"), (Act::Remove, "W4")] {
         let error = Model { hasty: Some(act), ..one_job() }.explore().err();
         assert!(error.as_ref().is_some_and(|error| error.starts_with(promise)), "{promise}: {error:?}");
     }

@@ -658,6 +658,19 @@ fn at_time_of(event: &str, other: &str) -> String {
     event.replacen(&time(event), &time(other), 1)
 }
 
+/// The events, with a PRUNED of these jobs behind the first `after`.
+fn with_pruned(w: &World, after: usize, jobs: &[&str]) -> Events {
+    let time = &w.events[after - 1].split("\"time\":\"").nth(1).unwrap()[..27];
+    let detail = json!({ "by": "command", "older_than_s": 0, "jobs": jobs, "files": 1, "bytes": 1 });
+    let event = format!(
+        "{{\"seq\":1,\"prev\":\"{}\",\"time\":\"{time}\",\"state\":\"PRUNED\",\"detail\":{detail}}}",
+        Hash::ZERO
+    );
+    let mut events = w.events.clone();
+    events.insert(after, event);
+    events
+}
+
 /// Seq of the last event before this segment, as its header tells.
 fn sealed_by(wal: &Path, number: u64) -> u64 {
     let bytes = fs::read(wal.join(segment_name(number))).unwrap();
@@ -860,6 +873,52 @@ const FORGED: &[Case] = &[
     ("a node event of a job", |w| {
         let seq = w.seq_of(&w.jobs.scratch, "RUNNING", 0);
         w.refused(&w.edited(seq, |event| event.replace("\"RUNNING\"", "\"NODE_DOWN\"")), seq)
+    }),
+    ("jobs pruned, and what they left is gone", |w| {
+        let jobs = [&*w.jobs.scratch, &*w.jobs.again, &*w.jobs.sealed];
+        let events = with_pruned(w, w.events.len(), &jobs);
+        for job in jobs {
+            fs::remove_dir_all(w.own(&format!("logs/{job}"))).unwrap();
+            let _ = fs::remove_dir_all(w.own(&format!("scratch/{job}")));
+        }
+        w.forged(&events)
+    }),
+    ("a job pruned, and its seal is gone", |w| {
+        let events = with_pruned(w, w.events.len(), &[&w.jobs.scratch]);
+        let seal = format!("seals/{}.json", w.jobs.scratch);
+        fs::remove_file(w.own(&seal)).unwrap();
+        Verdict { head: w.forged(&events).head, ..w.faults(&[("seal_missing", &w.jobs.scratch, &seal)]) }
+    }),
+    ("a job pruned, and what is left of its log is changed", |w| {
+        let events = with_pruned(w, w.events.len(), &[&w.jobs.scratch]);
+        let log = format!("logs/{}/1.stdout", w.jobs.scratch);
+        flip(&w.own(&log), 0);
+        Verdict { head: w.forged(&events).head, ..w.faults(&[("log_changed", &w.jobs.scratch, &log)]) }
+    }),
+    ("PRUNED of a job that has failed", |w| {
+        w.refused(&with_pruned(w, w.events.len(), &[&w.jobs.failed]), w.events.len() as u64 + 1)
+    }),
+    ("PRUNED of nobody", |w| w.refused(&with_pruned(w, w.events.len(), &["nobody"]), w.events.len() as u64 + 1)),
+    ("PRUNED of a job before it is sealed", |w| {
+        let seq = w.seq_of(&w.jobs.scratch, "SEALED", 0);
+        w.refused(&with_pruned(w, seq as usize - 1, &[&w.jobs.scratch]), seq)
+    }),
+    ("PRUNED of a job twice, in one event", |w| {
+        let job = &*w.jobs.scratch;
+        w.refused(&with_pruned(w, w.events.len(), &[job, job]), w.events.len() as u64 + 1)
+    }),
+    ("PRUNED of a job twice, in two events", |w| {
+        let mut events = with_pruned(w, w.events.len(), &[&w.jobs.scratch]);
+        events.push(events[w.events.len()].clone());
+        w.refused(&events, w.events.len() as u64 + 2)
+    }),
+    ("PRUNED of a job whose child goes on", |w| {
+        let seq = w.seq_of(&w.jobs.child, "SEALED", 0);
+        w.refused(&with_pruned(w, seq as usize - 1, &[&w.jobs.parent]), seq)
+    }),
+    ("PRUNED of a job that is being repeated", |w| {
+        let seq = w.seq_of(&w.jobs.again, "SEALED", 0);
+        w.refused(&with_pruned(w, seq as usize - 1, &[&w.jobs.child]), seq)
     }),
     ("no event at all", |w| {
         let seq = w.seq_of(&w.jobs.scratch, "RUNNING", 0);

@@ -51,6 +51,9 @@ impl App {
             return Ok(reply);
         }
         let mut dirs = SealedDirs::new(self.admission.mounts.clone(), id, &self.manifest_of(&job)?);
+        if dirs.is_own(&path) {
+            self.check_kept(&job, "the artifacts")?;
+        }
         let vouched = Vouched {
             file: dirs.open(&path).map_err(|absent| refusal(&artifact, absent))?,
             size: artifact.size,

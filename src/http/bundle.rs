@@ -114,6 +114,7 @@ impl App {
             let message = format!("job {id:?} is {}; it has a bundle once it has ended", job.state);
             return Err(Rejection::new(409, "not_ended", message));
         }
+        self.check_kept(&job, "the logs")?;
         let mut bundle = self.gather(request, &job, with_artifacts)?;
         let length = bundle.measure(request)?;
         let headers = download("application/x-tar", &format!("{id}.tar"));

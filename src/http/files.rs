@@ -165,7 +165,7 @@ pub(super) fn parse_range(value: &str, len: u64) -> Result<Option<(u64, u64)>, (
 }
 
 pub(super) fn gone() -> Rejection {
-    Rejection::new(404, "no_such_file", "there is no such file; it may not have been written yet, or was pruned")
+    Rejection::new(404, "no_such_file", "there is no such file; it may not have been written yet, or was removed")
 }
 
 /// What is said where data that should be there cannot be read.

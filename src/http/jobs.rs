@@ -100,6 +100,7 @@ impl App {
             .map_err(|error| Rejection::new(500, "internal", format!("the summary cannot be written: {error}")))?;
         // Not in lists of jobs: a thousand of them may have a thousand parents each.
         summary["depends_on"] = job.parents().iter().map(|parent| &**parent).collect();
+        summary["pruned"] = json!(self.engine.view().pruned(&job));
         if let Some(open) = &job.open {
             // What waits, and why, is worth more to the one who waits than the bare state.
             summary["waiting_for"] = self.runner.waiting_for(&job).map_or(Value::Null, Value::String);
@@ -140,7 +141,7 @@ impl App {
         let (_, attempt) = self.attempt(call)?;
         let path = telemetry::path(&self.data.join("logs").join(call.id), attempt);
         let content_type = "application/x-ndjson";
-        // Not every attempt has samples: it never ran, the host cannot measure it, or they were pruned.
+        // Not every attempt has samples: it never ran, or the host cannot measure it.
         of_attempt(files::serve(&path, content_type, call.request), content_type, attempt, true)
     }
 
@@ -152,6 +153,7 @@ impl App {
             let message = format!("job {id:?} is at attempt {}, there is no attempt {attempt}", job.attempt);
             return Err(Rejection::new(404, "no_such_attempt", message).field("attempt"));
         }
+        self.check_kept(&job, "the logs and samples")?;
         Ok((job, attempt))
     }
 

@@ -17,6 +17,7 @@ mod memory;
 pub mod metrics;
 mod pieces;
 mod protect;
+mod prune;
 mod query;
 pub mod refusals;
 mod refused;

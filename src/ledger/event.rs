@@ -52,11 +52,13 @@ pub enum State {
     Sealed,
     /// Somebody asked for a further attempt of a job that had ended; written before anything is done about it.
     Retriggered,
+    /// Files of jobs that had been sealed are removed; written before the first of them goes.
+    Pruned,
 }
 
 impl State {
     /// All states.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Genesis,
         Self::NodeUp,
         Self::NodeDown,
@@ -72,6 +74,7 @@ impl State {
         Self::Cancelled,
         Self::Sealed,
         Self::Retriggered,
+        Self::Pruned,
     ];
 
     /// As it is written.
@@ -92,6 +95,7 @@ impl State {
             Self::Cancelled => "CANCELLED",
             Self::Sealed => "SEALED",
             Self::Retriggered => "RETRIGGERED",
+            Self::Pruned => "PRUNED",
         }
     }
 
@@ -103,7 +107,7 @@ impl State {
 
     /// Whether it is the node's and not a job's.
     pub fn is_of_node(self) -> bool {
-        matches!(self, Self::Genesis | Self::NodeUp | Self::NodeDown)
+        matches!(self, Self::Genesis | Self::NodeUp | Self::NodeDown | Self::Pruned)
     }
 
     /// Whether a job in this state has ended.
@@ -371,6 +375,24 @@ pub struct Sealed {
     pub reproduction: Option<Reproduction>,
 }
 
+/// Files of sealed jobs are about to be removed. The jobs stay SEALED, with their seals.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// `command` or `request`.
+    pub by: String,
+    /// How long ago, in seconds, the jobs had been sealed at least.
+    pub older_than_s: u64,
+    /// Ids of the jobs, at most [`PRUNED_JOBS_MAX`].
+    pub jobs: Vec<String>,
+    /// Regular files that were there to be removed, when they were counted just before.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Jobs of one PRUNED event, at most: it stays below 104 KiB.
+pub const PRUNED_JOBS_MAX: usize = 1000;
+
 /// An event's `detail`.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
@@ -390,6 +412,7 @@ pub enum Detail {
     Cancelled(Cancelled),
     Sealed(Sealed),
     Retriggered(Retriggered),
+    Pruned(Pruned),
 }
 
 impl Detail {
@@ -411,6 +434,7 @@ impl Detail {
             Self::Cancelled(_) => State::Cancelled,
             Self::Sealed(_) => State::Sealed,
             Self::Retriggered(_) => State::Retriggered,
+            Self::Pruned(_) => State::Pruned,
         }
     }
 
@@ -430,6 +454,7 @@ impl Detail {
             Self::Cancelled(d) => serde_json::to_writer(out, d),
             Self::Sealed(d) => serde_json::to_writer(out, d),
             Self::Retriggered(d) => serde_json::to_writer(out, d),
+            Self::Pruned(d) => serde_json::to_writer(out, d),
         }
     }
 
@@ -450,6 +475,7 @@ impl Detail {
             State::Cancelled => Self::Cancelled(serde_json::from_str(json)?),
             State::Sealed => Self::Sealed(serde_json::from_str(json)?),
             State::Retriggered => Self::Retriggered(serde_json::from_str(json)?),
+            State::Pruned => Self::Pruned(serde_json::from_str(json)?),
         })
     }
 }
@@ -523,71 +549,5 @@ pub fn check_link(bytes: &[u8], seq: u64, prev: &Hash) -> Result<(), String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn example() -> Event {
-        Event {
-            time: Time::parse("2026-11-23T08:09:47.123456Z").unwrap(),
-            subject: Some(Subject { job_id: "job_9999_chaos_test".into(), attempt: 1 }),
-            detail: Detail::D1Stable(D1Stable {
-                line: "[D1_STABLE] step=4 \"é\"\u{1}".into(),
-                stream: "stdout".into(),
-                offset: 12,
-                count: 1,
-            }),
-        }
-    }
-
-    #[test]
-    fn the_bytes_are_the_contracts() {
-        let mut out = Vec::new();
-        example().write(7, &Hash([0xAB; 32]), &mut out);
-        let expected = format!(
-            r#"{{"seq":7,"prev":"{}","time":"2026-11-23T08:09:47.123456Z","job_id":"job_9999_chaos_test","attempt":1,"state":"D1_STABLE","detail":{{"line":"[D1_STABLE] step=4 \"é\"\u0001","stream":"stdout","offset":12,"count":1}}}}"#,
-            "ab".repeat(32)
-        );
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
-    }
-
-    #[test]
-    fn an_event_comes_back() {
-        let mut out = Vec::new();
-        example().write(7, &Hash([3; 32]), &mut out);
-        assert_eq!(Stored::parse(&out), Ok(Stored { seq: 7, prev: Hash([3; 32]), event: example() }));
-        assert_eq!(check_link(&out, 7, &Hash([3; 32])), Ok(()));
-        assert!(check_link(&out, 8, &Hash([3; 32])).is_err());
-        assert!(check_link(&out, 7, &Hash([4; 32])).is_err());
-    }
-
-    #[test]
-    fn node_events_have_no_job_and_job_events_have_one() {
-        let prev = "0".repeat(64);
-        let line = |middle: &str, state: &str, detail: &str| {
-            format!(
-                r#"{{"seq":1,"prev":"{prev}","time":"2026-11-23T08:09:47.123456Z"{middle},"state":"{state}","detail":{detail}}}"#
-            )
-        };
-        let job = r#","job_id":"a","attempt":0"#;
-        let down = r#"{"reason":"SIGTERM"}"#;
-        assert!(Stored::parse(line("", "NODE_DOWN", down).as_bytes()).is_ok());
-        for bad in [
-            line(job, "NODE_DOWN", down),
-            line("", "CRASH", r#"{"cause":"killed","exit_code":null,"usage":null,"stdout":null,"stderr":null}"#),
-            line("", "NODE_AWAY", "{}"),
-            line("", "NODE_DOWN", "{}"),
-            line(r#","extra":1"#, "NODE_DOWN", down),
-        ] {
-            assert!(Stored::parse(bad.as_bytes()).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn state_names_go_both_ways() {
-        for state in State::ALL {
-            assert_eq!(State::parse(state.as_str()), Some(state));
-            assert_eq!(State::ALL[state as usize], state);
-        }
-    }
-}
+#[path = "event_tests.rs"]
+mod tests;

@@ -35,14 +35,15 @@ pub enum Change {
     Genesis { log_id: Text },
     NodeUp { boot_id: Text },
     NodeDown,
-    Received { manifest: Text, manifest_hash: Hash, image_hash: Text, parents: Vec<Text> },
+    Received { manifest: Text, manifest_hash: Hash, image_hash: Text, parents: Vec<Text>, reproduces: Option<Text> },
     Scheduled { image_id: Text, execution_hash: Hash },
     Started,
     Marked { line: Text, on_stderr: bool, offset: u64 },
     Stopping { detail: Text },
     Ended { exit_code: Option<i32>, reason: Option<Text>, ancestor: Option<Text> },
     Sealed,
-    Retriggered { manifest: Text, manifest_hash: Hash },
+    Retriggered { manifest: Text, manifest_hash: Hash, reproduces: Option<Text> },
+    Pruned { jobs: Vec<Text> },
 }
 
 /// A text in an event: where it lies in the bytes, unless JSON escapes something in it.
@@ -110,6 +111,8 @@ struct Manifest<'a> {
     depends_on: Option<&'a RawValue>,
     #[serde(default, borrow)]
     mount_spec: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    reproduces: Option<Cow<'a, str>>,
 }
 
 impl<'a> Manifest<'a> {
@@ -163,6 +166,12 @@ struct Ended<'a> {
     ancestor: Option<Cow<'a, str>>,
 }
 
+#[derive(Deserialize)]
+struct Pruned<'a> {
+    #[serde(borrow)]
+    jobs: Vec<Name<'a>>,
+}
+
 /// Any JSON object.
 #[derive(Deserialize)]
 struct Anything {}
@@ -183,11 +192,13 @@ impl Fact {
                     manifest_hash,
                     image_hash: Text::new(known.image_hash, bytes),
                     parents: parents.into_iter().map(|parent| Text::new(parent, bytes)).collect(),
+                    reproduces: known.reproduces.map(|of| Text::new(of, bytes)),
                 }
             }
             State::Retriggered => {
-                let (manifest, manifest_hash, _) = Self::manifest(subject, detail)?;
-                Change::Retriggered { manifest: Text::new(manifest.into(), bytes), manifest_hash }
+                let (manifest, manifest_hash, known) = Self::manifest(subject, detail)?;
+                let reproduces = known.reproduces.map(|of| Text::new(of, bytes));
+                Change::Retriggered { manifest: Text::new(manifest.into(), bytes), manifest_hash, reproduces }
             }
             _ => Self::change(bytes, state, detail).map_err(|error| format!("{state}: detail: {error}"))?,
         };
@@ -232,6 +243,10 @@ impl Fact {
                 // Read again when the attempt ends; it must be readable then.
                 let _: Stopping = serde_json::from_str(detail)?;
                 Change::Stopping { detail: text(detail.into()) }
+            }
+            State::Pruned => {
+                let Pruned { jobs } = serde_json::from_str(detail)?;
+                Change::Pruned { jobs: jobs.into_iter().map(|Name(id)| text(id)).collect() }
             }
             other => {
                 let Anything {} = serde_json::from_str(detail)?;

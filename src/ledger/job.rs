@@ -68,6 +68,8 @@ pub struct Open {
     pub stop: Option<StoredJson<Stopping>>,
     /// Attempts that it had when it was retriggered last; they do not count against `max_attempts`.
     pub retriggered_at: Option<u32>,
+    /// The job that it repeats.
+    pub reproduces: Option<Arc<str>>,
 }
 
 /// A part of an event, kept as its JSON and read when somebody asks: most of the jobs that a restart meets have ended.
@@ -126,7 +128,15 @@ impl<T> PartialEq for StoredJson<T> {
 impl Open {
     /// Of a job that was received, or retriggered, at `time`.
     pub(super) fn new(manifest: StoredJson<Manifest>, time: Time) -> Self {
-        Self { manifest, attempt_began: time, boot_id: "".into(), marks: [None; 2], stop: None, retriggered_at: None }
+        Self {
+            manifest,
+            attempt_began: time,
+            boot_id: "".into(),
+            marks: [None; 2],
+            stop: None,
+            retriggered_at: None,
+            reproduces: None,
+        }
     }
 
     /// Whether all of it can be read; the error says what cannot.

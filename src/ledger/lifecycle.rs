@@ -3,6 +3,7 @@
 //! **Architecture Invariant**: `apply` is the same function live and in recovery, and the only one that changes a job.
 
 mod parents;
+mod prune;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::fact::{Change, Fact};
 use super::time::Time;
 
 pub use self::parents::BATCH_BYTES_MAX;
+pub use self::prune::{Prune, Prunings, prunable};
 pub use super::job::{Job, Open, Phase, StoredJson, Summary, container_name};
 use crate::manifest::Parsed;
 use crate::rejection::Rejection;
@@ -73,6 +75,8 @@ pub enum Command {
     SealFailed(Arc<str>, u32, String),
     /// Somebody asks for a further attempt of a job that has ended: who, and the manifest as RECEIVED has it.
     Retrigger(Arc<str>, String, Box<RawValue>),
+    /// The files of these jobs are to be removed.
+    Prune(Prune),
 }
 
 /// Limits that decisions depend on.
@@ -90,6 +94,9 @@ pub struct Ledger {
     jobs: HashMap<Arc<str>, Arc<Job>>,
     /// Texts that many jobs share: images, reasons.
     texts: HashSet<Arc<str>>,
+    /// How many jobs that have not ended need a job, or what it left: as a parent, or to repeat it.
+    needed: HashMap<Arc<str>, u32>,
+    pruned: Prunings,
     open: usize,
     open_bytes: usize,
     log_id: Option<String>,
@@ -114,6 +121,11 @@ impl Ledger {
     /// Whether there are no jobs.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Which jobs were pruned.
+    pub fn pruned(&self) -> &Prunings {
+        &self.pruned
     }
 
     /// Identity of the ledger, once GENESIS was applied.
@@ -164,6 +176,10 @@ impl Ledger {
             Command::Genesis(genesis) => node(Detail::Genesis(genesis)),
             Command::NodeUp(up) => node(Detail::NodeUp(up)),
             Command::NodeDown(down) => node(Detail::NodeDown(down)),
+            Command::Prune(prune) => Ok(self
+                .prune(prune, now)
+                .map(Detail::Pruned)
+                .map_or(Vec::new(), |detail| vec![Event { time, subject: None, detail }])),
             Command::Submit(parsed) => self.submit(&parsed, time, limits),
             Command::SubmitAll(batch) => self.submit_all(&batch, time, limits),
             Command::Schedule(id, seq, scheduled) => {
@@ -335,6 +351,7 @@ impl Ledger {
                 self.node_is_up = true;
             }
             Change::NodeDown => self.node_is_up = false,
+            Change::Pruned { jobs } => self.apply_pruned(fact.seq, jobs, bytes)?,
             _ => return Err(format!("{} without a job", fact.state)),
         }
         Ok(())
@@ -375,9 +392,11 @@ impl Ledger {
         if state == State::Retriggered {
             self.open += 1;
             self.open_bytes += job.open.as_ref().map_or(0, |open| open.manifest.bytes());
+            prune::need(&mut self.needed, job);
         }
         if state.is_end() {
             job.ended = Some(fact.time);
+            prune::need_no_more(&mut self.needed, job);
             self.open -= 1;
             self.open_bytes -= job.open.take().map_or(0, |open| open.manifest.bytes());
         }
@@ -385,7 +404,7 @@ impl Ledger {
     }
 
     fn receive(&mut self, fact: &Fact, bytes: &[u8], job_id: &str) -> Result<Arc<Job>, String> {
-        let Change::Received { manifest, manifest_hash, image_hash, parents } = &fact.change else {
+        let Change::Received { manifest, manifest_hash, image_hash, parents, reproduces } = &fact.change else {
             return Err(format!("{} of an unknown job {job_id:?}", fact.state));
         };
         let lineage = self.lineage_of(parents, bytes).map_err(|error| format!("job {job_id:?}: {error}"))?;
@@ -412,8 +431,12 @@ impl Ledger {
             last_d1_stable: None,
             seen: 1 << State::Received as u16,
             lineage,
-            open: Some(Box::new(Open::new(manifest, fact.time))),
+            open: Some(Box::new(Open {
+                reproduces: reproduces.as_ref().map(|of| of.of(bytes).into()),
+                ..Open::new(manifest, fact.time)
+            })),
         });
+        prune::need(&mut self.needed, &job);
         self.jobs.insert(job.job_id.clone(), job.clone());
         Ok(job)
     }
@@ -438,9 +461,10 @@ fn change(
     boot_id: Option<&Arc<str>>,
     share: &mut dyn FnMut(&str) -> Arc<str>,
 ) {
-    if let Change::Retriggered { manifest, .. } = &fact.change {
+    if let Change::Retriggered { manifest, reproduces, .. } = &fact.change {
         let open = Open::new(StoredJson::new(manifest.of(bytes)), fact.time);
-        job.open = Some(Box::new(Open { retriggered_at: Some(job.attempt), ..open }));
+        let reproduces = reproduces.as_ref().map(|of| of.of(bytes).into());
+        job.open = Some(Box::new(Open { retriggered_at: Some(job.attempt), reproduces, ..open }));
         job.ended = None;
     }
     let open = job.open.as_mut().expect("an ended job allows no other event");
@@ -470,6 +494,7 @@ fn change(
         | Change::NodeDown
         | Change::Received { .. }
         | Change::Retriggered { .. }
+        | Change::Pruned { .. }
         | Change::Sealed => {}
     }
 }

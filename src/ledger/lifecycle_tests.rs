@@ -379,3 +379,70 @@ fn a_message_fits_in_an_event_whatever_paths_it_carries() {
         }
     }
 }
+
+/// Prunes these jobs, as far as they may go; the event's ids.
+fn prune(bench: &mut Bench, older_than_s: u64, ids: &[&str]) -> Vec<String> {
+    let jobs = ids.iter().map(|id| ((*id).into(), 1, 10)).collect();
+    let states = bench.run(Command::Prune(Prune { by: "command".into(), older_than_s, jobs })).unwrap();
+    if states.is_empty() {
+        return Vec::new();
+    }
+    match Stored::parse(bench.bytes.last().unwrap()).unwrap().event.detail {
+        Detail::Pruned(pruned) => {
+            assert_eq!((pruned.files, pruned.bytes), (pruned.jobs.len() as u64, 10 * pruned.jobs.len() as u64));
+            pruned.jobs
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn seal(bench: &mut Bench, id: &str) {
+    let seq = bench.ledger.job(id).unwrap().seq;
+    bench.run(Command::Schedule(id.into(), seq, scheduled())).unwrap();
+    let seq = bench.ledger.job(id).unwrap().seq;
+    bench.run(Command::Start(id.into(), seq)).unwrap();
+    bench.run(Command::End(id.into(), 1, Outcome::Completed, ending(0))).unwrap();
+    bench.run(Command::Seal(id.into(), 1, sealed())).unwrap();
+}
+
+#[test]
+fn what_nobody_needs_may_be_pruned_once_and_only_when_it_is_old() {
+    let mut bench = Bench::new();
+    for id in ["parent", "original", "alone", "open"] {
+        bench.limits = Some(Limits { jobs_open_max: 10, ..LIMITS });
+        bench.submit(id, "").unwrap();
+    }
+    ["parent", "original", "alone"].iter().for_each(|id| seal(&mut bench, id));
+    bench.submit("child", r#","depends_on":["parent"]"#).unwrap();
+    bench.submit("repeat", r#","reproduces":"original""#).unwrap();
+    let all = ["alone", "child", "nobody", "open", "original", "parent", "repeat"];
+    let listed = |bench: &Bench, now: u64, older_than_s| -> Vec<String> {
+        let found = prunable(&bench.ledger.jobs(), bench.ledger.pruned(), Time(now), older_than_s);
+        found.iter().map(|job| job.job_id.to_string()).collect()
+    };
+    // A second is a million ticks, and the clock stands at thousands.
+    assert_eq!(prune(&mut bench, 1, &all), [""; 0], "too young");
+    assert_eq!(listed(&bench, bench.clock, 1), [""; 0]);
+    assert_eq!(listed(&bench, 0, 1), [""; 0], "the clock was set back");
+    assert_eq!(listed(&bench, 0, 0), ["alone"]);
+    assert_eq!(listed(&bench, 2_000_000, 1), ["alone"], "the others are needed");
+    bench.clock += 2_000_000;
+    assert_eq!(prune(&mut bench, 1, &all), ["alone"]);
+    assert_eq!(prune(&mut bench, 1, &all), [""; 0], "once");
+    let alone = bench.ledger.job("alone").unwrap().clone();
+    assert_eq!((alone.state, bench.ledger.pruned().of(&alone)), (State::Sealed, Some(bench.bytes.len() as u64)));
+    // Who is retriggered needs again what it needed.
+    bench.run(Command::Stop("child".into(), ask("cancel"))).unwrap();
+    let manifest = r#"{"job_id":"child","image_hash":"busybox","command":["true"],"depends_on":["parent"]}"#;
+    let canonical = crate::manifest::parse(manifest.as_bytes()).unwrap().canonical;
+    let raw = RawValue::from_string(canonical).unwrap();
+    bench.run(Command::Retrigger("child".into(), "x".into(), raw)).unwrap();
+    assert_eq!(prune(&mut bench, 0, &all), [""; 0]);
+    for id in ["child", "repeat"] {
+        bench.run(Command::Stop(id.into(), ask("cancel"))).unwrap();
+    }
+    let found = listed(&bench, bench.clock, 0);
+    assert_eq!(prune(&mut bench, 0, &all), ["original", "parent"]);
+    assert_eq!(found, ["parent", "original"]);
+    assert!(bench.ledger.needed.is_empty(), "nothing is counted for ever");
+}

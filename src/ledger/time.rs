@@ -66,6 +66,23 @@ impl Time {
     }
 }
 
+/// What [`parse_age`] reads, for who wrote something else.
+pub const AGE_FORM: &str = "a whole number and d, h, m or s, such as 30d, 12h, 90m or 45s";
+
+/// Seconds of an age such as `30d`, `12h`, `90m` or `45s`.
+pub fn parse_age(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds = match unit {
+        "d" => 86_400,
+        "h" => 3600,
+        "m" => 60,
+        "s" => 1,
+        _ => return None,
+    };
+    let is_plain = number.bytes().all(|c| c.is_ascii_digit());
+    number.parse::<u64>().ok().filter(|_| is_plain)?.checked_mul(seconds)
+}
+
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Civil { year, month, day, hour, minute, second, .. } = self.civil();
@@ -135,6 +152,16 @@ mod tests {
         for day in 0..73_000 {
             let time = Time(day * 86_400_000_000 + 1);
             assert_eq!(Time::parse(&time.to_string()), Some(time));
+        }
+    }
+
+    #[test]
+    fn ages() {
+        for (text, seconds) in [("0s", 0), ("45s", 45), ("90m", 5400), ("12h", 43_200), ("30d", 2_592_000)] {
+            assert_eq!(parse_age(text), Some(seconds), "{text}");
+        }
+        for text in ["", "d", "30", "30 d", "+1d", "-1d", "1.5h", "1w", "30D", "1d12h", "é", "999999999999999999d"] {
+            assert_eq!(parse_age(text), None, "{text}");
         }
     }
 

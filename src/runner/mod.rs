@@ -19,6 +19,7 @@ pub mod outage;
 pub mod output;
 mod pins;
 mod progress;
+pub mod prune;
 mod queues;
 mod reproduce;
 mod schedule;
@@ -137,6 +138,8 @@ pub struct Runner {
     copies: Mutex<HashSet<Arc<str>>>,
     /// Held while a request compares inputs with what is there.
     comparing: Mutex<()>,
+    /// Held while files of pruned jobs are removed.
+    pruning: Mutex<()>,
     /// Look-ups of directories that have not come back.
     looking_up: AtomicUsize,
 }
@@ -164,6 +167,7 @@ impl Runner {
             claims: Mutex::default(),
             copies: Mutex::default(),
             comparing: Mutex::default(),
+            pruning: Mutex::default(),
             looking_up: AtomicUsize::new(0),
         })
     }
@@ -233,6 +237,7 @@ impl Runner {
         self.spawn("claims", move |runner| claims::keep(runner, held))?;
         self.spawn("engine-watch", Self::watch_engine)?;
         self.spawn("clean-up", |runner| runner.keep_clean())?;
+        self.spawn("prune", Self::finish_pruning)?;
         self.spawn("telemetry", |runner| {
             runner.telemetry.run(&|| runner.is_stopping(), &|| runner.setup.engine.view().ring());
         })?;

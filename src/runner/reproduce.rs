@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, fchown, lchown, symlink};
 use std::sync::Arc;
 
 use super::copying::{Copy, NotCopied};
-use super::{Fault, Runner, claims, workspace};
+use super::{Fault, Runner, claims, staging, workspace};
 use crate::ledger::event::{Detail, Scheduled, State};
 use crate::ledger::lifecycle::Job;
 use crate::manifest::{self, Manifest, Place, PlaceSource};
@@ -139,7 +139,7 @@ impl Runner {
     ///
     /// # Errors
     /// 400 `unknown_job`, `other_execution`; 409 `not_sealed`, `inputs_lost`, `inputs_changed`, `inputs_not_copyable`; what
-    /// the mount policy says of a directory.
+    /// the mount policy says of a directory; 410 `pruned` where the artifacts that it mounts are gone.
     pub fn check_reproduction(&self, manifest: &Manifest) -> Result<(), Rejection> {
         let Some(of) = &manifest.reproduces else { return Ok(()) };
         let Some(job) = self.setup.engine.view().job(of) else {
@@ -169,7 +169,15 @@ impl Runner {
             let (path, alone) = match place.source {
                 PlaceSource::CopyOf(path) => (path, false),
                 PlaceSource::Host(path) => (path, true),
-                PlaceSource::Scratch | PlaceSource::ArtifactsOf(_) => continue,
+                PlaceSource::ArtifactsOf(parent) => {
+                    // What became of an artifact otherwise is found when it is copied.
+                    let pruned = staging::Parent::read(self, parent).ok().and_then(|of| of.pruned(self, parent));
+                    match pruned {
+                        Some(message) => return Err(Rejection::new(410, "pruned", message)),
+                        None => continue,
+                    }
+                }
+                PlaceSource::Scratch => continue,
             };
             let Some(recorded) = original.tree(place.container) else { continue };
             if let Some(entry) = recorded.entries.iter().find(|entry| !alone && !is_copyable(entry)) {

@@ -172,6 +172,14 @@ impl SealedDirs {
         Self { mounts: self.mounts.clone(), places: std::mem::take(&mut self.places), last: self.last.take() }
     }
 
+    /// Whether `path`, inside the container, lies in a directory of the agent's own.
+    pub fn is_own(&self, path: &[u8]) -> bool {
+        self.places.iter().any(|place| {
+            let below = path.strip_prefix(place.container.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"));
+            place.own && below
+        })
+    }
+
     /// Bytes of the regular file at `path`, inside the container. It is not opened.
     ///
     /// # Errors

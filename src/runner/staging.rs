@@ -55,11 +55,34 @@ impl Parent {
         }
         Ok(Self { manifest, seal, seal_hash })
     }
+
+    /// Why there are no artifacts to copy, where they lay in a directory of the agent's own and were pruned.
+    pub(super) fn pruned(&self, runner: &Runner, job_id: &str) -> Option<String> {
+        let view = runner.setup.engine.view();
+        let seq = view.job(job_id).and_then(|job| view.pruned(&job))?;
+        let places = self.manifest.places();
+        let own = places.iter().filter(|place| !matches!(place.source, PlaceSource::Host(_)));
+        let is_in = |artifact: &Artifact, container: &str| {
+            artifact.path.0.strip_prefix(container.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"))
+        };
+        let lost = own
+            .filter(|place| !place.read_only)
+            .any(|place| self.seal.artifacts.iter().any(|artifact| is_in(artifact, place.container)));
+        lost.then(|| {
+            format!(
+                "the artifacts of job {job_id} were pruned, as event {seq} tells; run {job_id} again under a new job_id, \
+                 and mount that one's artifacts"
+            )
+        })
+    }
 }
 
 /// Copies what the parent of a `job:` mount has sealed; what stood there before is gone.
 pub(super) fn stage(runner: &Runner, job: &Arc<Job>, place: &Place<'_>, parent_id: &str) -> Result<InputMount, Fault> {
     let parent = Parent::read(runner, parent_id).map_err(|message| Fault::new("inputs", message))?;
+    if let Some(message) = parent.pruned(runner, parent_id) {
+        return Err(Fault::new("inputs", message));
+    }
     let places = parent.manifest.places();
     let writable: Vec<&Place<'_>> = places.iter().filter(|place| !place.read_only).collect();
     let mut opened: Vec<Option<CheckedMount>> = writable.iter().map(|_| None).collect();

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::content::{Content, Found, Judgement, Task, Vouched, file_below, judge_all, leads_down, vouched};
 use super::given::{INPUTS_BYTES_MAX, InputMount, Scheduled, read_inputs};
-use super::report::{Kind, Report, Stop};
+use super::report::{Kind, PrunedFile, Report, Stop};
 use super::shared::{Dirs, Others, Trace, host_dirs, joined};
 use crate::hash::Hash;
 use crate::ledger::event::{LogDigest, Sealed, State};
@@ -212,6 +212,9 @@ impl Check<'_, '_, '_> {
             let report = &mut *self.report;
             let judged = judge_all(&[task], report.meter, &mut || report.tick());
             match judged.into_iter().next() {
+                Some(Judgement::Absent) if let Some(pruned) = self.ledger.pruned().of(job) => {
+                    report.pruned(pruned, job.number, PrunedFile::Log);
+                }
                 Some(Judgement::Absent) => {
                     let why = format!("the output that event {seq} has the digest of is gone; look for it in a backup");
                     report.fault(Kind::LogMissing, &job.job_id, path.as_bytes(), &why)?;
@@ -350,6 +353,8 @@ impl Check<'_, '_, '_> {
     }
 
     fn judge(&mut self, job: &Job, mounts: &[Writable<'_>], artifacts: &[Artifact]) -> Result<(), Stop> {
+        // Whose own directories are gone, or going.
+        let pruned = self.ledger.pruned().of(job);
         // Each artifact with its path on the host, where other jobs may have to do with it.
         let mut judged: Vec<(&Artifact, Option<Vec<u8>>, Judgement)> = Vec::with_capacity(artifacts.len());
         let (mut tasks, mut at) = (Vec::new(), Vec::new());
@@ -400,6 +405,12 @@ impl Check<'_, '_, '_> {
                 (Judgement::Same, _) => {}
                 (Judgement::Unjudged, _) => return Err(Stop::Interrupted),
                 (Judgement::Unreadable(error), _) => self.report.unreadable(id, path, &error)?,
+                (Judgement::Absent, None)
+                    if let (Some(seq), Some((mount, _))) = (pruned, locate(mounts, path))
+                        && mount.host().is_none() =>
+                {
+                    self.report.pruned(seq, job.number, PrunedFile::Artifact);
+                }
                 (Judgement::Absent, Some(excuse)) => self.report.note(excuse, id, path, "it is gone")?,
                 (Judgement::Differs(how, _), Some(excuse)) => self.report.note(excuse, id, path, &how)?,
                 (Judgement::Absent, None) => {

@@ -1,5 +1,6 @@
 //! What a check says: lines for faults, notes and what could not be read, and how far it is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -95,19 +96,20 @@ impl<'a> Meter<'a> {
 }
 
 /// A line that overwrites itself, on a terminal.
-pub(super) struct Progress<'a> {
+pub struct Progress<'a> {
     to: Option<&'a mut dyn Write>,
     shown: Instant,
     stands: bool,
 }
 
 impl<'a> Progress<'a> {
-    pub(super) fn new(to: Option<&'a mut dyn Write>) -> Self {
+    /// Shown on `to`, if anywhere.
+    pub fn new(to: Option<&'a mut dyn Write>) -> Self {
         Self { to, shown: Instant::now(), stands: false }
     }
 
     /// Shows what `text` says, where it is time to.
-    pub(super) fn show(&mut self, text: impl FnOnce() -> String) {
+    pub fn show(&mut self, text: impl FnOnce() -> String) {
         if let Some(to) = self.to.as_mut().filter(|_| self.shown.elapsed() >= PROGRESS_EVERY) {
             self.shown = Instant::now();
             self.stands = true;
@@ -117,7 +119,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Takes the line away, before another is written.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         if let Some(to) = self.to.as_mut().filter(|_| self.stands) {
             self.stands = false;
             let _ = write!(to, "\r\x1b[K").and_then(|()| to.flush());
@@ -135,11 +137,20 @@ pub(super) struct Report<'a, 'o> {
     pub(super) faults: u64,
     pub(super) notes: u64,
     pub(super) unreadable: u64,
+    /// By the PRUNED event that tells of them: logs that are gone, artifacts that are gone, and the jobs that lack some.
+    pruned: BTreeMap<u64, (u64, u64, BTreeSet<u32>)>,
+}
+
+/// What a PRUNED event accounts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PrunedFile {
+    Log,
+    Artifact,
 }
 
 impl<'a, 'o> Report<'a, 'o> {
     pub(super) fn new(out: &'a mut (dyn Write + 'o), progress: &'a mut Progress<'o>, meter: &'a Meter<'o>) -> Self {
-        Self { out, progress, meter, jobs: (0, 0), faults: 0, notes: 0, unreadable: 0 }
+        Self { out, progress, meter, jobs: (0, 0), faults: 0, notes: 0, unreadable: 0, pruned: BTreeMap::new() }
     }
 
     /// `why` is a clause that says what it means and what to do.
@@ -155,6 +166,13 @@ impl<'a, 'o> Report<'a, 'o> {
             Excuse::InUse => ("in_use", "and a job that has not ended works there, so nothing can be told of it yet"),
         };
         self.line(format_args!("note {word} {job} {}: {what}, {why}", shown(path)))
+    }
+
+    /// Of a file that is gone, as the event `seq` tells of the job with this number.
+    pub(super) fn pruned(&mut self, seq: u64, job: u32, file: PrunedFile) {
+        let (logs, artifacts, jobs) = self.pruned.entry(seq).or_default();
+        *(if file == PrunedFile::Log { logs } else { artifacts }) += 1;
+        jobs.insert(job);
     }
 
     /// Of a file that no verdict is possible on.
@@ -175,11 +193,15 @@ impl<'a, 'o> Report<'a, 'o> {
         });
     }
 
-    /// What was checked, in one line.
+    /// What was pruned, a line for each event, and what was checked, in one line.
     pub(super) fn summary(&mut self, interrupted: bool) -> io::Result<()> {
         let (files, bytes) = (self.meter.files.load(Ordering::Relaxed), self.meter.bytes.load(Ordering::Relaxed));
         let (all, done) = self.jobs;
         let begin = if interrupted { "interrupted; files checked until then" } else { "files" };
+        for (seq, (logs, artifacts, jobs)) in std::mem::take(&mut self.pruned) {
+            let count = jobs.len();
+            self.line(format_args!("pruned by event {seq}: {logs} logs and {artifacts} artifacts of {count} jobs"))?;
+        }
         let (faults, notes, unreadable) = (self.faults, self.notes, self.unreadable);
         self.line(format_args!(
             "{begin}: {done} of {all} jobs, {files} files read, {bytes} bytes; {faults} faults, {notes} notes, \

@@ -150,7 +150,7 @@ impl Lives {
                 Command::Retrigger(id, "127.0.0.1".into(), self.manifest_of(job)?)
             }
             State::Failed | State::Cancelled | State::Sealed => return None,
-            State::Genesis | State::NodeUp | State::NodeDown => return None,
+            State::Genesis | State::NodeUp | State::NodeDown | State::Pruned => return None,
         })
     }
 

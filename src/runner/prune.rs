@@ -1,0 +1,257 @@
+//! The removal of what sealed jobs have left in the data directory: their logs, with the samples beside them, their scratch
+//! directories, and copies made for them. Never a directory of the host, a seal, a listing of inputs, or the ledger.
+//!
+//! **Architecture Invariant**: a job's files are removed only once the PRUNED event that names it is durable. What a crash
+//! has left of such a job, the next removal and the next start of an agent remove.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Runner;
+use crate::engine::Engine;
+use crate::ledger::event::PRUNED_JOBS_MAX;
+use crate::ledger::lifecycle::{Command, Job, Prune, Prunings, prunable};
+use crate::ledger::time::Time;
+use crate::rejection::Rejection;
+use crate::sys::dir::{self, Counted, Dir};
+use crate::sys::kill_point;
+use crate::sys::lock::{Guard, backup_guard};
+
+/// Where what may be removed lies below the data directory, each in a directory named like its job.
+const PLACES: [&str; 3] = ["logs", "scratch", "staged"];
+
+/// What somebody asks for.
+pub struct Wish<'w> {
+    /// `command` or `request`, for the event.
+    pub by: &'w str,
+    /// How long ago, in seconds, the jobs must have been sealed at least.
+    pub older_than_s: u64,
+    /// Asked between two jobs: whether to stop there.
+    pub is_over: &'w dyn Fn() -> bool,
+}
+
+/// What was removed of a job, and what went wrong.
+pub type Each<'e> = &'e mut dyn FnMut(&Job, Counted, io::Result<()>);
+
+/// What came of it, or would.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Jobs that were pruned.
+    pub jobs: u64,
+    /// Their files that are gone.
+    pub files: u64,
+    /// The bytes of those.
+    pub bytes: u64,
+    /// Jobs of which something could not be removed.
+    pub left: u64,
+    /// Seqs of the events.
+    pub events: Vec<u64>,
+}
+
+impl Done {
+    fn add(&mut self, counted: Counted, outcome: &io::Result<()>) {
+        self.jobs += 1;
+        self.files += counted.files;
+        self.bytes += counted.bytes;
+        self.left += u64::from(outcome.is_err());
+    }
+}
+
+/// What [`Dir::count_tree`] and [`Dir::remove_tree`] give.
+type Tree = (Counted, io::Result<()>);
+
+/// The data directory, as far as it is pruned.
+struct Places(Vec<(&'static str, Dir)>);
+
+impl Places {
+    fn open(data: &Path) -> io::Result<Self> {
+        let data = Dir::open(data)?;
+        let mut places = Vec::new();
+        for name in PLACES {
+            match data.open_child(OsStr::new(name)) {
+                Ok(dir) => places.push((name, dir)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self(places))
+    }
+
+    /// Counts what there is of a job.
+    fn count(&self, job_id: &str) -> Tree {
+        self.each(job_id, &Dir::count_tree)
+    }
+
+    /// Removes what there is of a job.
+    fn remove(&self, job_id: &str) -> Tree {
+        // What is mounted below is somebody's own.
+        for (_, dir) in &self.0 {
+            let mounted = dir.real_path().and_then(|path| dir::mounts_below(&path.join(job_id)));
+            match mounted.as_deref() {
+                Ok([]) => {}
+                Ok([first, ..]) => {
+                    let message = format!("something is mounted at {}; unmount it", first.display());
+                    return (Counted::default(), Err(io::Error::other(message)));
+                }
+                Err(error) => return (Counted::default(), Err(io::Error::other(error.to_string()))),
+            }
+        }
+        self.each(job_id, &|dir, name| {
+            let removed = dir.remove_tree(name);
+            kill_point::reached("pruned-in-part");
+            removed
+        })
+    }
+
+    fn each(&self, job_id: &str, tree: &dyn Fn(&Dir, &OsStr) -> Tree) -> Tree {
+        let (mut all, mut outcome) = (Counted::default(), Ok(()));
+        for (place, dir) in &self.0 {
+            let (counted, result) = tree(dir, OsStr::new(job_id));
+            all.files += counted.files;
+            all.bytes += counted.bytes;
+            if let (Ok(()), Err(error)) = (&outcome, result) {
+                outcome = Err(io::Error::new(error.kind(), format!("{place}/{job_id}: {error}")));
+            }
+        }
+        (all, outcome)
+    }
+
+    /// The names that there are, each once.
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for (_, dir) in &self.0 {
+            names.extend(dir.names()?.into_iter().filter_map(|name| name.into_string().ok()));
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// Tells what [`prune`] would remove of these jobs now, and changes nothing.
+///
+/// # Errors
+/// The data directory cannot be read.
+pub fn look(data: &Path, jobs: &[Arc<Job>], pruned: &Prunings, wish: &Wish<'_>, each: Each<'_>) -> io::Result<Done> {
+    let (places, mut done) = (Places::open(data)?, Done::default());
+    for job in prunable(jobs, pruned, Time::now(), wish.older_than_s) {
+        if (wish.is_over)() {
+            break;
+        }
+        let (counted, outcome) = places.count(&job.job_id);
+        done.add(counted, &outcome);
+        each(&job, counted, outcome);
+    }
+    Ok(done)
+}
+
+/// Records what is to be removed, and removes it. What an earlier one has left goes first, without being told of.
+///
+/// # Errors
+/// 409 `backup_running`; 503 where the ledger takes no events; 500 where the data directory cannot be read.
+pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> Result<Done, Rejection> {
+    let fault = |error: io::Error| {
+        log::error!("prune: {}: {error}", data.display());
+        Rejection::new(500, "unreadable", format!("the data directory cannot be pruned: {error}"))
+    };
+    let Some(_guard) = backup_guard(data, true).map_err(fault)? else {
+        return Err(Rejection::new(409, "backup_running", "a backup is being made; prune when it has ended"));
+    };
+    let (view, places, mut done) = (engine.view(), Places::open(data).map_err(fault)?, Done::default());
+    finish(engine, &places, wish.is_over).map_err(fault)?;
+    let old = prunable(&view.jobs(), &view.prunings(), Time::now(), wish.older_than_s);
+    for batch in old.chunks(PRUNED_JOBS_MAX) {
+        if (wish.is_over)() {
+            break;
+        }
+        let counted = batch.iter().map(|job| {
+            let (counted, _) = places.count(&job.job_id);
+            (job.job_id.clone(), counted.files, counted.bytes)
+        });
+        let jobs = counted.collect();
+        engine.execute(Command::Prune(Prune { by: wish.by.into(), older_than_s: wish.older_than_s, jobs }))?;
+        kill_point::reached("prune-durable");
+        for job in batch {
+            // Some may be needed by now; those the event does not name.
+            let Some(seq) = view.pruned(job) else { continue };
+            if done.events.last() != Some(&seq) {
+                done.events.push(seq);
+            }
+            if (wish.is_over)() {
+                break;
+            }
+            let (counted, outcome) = places.remove(&job.job_id);
+            done.add(counted, &outcome);
+            told(job, &outcome);
+            each(job, counted, outcome);
+        }
+    }
+    log::info!("prune: {} jobs, {} files, {} bytes, by {}", done.jobs, done.files, done.bytes, wish.by);
+    Ok(done)
+}
+
+/// Removes what there still is of jobs that were pruned. Only what is there is looked at, however many jobs there are.
+fn finish(engine: &Engine, places: &Places, is_over: &dyn Fn() -> bool) -> io::Result<()> {
+    let view = engine.view();
+    if view.prunings().is_empty() {
+        return Ok(());
+    }
+    for name in places.names()? {
+        if is_over() {
+            break;
+        }
+        let Some(job) = view.job(&name).filter(|job| view.pruned(job).is_some()) else { continue };
+        let (counted, outcome) = places.remove(&name);
+        told(&job, &outcome);
+        if counted != Counted::default() {
+            log::info!("prune: {} files of job {name}, whose removal is recorded, were still there", counted.files);
+        }
+    }
+    Ok(())
+}
+
+fn told(job: &Job, outcome: &io::Result<()>) {
+    if let Err(error) = outcome {
+        log::warn!("prune: job {}: {error}; the next prune or start tries again", job.job_id);
+    }
+}
+
+impl Runner {
+    /// Prunes at somebody's request; one at a time. With `dry_run` nothing is changed.
+    ///
+    /// # Errors
+    /// As [`prune`], and 503 `busy` where another prune is under way.
+    pub fn prune(&self, older_than_s: u64, dry_run: bool) -> Result<Done, Rejection> {
+        let wish = Wish { by: "request", older_than_s, is_over: &|| self.is_stopping() };
+        let (engine, data) = (&self.setup.engine, &self.setup.data);
+        let each: Each<'_> = &mut |_, _, _| {};
+        if dry_run {
+            let view = engine.view();
+            return look(data, &view.jobs(), &view.prunings(), &wish, each).map_err(|error| {
+                Rejection::new(500, "unreadable", format!("the data directory cannot be read: {error}"))
+            });
+        }
+        let Ok(_turn) = self.pruning.try_lock() else {
+            return Err(Rejection::new(503, "busy", "another prune is under way; ask again when it has ended"));
+        };
+        prune(engine, data, &wish, each)
+    }
+
+    /// Removes what a prune that was cut off has left.
+    pub(super) fn finish_pruning(self: &Arc<Self>) {
+        if self.setup.engine.view().prunings().is_empty() {
+            return;
+        }
+        let Ok(_turn) = self.pruning.lock() else { return };
+        let data = &self.setup.data;
+        let outcome = Places::open(data).and_then(|places| match backup_guard(data, true)? {
+            Some::<Guard>(_guard) => finish(&self.setup.engine, &places, &|| self.is_stopping()),
+            None => Err(io::Error::other("a backup is being made; the next prune or start removes what is left")),
+        });
+        if let Err(error) = outcome {
+            log::warn!("prune: what an earlier one may have left stays for now: {error}");
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Removal of what sealed jobs have left: which jobs, what of them, what answers afterwards, and crashes in the middle.
+//! Needs a running Docker Engine, `busybox:latest` and `python3`.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod agent;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use agent::{Agent, Answer, Ended, Site, debug_build, eventually, hackbrain, job_id, manifest};
+use serde_json::{Value, json};
+
+/// A job that prints and leaves a file in its scratch directory.
+fn scratch_job(id: &str) -> Value {
+    manifest(id, &["sh", "-c", "echo said; echo kept > file; ln -s /etc/passwd link; mkdir -m 0 closed"])
+}
+
+fn sealed(agent: &Agent, job: &Value) -> String {
+    agent.accepted(job);
+    let id = job["job_id"].as_str().unwrap().to_owned();
+    assert_eq!(agent.ended(&id)["state"], "SEALED", "{id}");
+    id
+}
+
+fn post(agent: &Agent, body: &Value) -> Answer {
+    agent.post("/api/prune", body.to_string().as_bytes())
+}
+
+#[track_caller]
+fn pruned(agent: &Agent, older_than: &str) -> Value {
+    let answer = post(agent, &json!({ "older_than": older_than }));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+#[track_caller]
+fn is_gone(answer: &Answer, event: u64) {
+    assert_eq!(answer.status, 410, "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(error["code"], "pruned");
+    assert!(error["message"].as_str().unwrap().contains(&format!("event {event} ")), "{error}");
+}
+
+fn prune(site: &Site, args: &[&str]) -> Ended {
+    Ended::of(hackbrain().arg("prune").arg("--data").arg(site.data()).args(args))
+}
+
+fn events(site: &Site) -> Vec<Value> {
+    site.dump(&[]).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn prunings(site: &Site) -> Vec<Value> {
+    events(site).into_iter().filter(|event| event["state"] == "PRUNED").collect()
+}
+
+/// Every file and directory below, with its content.
+fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        all.insert(path.clone(), if kind.is_file() { fs::read(&path).unwrap() } else { Vec::new() });
+        if kind.is_dir() {
+            all.extend(content(&path));
+        }
+    }
+    all
+}
+
+/// What there is of a job that may be pruned.
+fn left_of(site: &Site, id: &str) -> Vec<PathBuf> {
+    ["logs", "scratch", "staged"]
+        .map(|place| site.data().join(place).join(id))
+        .into_iter()
+        .filter(|p| p.exists())
+        .collect()
+}
+
+/// Both verifiers; the lines of the first but for its head.
+#[track_caller]
+fn verified(site: &Site, code: i32) -> String {
+    let own = site.verify(&["--artifacts"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/verify.py");
+    let other = Ended::of(Command::new("python3").arg(script).arg(site.data()));
+    let told = format!("{own:?}\n{other:?}");
+    assert_eq!((own.code, other.code), (Some(code), Some(code)), "{told}");
+    let of = |text: &str, begin: &str| -> Vec<String> {
+        let kept = text.lines().filter(|line| line.starts_with(begin));
+        kept.map(|line| line.split(": ").take(if begin == "fault" { 1 } else { 9 }).collect::<Vec<_>>().join(": "))
+            .collect()
+    };
+    for begin in ["pruned", "fault", "head"] {
+        assert_eq!(of(&own.stdout, begin), of(&other.stdout, begin), "{told}");
+    }
+    own.stdout
+}
+
+#[test]
+fn old_sealed_jobs_go_what_is_needed_or_young_stays_and_everybody_is_told() {
+    let site = Site::new("prune");
+    let agent = site.start(&["--workers", "2"]);
+    let [a, host, parent, child, failed, mounts_a] = ["a", "host", "parent", "child", "failed", "mounts"].map(job_id);
+    sealed(&agent, &scratch_job(&a));
+    let dir = site.mountable("host");
+    let mut on_host = manifest(&host, &["sh", "-c", "echo said; echo kept > file"]);
+    on_host["mount_spec"] = format!("{}:/job/workdir", dir.display()).into();
+    sealed(&agent, &on_host);
+    let mut reads = manifest(&mounts_a, &["cat", "/job/in/file"]);
+    reads["mount_spec"] = json!([format!("job:{a}:/job/in")]);
+    sealed(&agent, &reads);
+    sealed(&agent, &scratch_job(&parent));
+    agent.accepted(&manifest(&failed, &["false"]));
+    assert_eq!(agent.ended(&failed)["state"], "FAILED");
+    let mut runs = manifest(&child, &["sleep", "1000"]);
+    runs["depends_on"] = json!([parent]);
+    agent.accepted(&runs);
+    eventually("the child runs", || {
+        (agent.get(&format!("/api/jobs/{child}")).json()["state"] == "RUNNING").then_some(())
+    });
+
+    // Nothing is old enough.
+    let before = content(&site.data());
+    let none = pruned(&agent, "1d");
+    assert_eq!((&none["jobs"], &none["events"]), (&json!(0), &json!([])), "{none}");
+    let head = agent.get("/api/ledger/head").text();
+    let dry = post(&agent, &json!({ "older_than": "0s", "dry_run": true })).json();
+    assert_eq!((&dry["jobs"], &dry["events"], &dry["dry_run"]), (&json!(3), &json!([]), &json!(true)), "{dry}");
+    assert_eq!(agent.get("/api/ledger/head").text(), head, "a dry run records nothing");
+    for place in ["logs", "scratch", "seals", "inputs"] {
+        let is_of_child = |path: &Path| path.to_str().unwrap().contains(&child);
+        let now: Vec<_> =
+            content(&site.data().join(place)).into_iter().filter(|(path, _)| !is_of_child(path)).collect();
+        for (path, bytes) in now {
+            assert_eq!(before.get(&path), Some(&bytes), "{}", path.display());
+        }
+    }
+    assert!(agent.get(&format!("/api/jobs/{a}")).json()["pruned"].is_null());
+
+    let done = pruned(&agent, "0s");
+    assert_eq!((&done["jobs"], &done["left"]), (&json!(3), &json!(0)), "{done}");
+    assert_eq!((&done["files"], &done["bytes"]), (&dry["files"], &dry["bytes"]));
+    let told = prunings(&site);
+    assert_eq!(told.len(), 1, "{told:?}");
+    let (event, detail) = (told[0]["seq"].as_u64().unwrap(), &told[0]["detail"]);
+    assert_eq!(done["events"], json!([event]));
+    assert_eq!(detail["jobs"], json!([a, host, mounts_a]), "neither a parent in need, nor who failed or runs");
+    assert_eq!((&detail["by"], &detail["older_than_s"]), (&json!("request"), &json!(0)));
+    assert_eq!((&detail["files"], &detail["bytes"]), (&dry["files"], &dry["bytes"]));
+    assert!(told[0].get("job_id").is_none());
+    for id in [&a, &host, &mounts_a] {
+        assert_eq!(left_of(&site, id), Vec::<PathBuf>::new(), "{id}");
+        let job = agent.get(&format!("/api/jobs/{id}")).json();
+        assert_eq!((&job["state"], &job["pruned"]), (&json!("SEALED"), &json!(event)), "{job}");
+        for path in ["stdout", "stderr", "stdout/lines", "telemetry", "bundle", "bundle?artifacts=no"] {
+            is_gone(&agent.get(&format!("/api/jobs/{id}/{path}")), event);
+        }
+        assert_eq!(agent.get(&format!("/api/jobs/{id}/seal")).status, 200);
+        assert!(agent.get(&format!("/api/jobs/{id}/trace")).text().contains("SEALED"));
+    }
+    is_gone(&agent.get(&format!("/api/jobs/{a}/artifacts/job/workdir/file")), event);
+    assert_eq!(agent.get(&format!("/api/jobs/{host}/artifacts/job/workdir/file")).text(), "kept\n", "the host's own");
+    for id in [&parent, &failed, &child] {
+        assert!(agent.get(&format!("/api/jobs/{id}")).json()["pruned"].is_null());
+        assert!(left_of(&site, id).len() >= 2, "{id}");
+    }
+    assert_eq!(agent.get(&format!("/api/jobs/{parent}/stdout")).text(), "said\n");
+
+    // A second time there is nothing to do.
+    assert_eq!(pruned(&agent, "0s")["events"], json!([]));
+    assert!(verified(&site, 0).contains(&format!("pruned by event {event}: 6 logs and 1 artifacts of 3 jobs\n")));
+
+    // Who wants what is gone hears of it.
+    is_gone(&agent.post(&format!("/api/jobs/{mounts_a}/reproduce"), b"{}"), event);
+    let late = job_id("late");
+    reads["job_id"] = late.clone().into();
+    agent.accepted(&reads);
+    let ended = agent.ended(&late);
+    assert_eq!((&ended["state"], &ended["reason"]), (&json!("FAILED"), &json!("inputs")), "{ended}");
+    assert!(agent.get(&format!("/api/jobs/{late}/trace")).text().contains(&format!("pruned, as event {event} tells")));
+
+    // Once nobody needs it any more, the parent may go.
+    assert_eq!(agent.post(&format!("/api/jobs/{child}/cancel"), b"").status, 200);
+    assert_eq!(agent.ended(&child)["state"], "CANCELLED");
+    assert_eq!(pruned(&agent, "0s")["jobs"], 1);
+    assert_eq!(prunings(&site)[1]["detail"]["jobs"], json!([parent]));
+    assert_eq!(agent.terminate(), Some(0));
+    verified(&site, 0);
+
+    // What is lacking of others is a fault still, and so is a changed file of the host.
+    let again = site.start(&[]);
+    assert_eq!(again.get(&format!("/api/jobs/{a}")).json()["pruned"], event, "read back");
+    drop(again);
+    fs::remove_file(site.data().join("logs").join(&failed).join("1.stdout")).unwrap();
+    fs::remove_file(dir.join("file")).unwrap();
+    let faults = verified(&site, 65);
+    assert!(faults.contains(&format!("fault log_missing {failed} ")), "{faults}");
+    assert!(faults.contains(&format!("fault artifact_missing {host} ")), "{faults}");
+}
+
+#[test]
+fn the_command_asks_for_an_age_leaves_a_running_agent_alone_and_a_backup_in_peace() {
+    let site = Site::new("prune-command");
+    let ended = prune(&site, &["--older-than", "1s"]);
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    assert!(!site.data().exists(), "nothing is made");
+    let agent = site.start(&[]);
+    let id = sealed(&agent, &scratch_job(&job_id("old")));
+    for bad in ["", "30", "1w", "-1d", "1.5h", "30 d", "99999999999999999999d"] {
+        let ended = prune(&site, &[&format!("--older-than={bad}")]);
+        assert_eq!(ended.code, Some(64), "{bad}: {ended:?}");
+        assert!(ended.stderr.contains("30d, 12h, 90m or 45s") || bad.is_empty(), "{bad}: {ended:?}");
+        let answer = post(&agent, &json!({ "older_than": bad }));
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_value")), "{bad}");
+    }
+    assert_eq!(prune(&site, &[]).code, Some(64));
+    for (body, code) in [
+        (json!({}), "missing_field"),
+        (json!({ "older_than": 30 }), "wrong_type"),
+        (json!({ "older_than": "1d", "dry_run": "yes" }), "wrong_type"),
+        (json!({ "older_than": "1d", "force": true }), "unknown_field"),
+    ] {
+        let answer = post(&agent, &body);
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!(code)), "{body}");
+    }
+    let ended = prune(&site, &["--older-than", "2m"]);
+    assert_eq!(ended.code, Some(75), "{ended:?}");
+    assert!(
+        ended.stderr.contains("curl -X POST") && ended.stderr.contains(r#"-d '{"older_than":"120s"}'"#),
+        "{ended:?}"
+    );
+    let ended = prune(&site, &["--older-than", "0s", "--dry-run"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(
+        ended.stdout.starts_with(&format!("{id}: ")) && ended.stdout.contains("\nwould prune 1 jobs: "),
+        "{ended:?}"
+    );
+
+    let backup = File::options().create(true).truncate(false).write(true).open(site.data().join("BACKUP")).unwrap();
+    backup.lock_shared().unwrap();
+    let answer = post(&agent, &json!({ "older_than": "0s" }));
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (409, &json!("backup_running")));
+    assert_eq!(agent.terminate(), Some(0));
+    let before = content(&site.data());
+    let ended = prune(&site, &["--older-than", "0s"]);
+    assert_eq!(ended.code, Some(75), "{ended:?}");
+    assert!(ended.stderr.contains("a backup is being made"), "{ended:?}");
+    drop(backup);
+    let ended = prune(&site, &["--older-than", "0s", "--dry-run"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let now = content(&site.data());
+    let files = |all: &BTreeMap<PathBuf, Vec<u8>>| {
+        let is_probed = |path: &&PathBuf| !path.starts_with(site.data().join("wal"));
+        all.keys().filter(is_probed).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(files(&before), files(&now));
+    let same = content(&site.data());
+    prune(&site, &["--older-than", "0s", "--dry-run"]);
+    assert!(content(&site.data()) == same, "a dry run changes no byte");
+
+    let ended = prune(&site, &["--older-than", "0s"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let seq = prunings(&site)[0]["seq"].as_u64().unwrap();
+    assert_eq!(prunings(&site)[0]["detail"]["by"], "command");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert!(lines[0].starts_with(&format!("{id}: ")), "{ended:?}");
+    assert!(
+        lines[1].starts_with("pruned 1 jobs: ") && lines[1].ends_with(&format!("recorded as event {seq}")),
+        "{ended:?}"
+    );
+    assert_eq!(left_of(&site, &id), Vec::<PathBuf>::new());
+    let ended = prune(&site, &["--older-than", "0s"]);
+    assert_eq!((ended.code, &*ended.stdout), (Some(0), "pruned 0 jobs: 0 files, 0 bytes\n"));
+    assert_eq!(prunings(&site).len(), 1);
+    verified(&site, 0);
+    // An agent goes on with that ledger.
+    let agent = site.start(&[]);
+    assert_eq!(agent.get(&format!("/api/jobs/{id}")).json()["pruned"], seq);
+    sealed(&agent, &scratch_job(&job_id("new")));
+}
+
+#[test]
+fn what_a_crash_leaves_goes_at_the_next_start_or_the_next_prune() {
+    let site = Site::new("prune-crash");
+    let agent = site.start(&[]);
+    let ids = ["1", "2", "3"].map(|what| sealed(&agent, &scratch_job(&job_id(what))));
+    agent.kill();
+    let killed_at = |point: &str, command: &Command| {
+        let mut command = debug_build(command);
+        let output = command.env("HACKBRAIN_KILL_AT", point).output().unwrap();
+        assert_eq!(output.status.signal(), Some(9), "{point}: {output:?}");
+    };
+    let mut command = hackbrain();
+    command.arg("prune").arg("--data").arg(site.data()).args(["--older-than", "0s"]);
+    // The event is there, and all the files are.
+    killed_at("prune-durable", &command);
+    assert_eq!(prunings(&site).len(), 1);
+    assert_eq!(prunings(&site)[0]["detail"]["jobs"], json!(ids));
+    assert!(ids.iter().all(|id| left_of(&site, id).len() == 2));
+    assert!(!verified(&site, 0).contains("pruned by"), "nothing lacks yet");
+    // In the middle of the first job: its logs are gone.
+    killed_at("pruned-in-part", &command);
+    assert_eq!(left_of(&site, &ids[0]), [site.data().join("scratch").join(&ids[0])]);
+    assert!(verified(&site, 0).contains("2 logs and 0 artifacts of 1 jobs"));
+    // The next prune goes on with it, and has nothing to record.
+    killed_at("pruned-in-part:3", &command);
+    assert!(left_of(&site, &ids[0]).is_empty() && !left_of(&site, &ids[1]).is_empty());
+    let agent = site.start(&[]);
+    eventually("the start of the agent has removed the rest", || {
+        ids.iter().all(|id| left_of(&site, id).is_empty()).then_some(())
+    });
+    assert_eq!(prunings(&site).len(), 1);
+    assert_eq!(pruned(&agent, "0s")["jobs"], 0);
+    assert!(verified(&site, 0).contains("6 logs and 3 artifacts of 3 jobs"));
+
+    // The agent itself, at a request.
+    let id = sealed(&agent, &scratch_job(&job_id("4")));
+    assert_eq!(agent.terminate(), Some(0));
+    let mut agent = site.start_command(debug_build(&site.serve(&[])).env("HACKBRAIN_KILL_AT", "prune-durable"));
+    let body = br#"{"older_than":"0s"}"#;
+    let request = format!(
+        "POST /api/prune HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        agent.address,
+        body.len()
+    );
+    let mut stream = std::net::TcpStream::connect(agent.address).unwrap();
+    std::io::Write::write_all(&mut stream, &[request.as_bytes(), body].concat()).unwrap();
+    assert_eq!(agent.wait().signal(), Some(9));
+    assert!(!left_of(&site, &id).is_empty());
+    // What a backup holds on to waits for the next one.
+    let backup = File::options().write(true).open(site.data().join("BACKUP")).unwrap();
+    backup.lock_shared().unwrap();
+    let agent = site.start(&[]);
+    eventually("it says that it waits", || agent.said().contains("a backup is being made").then_some(()));
+    assert!(!left_of(&site, &id).is_empty());
+    assert_eq!(agent.terminate(), Some(0));
+    drop(backup);
+    let _agent = site.start(&[]);
+    eventually("it is gone", || left_of(&site, &id).is_empty().then_some(()));
+}
