@@ -14,7 +14,7 @@ MIB=24
 
 main() {
     usage_if_asked "$@"
-    begin
+    begin losetup mkfs.ext4 mount umount
     defer unmount_if_mounted
     make_loop_ext4 "$MIB"
     defer kill_agent
@@ -90,16 +90,6 @@ check_answers() {
     local other
     other="$(cat "$DIR"/answers/* | grep -v '} 200$' | grep -vc '"ledger_full".* 503$' || true)"
     [ "$other" -eq 0 ] || die "$other other answers: $(cat "$DIR"/answers/* | grep -v '} 200$' | grep -v '"ledger_full"' | head -n 3)"
-}
-
-# wait_for WHAT COMMAND
-wait_for() {
-    local tries
-    for ((tries = 0; tries < PATIENCE_S * 5; tries++)); do
-        if "$2"; then return 0; fi
-        sleep 0.2
-    done
-    die "waited ${PATIENCE_S} s for $1 in vain"
 }
 
 main "$@"

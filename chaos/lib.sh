@@ -15,10 +15,17 @@ SEGMENT_BYTES=4194304
 # Nothing listens there: jobs are received and wait, and every event in the ledger is one that a client was told of.
 NO_ENGINE=unix:///nonexistent.sock
 
+# Told of the process that runs, by words that are put before it: a namespace to enter, a clock to believe.
+AGENT_PREFIX=()
+CLIENT_PREFIX=()
+AGENT_FLAGS=()
+LISTEN=127.0.0.1
+
 DEFERRED=()
 DIR=
 SEED=
 BINARY=
+ENGINE_HOST=$NO_ENGINE
 AGENT_PID=
 URL=
 CLIENT_PIDS=()
@@ -60,12 +67,13 @@ run_deferred() {
     exit "$status"
 }
 
-# Directory, seed, clean-up, binary. What a disk needs is asked for first: who is to be skipped need not wait for a build.
+# begin [TOOL…]: directory, seed, clean-up, binary. What is needed is asked for first: who is to be skipped need not wait
+# for a build.
 begin() {
-    [ "$(id -u)" -eq 0 ] || skip "mounting a file system needs root"
+    [ "$(id -u)" -eq 0 ] || skip "it needs root: for mounts, namespaces, or the engine's processes"
     PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
     local tool
-    for tool in curl losetup mkfs.ext4 mount python3 umount; do
+    for tool in curl python3 "$@"; do
         have "$tool" || skip "there is no $tool"
     done
     DIR="$(mktemp -d "${TMPDIR:-/tmp}/hackbrain-chaos.XXXXXX")"
@@ -79,6 +87,13 @@ begin() {
     BINARY="${HACKBRAIN_BIN:-$("$ROOT/scripts/build")}"
     mkdir "$DIR/mnt" "$DIR/answers"
 }
+
+# draw FROM TO: a number, not below FROM and below TO, in DRAWN; a subshell's draws would not count.
+# shellcheck disable=SC2034 # for those who source this
+draw() { DRAWN=$(($1 + (RANDOM * 32768 + RANDOM) % ($2 - $1))); }
+
+# sleep_ms N
+sleep_ms() { sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"; }
 
 # make_loop_ext4 MIB: a new ext4 on a loop device, not mounted yet. Sets DEVICE.
 make_loop_ext4() {
@@ -112,17 +127,23 @@ unmount_if_mounted() {
     if mountpoint -q "$DIR/mnt"; then unmount; fi
 }
 
-# try_start_agent: an agent on the disk, with a free port. Sets AGENT_PID and URL; its exit code where it ends instead.
+# try_start_agent: an agent on the disk, with a free port. Sets AGENT_PID and URL, also written to $DIR/url for those who run
+# beside; its exit code where it ends instead.
 try_start_agent() {
     local log tries
     log="$(mktemp "$DIR/agent.XXXXXX")"
     AGENT_LOG="$log"
-    DOCKER_HOST="$NO_ENGINE" "$BINARY" serve --data "$DIR/mnt/data" --listen 127.0.0.1:0 \
-        --segment-size "$SEGMENT_BYTES" >/dev/null 2>"$log" &
+    DOCKER_HOST="$ENGINE_HOST" "${AGENT_PREFIX[@]}" "$BINARY" serve --data "$DIR/mnt/data" --listen "$LISTEN:0" \
+        --segment-size "$SEGMENT_BYTES" "${AGENT_FLAGS[@]}" >/dev/null 2>"$log" &
     AGENT_PID=$!
     for ((tries = 0; tries < PATIENCE_S * 20; tries++)); do
         URL="$(sed -n 's/.*listening on \(http:[^ ,]*\).*/\1/p' "$log")"
-        if [ -n "$URL" ] && [ "$(status_of GET /readyz)" = 200 ]; then return 0; fi
+        if [ -n "$URL" ] && [ "$(status_of GET /readyz)" = 200 ]; then
+            # Whole or not at all for who reads it meanwhile.
+            echo "$URL" >"$DIR/url.new"
+            mv "$DIR/url.new" "$DIR/url"
+            return 0
+        fi
         if ! kill -0 "$AGENT_PID" 2>/dev/null; then
             end_agent
             return "$AGENT_STATUS"
@@ -148,14 +169,14 @@ end_agent() {
 kill_agent() { end_agent KILL; }
 
 status_of() {
-    curl -s -m "$PATIENCE_S" -o /dev/null -w '%{http_code}' -X "$1" "$URL$2" || true
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" -o /dev/null -w '%{http_code}' -X "$1" "$URL$2" || true
 }
 
 # submit ID: one line, the answer and its status.
 submit() {
     local padding
     printf -v padding '%*s' $((RANDOM % PADDING_BYTES_MAX)) ''
-    curl -s -m "$PATIENCE_S" -w ' %{http_code}\n' -H 'Content-Type: application/json' "$URL/api/submit_job" \
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" -w ' %{http_code}\n' -H 'Content-Type: application/json' "$URL/api/submit_job" \
         -d "{\"job_id\":\"$1\",\"image_hash\":\"none\",\"command\":[\"true\"],\"env\":{\"A\":\"$padding\"}}" || true
 }
 
@@ -199,4 +220,15 @@ check_ledger() {
 # check_served: the agent that runs tells of each acknowledged job.
 check_served() {
     "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* || die "the agent lacks what was acknowledged"
+}
+
+# wait_for WHAT COMMAND…
+wait_for() {
+    local what=$1 tries
+    shift
+    for ((tries = 0; tries < PATIENCE_S * 5; tries++)); do
+        if "$@"; then return 0; fi
+        sleep 0.2
+    done
+    die "waited in vain for $what"
 }

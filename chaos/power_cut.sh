@@ -21,7 +21,7 @@ CUT_AFTER_NAME_MS_MAX=15
 main() {
     usage_if_asked "$@"
     local rounds="${1:-${HACKBRAIN_ROUNDS:-20}}" round lost=0 after_ms
-    begin
+    begin losetup mkfs.ext4 mount umount
     make_loop_ext4 "$MIB"
     mount_disk "$DEVICE"
     defer kill_agent

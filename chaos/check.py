@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""The promises of jobs, by what is on disk and served: run it once all of them have ended, and the agent serves.
+
+check.py --dump FILE --agent URL --jobs DIR [--exact] [--causes CAUSE,…] [--stream FILE…]
+
+* the chain: each event's `prev` is the SHA-256 of the one before, seq counts from 1, time never goes back
+* each job is SEALED; attempt 1 was begun once, and each later one once and in order, after a CRASH (of one of --causes)
+* no container was started twice, and no more were started than attempts begun; with --exact, just as many
+* the result is the one that an undisturbed run has
+* wal_physics: a step that was announced is in its log when the next attempt reads that, and none is announced twice
+* --stream: what an observer got is the dump, byte by byte
+
+Prints a summary, as `name=number` words; everything that does not hold goes to standard error, and ends it with 1."""
+import argparse
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+
+PHYSICS = pathlib.Path(__file__).resolve().parent / "payloads/wal_physics.py"
+PATIENCE_S = 60
+FAULTS = []
+
+
+def fault(text):
+    FAULTS.append(text)
+    if len(FAULTS) <= 20:
+        print(text, file=sys.stderr)
+
+
+def chain(lines):
+    events, before, time = [], "0" * 64, ""
+    for number, line in enumerate(lines, 1):
+        event = json.loads(line)
+        if (event["seq"], event["prev"]) != (number, before):
+            fault(f"event {number} does not continue the chain")
+        if event["time"] < time:
+            fault(f"event {number}: time goes back from {time} to {event['time']}")
+        before, time = hashlib.sha256(line).hexdigest(), event["time"]
+        events.append(event)
+    return events
+
+
+def undisturbed(steps, cache={}):
+    """The result of wal_physics, from a run here that nobody kills."""
+    if steps not in cache:
+        with tempfile.TemporaryDirectory() as place:
+            environment = dict(os.environ, WAL_PHYSICS_STEPS=steps, WAL_PHYSICS_STEP_MS="0")
+            subprocess.run([sys.executable, PHYSICS], cwd=place, env=environment, check=True, capture_output=True)
+            cache[steps] = (pathlib.Path(place) / "result.txt").read_bytes()
+    return cache[steps]
+
+
+def check_events(job_id, events, causes):
+    """The attempts that were begun."""
+    states = [event["state"] for event in events]
+    if states[-1] != "SEALED":
+        fault(f"{job_id} is not sealed: {states[-1]} {json.dumps(events[-1]['detail'])[:300]}")
+    begun = [event["attempt"] for event in events if event["state"] in ("RUNNING", "RECOVERY")]
+    if begun != list(range(1, len(begun) + 1)) or states.count("RUNNING") != 1:
+        fault(f"{job_id}: attempts begun: {begun}")
+    crashes = [event for event in events if event["state"] == "CRASH"]
+    if len(crashes) != len(begun) - 1:
+        fault(f"{job_id}: {len(begun)} attempts and {len(crashes)} crashes")
+    for crash in crashes:
+        if crash["detail"]["cause"] not in causes:
+            fault(f"{job_id}: a crash for another cause: {json.dumps(crash['detail'])[:300]}")
+    return len(begun), [crash["detail"]["cause"] for crash in crashes]
+
+
+def check_starts(job_id, place, attempts, exact):
+    starts = (place / "starts").read_text().split() if (place / "starts").exists() else []
+    if len(set(starts)) != len(starts):
+        fault(f"{job_id}: a container was started twice: {starts}")
+    if len(starts) > attempts or (exact and len(starts) != attempts):
+        fault(f"{job_id}: {len(starts)} starts in {attempts} attempts")
+    return len(starts)
+
+
+def check_result(job_id, place, env):
+    expected = undisturbed(env["WAL_PHYSICS_STEPS"]) if "WAL_PHYSICS_STEPS" in env else b"%d\n" % (int(env["STEPS"]) * 7919)
+    found = (place / "result.txt").read_bytes() if (place / "result.txt").exists() else None
+    if found != expected:
+        fault(f"{job_id}: the result is {found!r:.200}")
+
+
+def check_steps(job_id, url, attempts, steps):
+    """Each attempt goes on where the log ended, and nobody was told of a step that is not there."""
+    last = 0
+    for attempt in range(1, attempts + 1):
+        with urllib.request.urlopen(f"{url}/api/jobs/{job_id}/stdout?attempt={attempt}", timeout=PATIENCE_S) as answer:
+            text = answer.read()
+        resumed = re.search(rb"^resumed from step (\d+)$", text, re.M)
+        announced = [int(step) for step in re.findall(rb"^\[D1_STABLE\] step=(\d+) .*$", text, re.M)]
+        if not announced and not resumed:
+            continue
+        first = int(resumed[1]) if resumed else 0
+        if first < last:
+            fault(f"{job_id}: step {last} was announced, and attempt {attempt} resumed from step {first}")
+        if announced != list(range(first + 1, first + 1 + len(announced))):
+            fault(f"{job_id}: attempt {attempt} resumed from {first} and announced {announced}")
+        last = max([first, *announced])
+    if last > steps:
+        fault(f"{job_id}: step {last} of {steps}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("dump", "agent", "jobs"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--causes", default="")
+    parser.add_argument("--stream", nargs="*", default=[])
+    options = parser.parse_args()
+    with open(options.dump, "rb") as file:
+        dump = file.read()
+    events = chain(dump.splitlines())
+    for name in options.stream:
+        with open(name, "rb") as file:
+            if file.read() != dump:
+                fault(f"{name} is not what the ledger holds")
+    jobs = collections.defaultdict(list)
+    for event in events:
+        if event.get("job_id") is not None:
+            jobs[event["job_id"]].append(event)
+    counts, causes = collections.Counter(events=len(events), jobs=len(jobs)), collections.Counter()
+    for job_id, of_job in jobs.items():
+        manifest, place = of_job[0]["detail"]["manifest"], pathlib.Path(options.jobs) / job_id
+        attempts, crashes = check_events(job_id, of_job, options.causes.split(","))
+        causes.update(crashes)
+        counts.update(attempts=attempts, starts=check_starts(job_id, place, attempts, options.exact))
+        check_result(job_id, place, manifest["env"])
+        if "WAL_PHYSICS_STEPS" in manifest["env"]:
+            check_steps(job_id, options.agent, attempts, int(manifest["env"]["WAL_PHYSICS_STEPS"]))
+    if not jobs:
+        fault("there is not one job")
+    counts["observers"] = len(options.stream)
+    print(*(f"{name}={count}" for name, count in counts.items()),
+          *(f"crashes_{name}={count}" for name, count in sorted(causes.items())))
+    if FAULTS:
+        print(f"{len(FAULTS)} faults", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

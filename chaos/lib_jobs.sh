@@ -1,0 +1,180 @@
+# shellcheck shell=bash
+# What those chaos scripts share whose jobs run: containers of an engine, a load of jobs, observers, the check of all of it.
+# Sourced, never run; brings lib.sh along.
+
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+WORKERS=4
+IN_FLIGHT=6
+IMAGES=(busybox:latest python:3.9-slim)
+
+LOAD_PIDS=()
+OBSERVERS=()
+OBSERVER_PIDS=()
+
+# begin_jobs [TOOL…]: begin, with the machine's engine. Names of jobs are this run's own: containers are called after them.
+begin_jobs() {
+    ENGINE_HOST="${DOCKER_HOST:-unix:///var/run/docker.sock}"
+    engine_answers || skip "no Docker Engine answers: scripts/engine-up makes one"
+    local image
+    for image in "${IMAGES[@]}"; do
+        docker image inspect "$image" >/dev/null 2>&1 || skip "there is no $image: scripts/images makes it"
+    done
+    begin docker "$@"
+    mkdir "$DIR/jobs" "$DIR/streams"
+    PREFIX="chaos-$$-$SEED"
+    AGENT_FLAGS+=(--mount-root "$DIR/jobs" --workers "$WORKERS")
+    defer remove_remains
+    defer kill_agent
+    defer end_children
+}
+
+# begin_own_engine: an engine of the script's own, to be killed. Sets ENGINE_HOST.
+begin_own_engine() {
+    have dockerd || skip "there is no dockerd"
+    # Sockets have short paths, and an agent trusts no directory that everybody may write to.
+    ENGINE_DIR="$(mktemp -d /run/hb-chaos.XXXXXX)"
+    defer rm -rf --one-file-system "$ENGINE_DIR"
+    coproc ENGINE { exec "$ROOT/chaos/engine.py" "$ENGINE_DIR/e" 2>"$DIR/engine.log"; }
+    # shellcheck disable=SC2153 # coproc sets it
+    ENGINE_CHILD=$ENGINE_PID
+    defer end_engine
+    # Not the array itself: it is gone as soon as the engine has ended.
+    exec {ENGINE_OUT}<&"${ENGINE[0]}" {ENGINE_IN}>&"${ENGINE[1]}"
+    read -r _ ENGINE_HOST <&"$ENGINE_OUT" || die "no engine: $(tail -n 3 "$DIR/engine.log")"
+}
+
+# engine DEED: kill, stop, start, hang, wake, power.
+engine() {
+    local answer
+    echo "$1" >&"$ENGINE_IN"
+    read -r answer <&"$ENGINE_OUT" || die "engine $1: $(tail -n 3 "$DIR/engine.log")"
+    [ "$answer" = "done" ] || die "engine $1: $answer"
+}
+
+end_engine() {
+    local in=${ENGINE[1]:-}
+    exec {ENGINE_IN}>&-
+    [ -z "$in" ] || exec {in}>&-
+    wait "$ENGINE_CHILD"
+}
+
+docker_here() { DOCKER_HOST="$ENGINE_HOST" docker "$@"; }
+
+# What a killed agent leaves to the next one, where there is none: containers, mounts, control groups, names of images.
+remove_remains() {
+    local log_id place group tag
+    while IFS= read -r place; do
+        umount "$place"
+    done < <(awk -v below="$DIR/mnt/data/mnt/" 'index($5, below) == 1 {print $5}' /proc/self/mountinfo | tac)
+    [ -e "$DIR/log_id" ] || return 0
+    log_id="$(cat "$DIR/log_id")"
+    docker_here ps -aq --filter "label=hackbrain.log=$log_id" | xargs -r env DOCKER_HOST="$ENGINE_HOST" docker rm -f >/dev/null
+    for group in /sys/fs/cgroup/*/"hackbrain-${log_id:0:8}" /sys/fs/cgroup/"hackbrain-${log_id:0:8}"; do
+        [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} +
+    done
+    for tag in $(docker_here images --format '{{.Tag}}' hackbrain/pin | grep "^${log_id:0:8}" || true); do
+        docker_here rmi --no-prune "hackbrain/pin:$tag" >/dev/null
+    done
+}
+
+# start_jobs NAME [ARGUMENT…]: jobs all the time, until stop_jobs. Returns when the first is acknowledged.
+start_jobs() {
+    local name=$1
+    shift
+    note_log_id
+    rm -f "$DIR/stop"
+    "${CLIENT_PREFIX[@]}" "$ROOT/chaos/load.py" --url "$DIR/url" --jobs "$DIR/jobs" --answers "$DIR/answers/$name" \
+        --prefix "$PREFIX-$name" --stop "$DIR/stop" --in-flight "$IN_FLIGHT" --seed "$SEED" "$@" &
+    LOAD_PIDS+=("$!")
+    wait_for "the first job" has_answers "$DIR/answers/$name"
+}
+
+has_answers() { grep -qs '} 200$' "$1"; }
+
+note_log_id() {
+    [ -e "$DIR/log_id" ] || "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/node" |
+        sed -n 's/.*"log_id":"\([0-9a-f]*\)".*/\1/p' >"$DIR/log_id"
+}
+
+# start_observer NAME [ARGUMENT…]: its stream must be the ledger in the end.
+start_observer() {
+    local name=$1
+    shift
+    "${CLIENT_PREFIX[@]}" "$ROOT/chaos/observer.py" --url "$DIR/url" --out "$DIR/streams/$name" --until "$DIR/until" \
+        --seed "$SEED" "$@" &
+    OBSERVER_PIDS+=("$!")
+    OBSERVERS+=("$DIR/streams/$name")
+}
+
+stop_jobs() {
+    touch "$DIR/stop"
+    local pid
+    for pid in "${LOAD_PIDS[@]}"; do wait "$pid" || die "the load ended with $?"; done
+    LOAD_PIDS=()
+}
+
+end_children() {
+    [ -d "$DIR" ] || return 0
+    touch "$DIR/stop"
+    local pid
+    for pid in "${LOAD_PIDS[@]}" "${OBSERVER_PIDS[@]}"; do
+        kill "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
+}
+
+# jobs_in STATE…: how many, as the agent says; of `open` all that have not ended. Fails where it is away.
+jobs_in() {
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/node" | python3 -c '
+import json, sys
+jobs = json.loads(sys.stdin.read() or sys.exit(1))["jobs"]
+ended = ("SEALED", "FAILED", "CANCELLED")
+print(sum(count for state, count in jobs.items() if state in sys.argv or "open" in sys.argv and state not in ended))' "$@"
+}
+
+all_ended() { [ "$(jobs_in open)" = 0 ]; }
+
+# sealed_are N: at least so many are.
+sealed_are() { [ "$(jobs_in SEALED)" -ge "$1" ]; }
+
+# finish [ARGUMENT of check.py…]: no jobs come any more, all end, the agent stops, and every promise is looked at. The agent
+# comes up once more: what it serves is asked for. Prints what check.py counted.
+finish() {
+    local head pid
+    stop_jobs
+    PATIENCE_S=300 wait_for "the jobs' end" all_ended
+    end_agent TERM
+    [ "$AGENT_STATUS" -eq 0 ] || die "the agent ended with $AGENT_STATUS: $(tail -n 3 "$AGENT_LOG")"
+    start_agent
+    head="$("${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/ledger/head" | sed -n 's/.*"seq":\([0-9]*\).*/\1/p')"
+    echo "$head" >"$DIR/until.new"
+    mv "$DIR/until.new" "$DIR/until"
+    for pid in "${OBSERVER_PIDS[@]}"; do wait "$pid" || die "an observer ended with $?"; done
+    OBSERVER_PIDS=()
+    check_ledger
+    "$BINARY" verify --data "$DIR/mnt/data" --artifacts >"$DIR/verify.log" 2>&1 || die "not sound: $(tail -n 20 "$DIR/verify.log")"
+    "${CLIENT_PREFIX[@]}" "$ROOT/chaos/check.py" --dump "$DIR/dump" --agent "$URL" --jobs "$DIR/jobs" \
+        --stream "${OBSERVERS[@]}" "$@" >"$DIR/counts" || die "a promise does not hold"
+    end_agent TERM
+}
+
+# --- faults that several scripts have in common ------------------------------------------------------------------------
+
+# kill_clis: every CLI of these jobs' attempts, by kill -9. Sets KILLED.
+kill_clis() {
+    local entry pid
+    KILLED=0
+    for entry in /proc/[0-9]*/cmdline; do
+        pid="${entry#/proc/}" pid="${pid%/cmdline}"
+        if tr '\0' '\n' <"$entry" 2>/dev/null | grep -qE -- "^--name=hb-$PREFIX-|^hb-$PREFIX-"; then
+            if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = docker ] && kill -KILL "$pid" 2>/dev/null; then
+                KILLED=$((KILLED + 1))
+            fi
+        fi
+    done
+}
+
+# running_containers: names of this run's, sorted, so that a draw means the same again.
+running_containers() { docker_here ps --format '{{.Names}}' --filter "name=^hb-$PREFIX-" | sort; }
