@@ -5,7 +5,8 @@ check.py --dump FILE --agent URL --jobs DIR [--exact] [--causes CAUSE,…] [--st
 
 * the chain: each event's `prev` is the SHA-256 of the one before, seq counts from 1, time never goes back
 * each job is SEALED; attempt 1 was begun once, and each later one once and in order, after a CRASH (of one of --causes)
-* no container was started twice, and no more were started than attempts begun; with --exact, just as many
+* no container was started twice, and no more were started than attempts begun; with --exact, just as many, and the output
+  of a job of one attempt is stored as it was printed
 * the result is the one that an undisturbed run has
 * wal_physics: a step that was announced is in its log when the next attempt reads that, and none is announced twice
 * --stream: what an observer got is the dump, byte by byte
@@ -83,6 +84,18 @@ def check_starts(job_id, place, attempts, exact):
     return len(starts)
 
 
+def stdout_of(job_id, url, attempt):
+    with urllib.request.urlopen(f"{url}/api/jobs/{job_id}/stdout?attempt={attempt}", timeout=PATIENCE_S) as answer:
+        return answer.read()
+
+
+def check_output(job_id, place, url):
+    """What the payload printed, as it noted itself."""
+    printed, stored = (place / "printed").read_bytes(), stdout_of(job_id, url, 1)
+    if stored != printed:
+        fault(f"{job_id}: {len(printed)} bytes printed, {len(stored)} stored")
+
+
 def check_result(job_id, place, env):
     expected = undisturbed(env["WAL_PHYSICS_STEPS"]) if "WAL_PHYSICS_STEPS" in env else b"%d\n" % (int(env["STEPS"]) * 7919)
     found = (place / "result.txt").read_bytes() if (place / "result.txt").exists() else None
@@ -94,8 +107,7 @@ def check_steps(job_id, url, attempts, steps):
     """Each attempt goes on where the log ended, and nobody was told of a step that is not there."""
     last = 0
     for attempt in range(1, attempts + 1):
-        with urllib.request.urlopen(f"{url}/api/jobs/{job_id}/stdout?attempt={attempt}", timeout=PATIENCE_S) as answer:
-            text = answer.read()
+        text = stdout_of(job_id, url, attempt)
         resumed = re.search(rb"^resumed from step (\d+)$", text, re.M)
         announced = [int(step) for step in re.findall(rb"^\[D1_STABLE\] step=(\d+) .*$", text, re.M)]
         if not announced and not resumed:
@@ -136,6 +148,8 @@ def main():
         causes.update(crashes)
         counts.update(attempts=attempts, starts=check_starts(job_id, place, attempts, options.exact))
         check_result(job_id, place, manifest["env"])
+        if options.exact and attempts == 1 and (place / "printed").exists():
+            check_output(job_id, place, options.agent)
         if "WAL_PHYSICS_STEPS" in manifest["env"]:
             check_steps(job_id, options.agent, attempts, int(manifest["env"]["WAL_PHYSICS_STEPS"]))
     if not jobs:

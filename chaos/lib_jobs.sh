@@ -16,23 +16,29 @@ OBSERVER_PIDS=()
 # begin_jobs [TOOL…]: begin, with the machine's engine. Names of jobs are this run's own: containers are called after them.
 begin_jobs() {
     ENGINE_HOST="${DOCKER_HOST:-unix:///var/run/docker.sock}"
+    have docker || skip "there is no docker"
     engine_answers || skip "no Docker Engine answers: scripts/engine-up makes one"
     local image
     for image in "${IMAGES[@]}"; do
         docker image inspect "$image" >/dev/null 2>&1 || skip "there is no $image: scripts/images makes it"
     done
-    begin docker "$@"
+    begin "$@"
     mkdir "$DIR/jobs" "$DIR/streams"
     PREFIX="chaos-$$-$SEED"
     AGENT_FLAGS+=(--mount-root "$DIR/jobs" --workers "$WORKERS")
+    if [ -n "${OWN_ENGINE:-}" ]; then start_own_engine; fi
     defer remove_remains
     defer kill_agent
     defer end_children
 }
 
-# begin_own_engine: an engine of the script's own, to be killed. Sets ENGINE_HOST.
-begin_own_engine() {
-    have dockerd || skip "there is no dockerd"
+# begin_jobs_with_own_engine [TOOL…]: the same with an engine of the script's own, to be killed. The machine's gives the images.
+begin_jobs_with_own_engine() {
+    OWN_ENGINE=yes
+    begin_jobs dockerd ip nsenter "$@"
+}
+
+start_own_engine() {
     # Sockets have short paths, and an agent trusts no directory that everybody may write to.
     ENGINE_DIR="$(mktemp -d /run/hb-chaos.XXXXXX)"
     defer rm -rf --one-file-system "$ENGINE_DIR"
@@ -162,19 +168,49 @@ finish() {
 
 # --- faults that several scripts have in common ------------------------------------------------------------------------
 
-# kill_clis: every CLI of these jobs' attempts, by kill -9. Sets KILLED.
+# kill_clis: every Docker CLI that has to do with these jobs' containers, by kill -9. Sets KILLED.
 kill_clis() {
     local entry pid
     KILLED=0
-    for entry in /proc/[0-9]*/cmdline; do
+    while IFS= read -r entry; do
         pid="${entry#/proc/}" pid="${pid%/cmdline}"
-        if tr '\0' '\n' <"$entry" 2>/dev/null | grep -qE -- "^--name=hb-$PREFIX-|^hb-$PREFIX-"; then
-            if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = docker ] && kill -KILL "$pid" 2>/dev/null; then
-                KILLED=$((KILLED + 1))
-            fi
-        fi
-    done
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = docker ] || continue
+        if kill -KILL "$pid" 2>/dev/null; then KILLED=$((KILLED + 1)); fi
+    done < <(grep -lzsE -- "^(--name=)?hb-$PREFIX-" /proc/[0-9]*/cmdline)
 }
 
 # running_containers: names of this run's, sorted, so that a draw means the same again.
 running_containers() { docker_here ps --format '{{.Names}}' --filter "name=^hb-$PREFIX-" | sort; }
+
+has_container() { [ -n "$(docker_here ps -q --filter "name=^$1\$")" ]; }
+
+# await_container JOB ATTEMPT: until it runs, or the job has ended.
+await_container() { wait_for "hb-$1-$2" has_container "hb-$1-$2"; }
+
+# kill_in_sync JOB TIMES: its container, and after a drawn pause that of the next attempt. Sets MET: where each kill found it.
+kill_in_sync() {
+    local job=$1 times=$2 met
+    MET=()
+    mkdir -p "$DIR/met"
+    while [ "${#MET[@]}" -lt "$times" ]; do
+        ATTEMPT=$((${#MET[@]} + 1))
+        await_container "$job" "$ATTEMPT"
+        draw 0 400
+        sleep_ms "$DRAWN"
+        # It may have ended by itself.
+        met="$(DOCKER_HOST="$ENGINE_HOST" "$ROOT/chaos/kill_in_sync.py" "hb-$job-$ATTEMPT")" || break
+        echo "$met" >>"$DIR/met/$job"
+        MET+=("$met")
+    done
+}
+
+# Whatever the payload does about it, it was killed as often as the ledger tells.
+check_killed() {
+    local kills
+    kills="$(cat "$DIR"/met/* | wc -l)"
+    [ "$kills" -gt 0 ] || die "no container was killed"
+    grep -q " crashes_killed=$kills\$" "$DIR/counts" || die "$kills kills, and the ledger has: $(cat "$DIR/counts")"
+    grep -qs "in fsync" "$DIR"/met/* || die "not one of $kills kills met the payload in fsync"
+}
+
+any_container() { [ -n "$(running_containers)" ]; }

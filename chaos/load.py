@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Jobs, all the time: keeps a number of them in flight until a file appears, through every absence of the agent.
 
-load.py --url FILE --jobs DIR --answers FILE --prefix NAME --stop FILE [--in-flight N] [--seed N] [--count N]
+load.py --url FILE --jobs DIR --answers FILE --prefix NAME --stop FILE [--in-flight N] [--seed N] [--physics STEPS]
 
 Each job has a directory below --jobs, notes each of its starts there, and leaves a result that is known beforehand: three of
 four are shell scripts, the fourth is payloads/wal_physics.py, which logs each step with a sync. What was not acknowledged
-is submitted again, as it was. --count ends it after so many acknowledged. Answers are written as acknowledged.py reads them.
+is submitted again, as it was. --physics submits just one job, of wal_physics with that many steps and no pause. Answers are written as acknowledged.py reads them.
 """
 import argparse
 import http.client
@@ -14,7 +14,6 @@ import os
 import pathlib
 import random
 import shutil
-import sys
 import time
 import urllib.parse
 
@@ -28,12 +27,12 @@ SHELL = ('i=0; while [ $i -lt $STEPS ]; do i=$((i + 1)); echo "[D1_STABLE] step=
 MAX_ATTEMPTS = 50
 
 
-def manifest(job_id, number, chance, jobs):
+def manifest(job_id, number, chance, jobs, physics):
     place = jobs / job_id
-    if number % 4 == 3:
-        steps = chance.choice((20, 40, 60))
+    if physics or number % 4 == 3:
+        steps, pause_ms = (physics, 0) if physics else (chance.choice((20, 40, 60)), 10)
         image, script = "python:3.9-slim", "exec python wal_physics.py"
-        env = {"WAL_PHYSICS_STEPS": str(steps), "WAL_PHYSICS_STEP_MS": "10"}
+        env = {"WAL_PHYSICS_STEPS": str(steps), "WAL_PHYSICS_STEP_MS": str(pause_ms)}
     else:
         image, script, env = "busybox:latest", SHELL, {"STEPS": str(chance.randrange(1, 30))}
     if not place.exists():
@@ -72,15 +71,15 @@ def main():
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--in-flight", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=sys.maxsize)
+    parser.add_argument("--physics", type=int)
     options = parser.parse_args()
     chance = random.Random(options.seed)
     number, made = 0, None
     with open(options.answers, "a", encoding="utf-8", buffering=1) as answers:
-        while number < options.count and not os.path.exists(options.stop):
+        while not (options.physics and number) and not os.path.exists(options.stop):
             try:
                 if made is None:
-                    made = manifest(f"{options.prefix}-{number}", number, chance, pathlib.Path(options.jobs))
+                    made = manifest(f"{options.prefix}-{number}", number, chance, pathlib.Path(options.jobs), options.physics)
             except OSError:
                 # The disk that they lie on is away, or full. The draw is part of the job's making.
                 time.sleep(0.2)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# chaos/cli_killed.sh [ROUNDS]
+# The fault: every Docker CLI that the agent has running for its jobs is killed with -9, again and again; in every second round
+# the agent with them.
+# The promise: a CLI is no witness. Containers go on, every job is sealed by its first attempt, and what it printed is stored
+# whole, each byte once.
+#
+# Five rounds, or HACKBRAIN_ROUNDS. HACKBRAIN_SEED repeats the moments; HACKBRAIN_BIN names the binary. Needs root and a Docker
+# Engine. Not simulated: a CLI that lives and lies, or hangs.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
+. "$(dirname "$0")/lib_jobs.sh"
+
+main() {
+    usage_if_asked "$@"
+    local rounds="${1:-${HACKBRAIN_ROUNDS:-5}}" round killed=0
+    begin_jobs
+    start_agent
+    start_observer follower
+    start_jobs jobs
+    for ((round = 1; round <= rounds; round++)); do
+        wait_for "a container" any_container
+        draw 0 1500
+        sleep_ms "$DRAWN"
+        [ $((round % 2)) -eq 1 ] || kill_agent
+        kill_clis
+        killed=$((killed + KILLED))
+        if [ $((round % 2)) -eq 0 ]; then
+            check_ledger
+            start_agent
+        fi
+        say "round $round of $rounds: $KILLED CLIs killed$([ $((round % 2)) -eq 1 ] || echo ", and the agent")"
+    done
+    finish --exact
+    [ "$killed" -gt 0 ] || die "no CLI was there to be killed"
+    say "cli_killed: $killed CLIs killed, $(cat "$DIR/counts")"
+}
+
+main "$@"
