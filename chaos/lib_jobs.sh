@@ -145,20 +145,25 @@ all_ended() { [ "$(jobs_in open)" = 0 ]; }
 # sealed_are N: at least so many are.
 sealed_are() { [ "$(jobs_in SEALED)" -ge "$1" ]; }
 
-# finish [ARGUMENT of check.py…]: no jobs come any more, all end, the agent stops, and every promise is looked at. The agent
-# comes up once more: what it serves is asked for. Prints what check.py counted.
-finish() {
+# await_observers: until each has what the ledger holds now.
+await_observers() {
     local head pid
-    stop_jobs
-    PATIENCE_S=300 wait_for "the jobs' end" all_ended
-    end_agent TERM
-    [ "$AGENT_STATUS" -eq 0 ] || die "the agent ended with $AGENT_STATUS: $(tail -n 3 "$AGENT_LOG")"
-    start_agent
     head="$("${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/ledger/head" | sed -n 's/.*"seq":\([0-9]*\).*/\1/p')"
     echo "$head" >"$DIR/until.new"
     mv "$DIR/until.new" "$DIR/until"
     for pid in "${OBSERVER_PIDS[@]}"; do wait "$pid" || die "an observer ended with $?"; done
     OBSERVER_PIDS=()
+}
+
+# finish [ARGUMENT of check.py…]: no jobs come any more, all end, the agent stops, and every promise is looked at. The agent
+# comes up once more: what it serves is asked for. Prints what check.py counted.
+finish() {
+    stop_jobs
+    PATIENCE_S=300 wait_for "the jobs' end" all_ended
+    end_agent TERM
+    [ "$AGENT_STATUS" -eq 0 ] || die "the agent ended with $AGENT_STATUS: $(tail -n 3 "$AGENT_LOG")"
+    start_agent
+    await_observers
     check_ledger
     "$BINARY" verify --data "$DIR/mnt/data" --artifacts >"$DIR/verify.log" 2>&1 || die "not sound: $(tail -n 20 "$DIR/verify.log")"
     "${CLIENT_PREFIX[@]}" "$ROOT/chaos/check.py" --dump "$DIR/dump" --agent "$URL" --jobs "$DIR/jobs" \

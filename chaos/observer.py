@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """An observer of the event stream that resumes where it was cut off, and keeps each event once, as the bytes that came.
 
-observer.py --url FILE --out FILE --until FILE [--silence S] [--slow BYTES_PER_S] [--vanish S] [--seed N]
+observer.py --url FILE --out FILE --until FILE [--silence S] [--slow BYTES_PER_S [--slow-for S]]
+            [--vanish S] [--seed N]
 
 FILE of --url holds the agent's address, read anew for each connection. The observer ends once FILE of --until holds the last
 seq to come, and that came. --silence: a connection that said nothing for so long is given up (30 s). --slow reads no faster,
-through a small buffer. --vanish drops its connection at random moments, at most S seconds apart, half of them by a reset.
+through a small buffer, for S seconds or always. --vanish drops its connection at random moments, at most S seconds apart, half of them by a reset.
 Ends with 1 where an event came twice, or one was left out."""
 import argparse
 import http.client
@@ -26,6 +27,7 @@ class Observer:
         self.options = options
         self.chance = random.Random(options.seed)
         self.last, self.connections = 0, 0
+        self.slow_until = time.monotonic() + (options.slow_for if options.slow else 0)
         self.out = open(options.out, "wb", buffering=0)
 
     def end(self):
@@ -51,7 +53,7 @@ class Observer:
         connection = http.client.HTTPConnection(place.netloc, timeout=self.options.silence)
         plain = socket.socket()
         try:
-            if self.options.slow:
+            if time.monotonic() < self.slow_until:
                 plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE_BYTES)
             plain.settimeout(self.options.silence)
             plain.connect((place.hostname, place.port))
@@ -75,7 +77,7 @@ class Observer:
             piece = answer.read1(PIECE_BYTES)
             if not piece:
                 return
-            if self.options.slow:
+            if time.monotonic() < self.slow_until:
                 time.sleep(len(piece) / self.options.slow)
             *lines, buffer = (buffer + piece).split(b"\n")
             for line in lines:
@@ -104,6 +106,7 @@ def main():
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--silence", type=float, default=30)
     parser.add_argument("--slow", type=float, default=0)
+    parser.add_argument("--slow-for", type=float, default=float("inf"))
     parser.add_argument("--vanish", type=float, default=0)
     parser.add_argument("--seed", type=int, default=os.getpid())
     Observer(parser.parse_args()).run()

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# chaos/observers.sh [ROUNDS]
+# The fault: observers of the event stream that do not read at all, read a few KiB a second, or vanish every moment, half of
+# them by a reset, while jobs are submitted as fast as the agent takes them.
+# The promise: no submission fails for it; who reads gets each event once, in order, as it was, also the slow and the vanishing
+# ones once they come back; who never reads is cut off, and what it held is freed.
+#
+# For each of HACKBRAIN_ROUNDS (five) three seconds of load. HACKBRAIN_SEED repeats the jobs and the moments; HACKBRAIN_BIN
+# names the binary. Needs root. Not simulated: more than a few dozen of them (scripts/attack), a network (remote_observer.sh).
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
+. "$(dirname "$0")/lib_jobs.sh"
+
+STALLED=12
+VANISHING=6
+SLOW=2
+ROUND_S=3
+# Below what the agent puts up with, so it is cut, and resumes.
+SLOW_BYTES_PER_S=30000
+
+main() {
+    usage_if_asked "$@"
+    local rounds="${1:-${HACKBRAIN_ROUNDS:-5}}" number
+    begin
+    mkdir "$DIR/streams"
+    defer kill_agent
+    defer end_children
+    defer stop_load
+    start_agent
+    start_observer follower
+    for ((number = 0; number < VANISHING; number++)); do
+        start_observer "vanishing-$number" --vanish 0.5
+    done
+    for ((number = 0; number < SLOW; number++)); do
+        start_observer "slow-$number" --slow "$SLOW_BYTES_PER_S" --slow-for $((rounds * ROUND_S))
+    done
+    python3 - "$URL" "$STALLED" "$DIR/stalled" <<'PYTHON' &
+import socket, sys, time, urllib.parse
+url, count, sign = sys.argv[1:]
+place = urllib.parse.urlparse(url)
+held = []
+for _ in range(int(count)):
+    stalled = socket.socket()
+    stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stalled.connect((place.hostname, place.port))
+    stalled.sendall(b"GET /api/events?after=0 HTTP/1.1\r\nHost: %s\r\n\r\n" % place.netloc.encode())
+    held.append(stalled)
+open(sign, "w").close()
+time.sleep(3600)
+PYTHON
+    OBSERVER_PIDS+=("$!")
+    STALLED_PID=$!
+    wait_for "the stalled ones" test -e "$DIR/stalled"
+    start_load 1
+    sleep $((rounds * ROUND_S))
+    stop_load
+    check_all_accepted
+    # They still hold their ends: it is the agent that has let go.
+    PATIENCE_S=300 wait_for "the end of those who do not read" stalled_are_cut
+    kill -0 "$STALLED_PID" || die "the stalled ones have ended by themselves"
+    kill "$STALLED_PID"
+    wait "$STALLED_PID" 2>/dev/null || true
+    unset 'OBSERVER_PIDS[-1]'
+    await_observers
+    check_served
+    end_agent TERM
+    [ "$AGENT_STATUS" -eq 0 ] || die "the agent ended with $AGENT_STATUS: $(tail -n 3 "$AGENT_LOG")"
+    # The stop is an event more, which nobody waited for.
+    check_ledger
+    check_streams
+    say "observers: $(acknowledged) acknowledged, ${#OBSERVERS[@]} observers with each event, $STALLED cut off"
+}
+
+check_all_accepted() {
+    local other
+    other="$(cat "$DIR"/answers/* | grep -vc '} 200$' || true)"
+    [ "$other" -eq 0 ] || die "$other submissions were not taken: $(cat "$DIR"/answers/* | grep -v '} 200$' | head -n 3)"
+}
+
+stalled_are_cut() {
+    local cut
+    cut="$(curl -s -m "$PATIENCE_S" "$URL/metrics" | sed -n 's/^hackbrain_sse_subscribers_ended_total{reason="slow"} //p')"
+    [ "${cut:-0}" -ge "$STALLED" ]
+}
+
+check_streams() {
+    local stream events
+    for stream in "${OBSERVERS[@]}"; do
+        events="$(wc -l <"$stream")"
+        [ "$events" -ge "$(cat "$DIR/until")" ] || die "$stream has $events events of $(cat "$DIR/until")"
+        head -n "$events" "$DIR/dump" | cmp -s - "$stream" || die "$stream is not what the ledger holds"
+    done
+}
+
+main "$@"
