@@ -5,7 +5,7 @@
 # and words that name the file, by agent and verifier alike, and not one byte changes; or it is harmless, and every event is
 # there, byte by byte. Never is an event missing without a word.
 #
-# Ten rounds for each HACKBRAIN_ROUNDS (five), each a torn copy and a damaged copy of one ledger of some segments. HACKBRAIN_SEED
+# Five rounds for each HACKBRAIN_ROUNDS (five), each a torn copy and a damaged copy of one ledger of some segments. HACKBRAIN_SEED
 # repeats them; HACKBRAIN_BIN names the binary. Needs root. Not simulated: the one residue, documented in docs/wal-format.md,
 # which is the last commit's decay within 100 ms of its writing; damage of two places at once. All damage of a small log:
 # tests/wal_damage.rs.
@@ -18,7 +18,8 @@ ACKNOWLEDGED_MIN=250
 
 main() {
     usage_if_asked "$@"
-    local rounds=$((10 * ${1:-${HACKBRAIN_ROUNDS:-5}})) round refused=0 harmless=0
+    local rounds=$((5 * ${1:-${HACKBRAIN_ROUNDS:-5}})) round refused=0 harmless=0
+    # shellcheck disable=SC2119 # the script's arguments are none of its
     begin
     defer kill_agent
     defer stop_load

@@ -17,6 +17,7 @@ WAYS=(kill stop hang)
 main() {
     usage_if_asked "$@"
     local rounds="${1:-${HACKBRAIN_ROUNDS:-3}}" round first away_ms way also
+    # shellcheck disable=SC2119 # the script's arguments are none of its
     begin_jobs_with_own_engine
     start_agent
     start_observer follower

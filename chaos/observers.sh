@@ -77,10 +77,11 @@ check_all_accepted() {
     [ "$other" -eq 0 ] || die "$other submissions were not taken: $(cat "$DIR"/answers/* | grep -v '} 200$' | head -n 3)"
 }
 
+# Only the others are left: a subscriber whose end is held is not one that has left.
 stalled_are_cut() {
-    local cut
-    cut="$(curl -s -m "$PATIENCE_S" "$URL/metrics" | sed -n 's/^hackbrain_sse_subscribers_ended_total{reason="slow"} //p')"
-    [ "${cut:-0}" -ge "$STALLED" ]
+    local left
+    left="$(curl -s -m "$PATIENCE_S" "$URL/metrics" | sed -n 's/^hackbrain_sse_subscribers //p')"
+    [ "${left:-$STALLED}" -le "${#OBSERVERS[@]}" ] && [ "${#OBSERVERS[@]}" -lt "$STALLED" ]
 }
 
 check_streams() {
