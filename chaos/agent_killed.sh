@@ -3,6 +3,7 @@
 # The fault: the agent is killed with -9 at random moments while jobs are submitted, run and are sealed.
 # The promise: whatever was acknowledged is in the ledger, every job is sealed by its first and only attempt, no container is
 # started twice, and an observer that resumes gets each event once, as it was.
+# In short: nothing acknowledged lost, no attempt twice, the stream the same.
 #
 # Five rounds, or HACKBRAIN_ROUNDS. HACKBRAIN_SEED repeats the moments and the jobs; HACKBRAIN_BIN names the binary. Needs
 # root and a Docker Engine. Not simulated: the page cache is kept, since the kernel lives on (see power_cut.sh).

@@ -4,6 +4,7 @@
 # the agent first.
 # The promise: the agent that comes back finds out what happened: CRASH `killed` once, RECOVERY once, no step that was
 # announced is lost, no attempt is started twice, and the result is that of a run that nobody disturbed.
+# In short: who comes back finds out what happened, once.
 #
 # Five rounds, or HACKBRAIN_ROUNDS. HACKBRAIN_SEED repeats the moments; HACKBRAIN_BIN names the binary. Needs root and a Docker
 # Engine. Not simulated: the page cache is kept; the engine lives on and remembers how the container ended (see engine_killed.sh).

@@ -4,6 +4,7 @@
 # the agent with them.
 # The promise: a CLI is no witness. Containers go on, every job is sealed by its first attempt, and what it printed is stored
 # whole, each byte once.
+# In short: a CLI is no witness: containers go on, no byte of output lost.
 #
 # Five rounds, or HACKBRAIN_ROUNDS. HACKBRAIN_SEED repeats the moments; HACKBRAIN_BIN names the binary. Needs root and a Docker
 # Engine. Not simulated: a CLI that lives and lies, or hangs.

@@ -4,6 +4,7 @@
 # killed and comes back in that other time.
 # The promise: the ledger's time never goes back, nothing acknowledged is lost, no deadline is met too early, and every job is
 # sealed by its first attempt.
+# In short: the ledger's time never goes back, no deadline too early.
 #
 # Five rounds, or HACKBRAIN_ROUNDS. HACKBRAIN_SEED repeats the times; HACKBRAIN_BIN names the binary. Needs root, a Docker
 # Engine, and x86_64: clock.py gives the agent a clock of its own, and the host's is not touched. Not simulated: the engine's

@@ -3,6 +3,7 @@
 # The fault: the container of payloads/wal_physics.py is killed with -9 while the payload is inside fsync.
 # The promise: CRASH `killed`, then RECOVERY in the same directory; the payload goes on at least from the last step that it had
 # announced, announces none twice, and its result is, byte by byte, that of a run that nobody disturbed.
+# In short: CRASH, RECOVERY, no announced step lost, the undisturbed result.
 #
 # Five rounds, or HACKBRAIN_ROUNDS; each is a job whose container is killed up to three times. HACKBRAIN_SEED repeats the
 # moments; HACKBRAIN_BIN names the binary. Needs root and a Docker Engine. Not simulated: the page cache is kept, so that what

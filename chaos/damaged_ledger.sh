@@ -4,6 +4,7 @@
 # The promise: a torn end is made good, with every acknowledged event, and the log goes on from there. Damage is refused with 65
 # and words that name the file, by agent and verifier alike, and not one byte changes; or it is harmless, and every event is
 # there, byte by byte. Never is an event missing without a word.
+# In short: torn is healed, damage refused and not touched, nothing silent.
 #
 # Five rounds for each HACKBRAIN_ROUNDS (five), each a torn copy and a damaged copy of one ledger of some segments. HACKBRAIN_SEED
 # repeats them; HACKBRAIN_BIN names the binary. Needs root. Not simulated: the one residue, documented in docs/wal-format.md,

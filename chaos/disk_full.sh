@@ -3,6 +3,7 @@
 # The fault: the file system below --data runs full while jobs are submitted.
 # The promise: new jobs are refused with 503 ledger_full, everything else goes on, it heals by itself once there is space, and
 # whatever was acknowledged is kept.
+# In short: new jobs refused, nothing lost, heals by itself.
 #
 # On an ext4 of 24 MiB on a loop device, then on a tmpfs of that size. HACKBRAIN_SEED repeats the sizes of the jobs;
 # HACKBRAIN_BIN names the binary. Needs root; skipped without.

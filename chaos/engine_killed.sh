@@ -4,6 +4,7 @@
 # rounds the agent is killed meanwhile.
 # The promise: jobs are taken all the time. What the engine ended is CRASH `engine`, never the payload's own end, and goes on in
 # RECOVERY; no attempt is started twice, and every job is sealed with the result of an undisturbed run.
+# In short: what the engine ended goes on, no attempt twice.
 #
 # An engine of its own, in a network namespace, never the machine's. Three rounds, or HACKBRAIN_ROUNDS. HACKBRAIN_SEED repeats
 # the moments; HACKBRAIN_BIN names the binary. Needs root and dockerd. Not simulated: an engine that loses its own files, and

@@ -219,7 +219,7 @@ check_ledger() {
 
 # check_served: the agent that runs tells of each acknowledged job.
 check_served() {
-    "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* || die "the agent lacks what was acknowledged"
+    "${CLIENT_PREFIX[@]}" "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* || die "the agent lacks what was acknowledged"
 }
 
 # wait_for WHAT COMMAND…

@@ -7,11 +7,14 @@
 
 WORKERS=4
 IN_FLIGHT=6
+AGENT_ADDRESS=10.99.77.1
+OBSERVER_ADDRESS=10.99.77.2
 IMAGES=(busybox:latest python:3.9-slim)
 
 LOAD_PIDS=()
 OBSERVERS=()
 OBSERVER_PIDS=()
+declare -A HELD HELD_IN HELD_OUT
 
 # begin_jobs [TOOL…]: begin, with the machine's engine. Names of jobs are this run's own: containers are called after them.
 begin_jobs() {
@@ -42,38 +45,45 @@ start_own_engine() {
     # Sockets have short paths, and an agent trusts no directory that everybody may write to.
     ENGINE_DIR="$(mktemp -d /run/hb-chaos.XXXXXX)"
     defer rm -rf --one-file-system "$ENGINE_DIR"
-    coproc ENGINE { exec "$ROOT/chaos/engine.py" "$ENGINE_DIR/e" 2>"$DIR/engine.log"; }
-    # shellcheck disable=SC2153 # coproc sets it
-    ENGINE_CHILD=$ENGINE_PID
-    defer end_engine
-    # Not the array itself: it is gone as soon as the engine has ended.
-    exec {ENGINE_OUT}<&"${ENGINE[0]}" {ENGINE_IN}>&"${ENGINE[1]}"
-    read -r _ ENGINE_HOST <&"$ENGINE_OUT" || die "no engine: $(tail -n 3 "$DIR/engine.log")"
+    hold engine "$ROOT/chaos/engine.py" "$ENGINE_DIR/e"
+    read -r _ ENGINE_HOST <&"${HELD_OUT[engine]}" || die "no engine: $(tail -n 3 "$DIR/engine.log")"
 }
 
 # engine DEED: kill, stop, start, hang, wake, power.
 engine() {
     local answer
-    echo "$1" >&"$ENGINE_IN"
-    read -r answer <&"$ENGINE_OUT" || die "engine $1: $(tail -n 3 "$DIR/engine.log")"
+    echo "$1" >&"${HELD_IN[engine]}"
+    read -r answer <&"${HELD_OUT[engine]}" || die "engine $1: $(tail -n 3 "$DIR/engine.log")"
     [ "$answer" = "done" ] || die "engine $1: $answer"
 }
 
-end_engine() {
-    local in=${ENGINE[1]:-}
-    exec {ENGINE_IN}>&-
-    [ -z "$in" ] || exec {in}>&-
-    wait "$ENGINE_CHILD"
+# hold NAME COMMAND…: runs beside, told by lines on HELD_IN[NAME], answers on HELD_OUT[NAME], and ends with its input. Its
+# standard error is in $DIR/NAME.log.
+hold() {
+    local name=$1 in out
+    shift
+    mkfifo "$DIR/$name.in" "$DIR/$name.out"
+    "$@" <"$DIR/$name.in" >"$DIR/$name.out" 2>"$DIR/$name.log" &
+    HELD[$name]=$!
+    exec {in}>"$DIR/$name.in" {out}<"$DIR/$name.out"
+    HELD_IN[$name]=$in HELD_OUT[$name]=$out
+    defer let_go "$name"
+}
+
+let_go() {
+    local in=${HELD_IN[$1]} out=${HELD_OUT[$1]} status=0
+    exec {in}>&- {out}<&-
+    wait "${HELD[$1]}" || status=$?
+    [ "$status" -eq 0 ] || cat "$DIR/$1.log" >&2
+    return "$status"
 }
 
 docker_here() { DOCKER_HOST="$ENGINE_HOST" docker "$@"; }
 
 # What a killed agent leaves to the next one, where there is none: containers, mounts, control groups, names of images.
 remove_remains() {
-    local log_id place group tag
-    while IFS= read -r place; do
-        umount "$place"
-    done < <(awk -v below="$DIR/mnt/data/mnt/" 'index($5, below) == 1 {print $5}' /proc/self/mountinfo | tac)
+    local log_id group tag
+    unmount_binds
     [ -e "$DIR/log_id" ] || return 0
     log_id="$(cat "$DIR/log_id")"
     docker_here ps -aq --filter "label=hackbrain.log=$log_id" | xargs -r env DOCKER_HOST="$ENGINE_HOST" docker rm -f >/dev/null
@@ -83,6 +93,14 @@ remove_remains() {
     for tag in $(docker_here images --format '{{.Tag}}' hackbrain/pin | grep "^${log_id:0:8}" || true); do
         docker_here rmi --no-prune "hackbrain/pin:$tag" >/dev/null
     done
+}
+
+# What a killed agent had bound for its jobs.
+unmount_binds() {
+    local place
+    while IFS= read -r place; do
+        umount "$place"
+    done < <(awk -v below="$DIR/mnt/data/mnt/" 'index($5, below) == 1 {print $5}' /proc/self/mountinfo | tac)
 }
 
 # start_jobs NAME [ARGUMENT…]: jobs all the time, until stop_jobs. Returns when the first is acknowledged.
@@ -151,9 +169,14 @@ await_observers() {
     head="$("${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/ledger/head" | sed -n 's/.*"seq":\([0-9]*\).*/\1/p')"
     echo "$head" >"$DIR/until.new"
     mv "$DIR/until.new" "$DIR/until"
-    for pid in "${OBSERVER_PIDS[@]}"; do wait "$pid" || die "an observer ended with $?"; done
+    for pid in "${OBSERVER_PIDS[@]}"; do
+        PATIENCE_S=300 wait_for "an observer that has each event" has_ended "$pid"
+        wait "$pid" || die "an observer ended with $?"
+    done
     OBSERVER_PIDS=()
 }
+
+has_ended() { ! kill -0 "$1" 2>/dev/null; }
 
 # finish [ARGUMENT of check.py…]: no jobs come any more, all end, the agent stops, and every promise is looked at. The agent
 # comes up once more: what it serves is asked for. Prints what check.py counted.
@@ -219,3 +242,18 @@ check_killed() {
 }
 
 any_container() { [ -n "$(running_containers)" ]; }
+
+# make_line: two network namespaces, HERE and THERE, with link.py between them; no packet passes while $DIR/cut exists.
+make_line() {
+    local up
+    HERE="hb$$here" THERE="hb$$there"
+    ip netns add "$HERE" 2>"$DIR/netns.log" || skip "no network namespace can be had: $(cat "$DIR/netns.log")"
+    defer ip netns delete "$HERE"
+    ip netns add "$THERE"
+    defer ip netns delete "$THERE"
+    hold line "$ROOT/chaos/link.py" "$HERE" "$AGENT_ADDRESS/30" "$THERE" "$OBSERVER_ADDRESS/30" --cut "$DIR/cut" \
+        --delay-ms "${HACKBRAIN_DELAY_MS:-80}" --jitter-ms "${HACKBRAIN_JITTER_MS:-20}" --loss "${HACKBRAIN_LOSS:-5}" \
+        --seed "$SEED"
+    read -r up <&"${HELD_OUT[line]}" || die "there is no line: $(tail -n 1 "$DIR/line.log")"
+    [ "$up" = up ] || die "the line says: $up"
+}

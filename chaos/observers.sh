@@ -4,6 +4,7 @@
 # them by a reset, while jobs are submitted as fast as the agent takes them.
 # The promise: no submission fails for it; who reads gets each event once, in order, as it was, also the slow and the vanishing
 # ones once they come back; who never reads is cut off, and what it held is freed.
+# In short: slow and vanishing ones cost the others nothing, get every event.
 #
 # For each of HACKBRAIN_ROUNDS (five) three seconds of load. HACKBRAIN_SEED repeats the jobs and the moments; HACKBRAIN_BIN
 # names the binary. Needs root. Not simulated: more than a few dozen of them (scripts/attack), a network (remote_observer.sh).

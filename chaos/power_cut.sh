@@ -2,6 +2,7 @@
 # chaos/power_cut.sh [ROUNDS]
 # The fault: the file system below --data is cut off under load, without its journal being flushed, and mounted again.
 # The promise: the ledger is sound, and whatever was acknowledged is in it and is served again.
+# In short: whatever was acknowledged is there after the cut.
 #
 # An ext4 on a loop device is shut down with EXT4_IOC_SHUTDOWN at a random moment of each round (twenty, or HACKBRAIN_ROUNDS).
 # In every second round it is the moment after the ledger has got a segment more, whose name must be durable by then.

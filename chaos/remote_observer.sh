@@ -4,6 +4,7 @@
 # without a word to either end.
 # The promise: the execution side does not notice. Jobs are taken, run and are sealed while the line is cut, each by its first
 # attempt; and the observer ends with every event, each once, byte by byte.
+# In short: the execution side does not notice, every event arrives.
 #
 # The cut lasts CUT_S, or HACKBRAIN_CUT_S seconds (10; the long form is 60). HACKBRAIN_DELAY_MS (80), HACKBRAIN_JITTER_MS (20) and
 # HACKBRAIN_LOSS (5, percent) make the line. HACKBRAIN_SEED repeats what it loses, and the jobs; HACKBRAIN_BIN names the binary.
@@ -13,8 +14,6 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
 . "$(dirname "$0")/lib_jobs.sh"
 
-AGENT_ADDRESS=10.99.77.1
-OBSERVER_ADDRESS=10.99.77.2
 SEALED_MEANWHILE=3
 
 main() {
@@ -52,31 +51,6 @@ main() {
     PATIENCE_S=300 finish --exact
     check_refused
     say "remote_observer: a cut of $cut_s s, $(cat "$DIR/counts")"
-}
-
-make_line() {
-    HERE="hb$$here" THERE="hb$$there"
-    ip netns add "$HERE" 2>"$DIR/netns.log" || skip "no network namespace can be had: $(cat "$DIR/netns.log")"
-    defer ip netns delete "$HERE"
-    ip netns add "$THERE"
-    defer ip netns delete "$THERE"
-    coproc LINE { exec "$ROOT/chaos/link.py" "$HERE" "$AGENT_ADDRESS/30" "$THERE" "$OBSERVER_ADDRESS/30" --cut "$DIR/cut" \
-        --delay-ms "${HACKBRAIN_DELAY_MS:-80}" --jitter-ms "${HACKBRAIN_JITTER_MS:-20}" --loss "${HACKBRAIN_LOSS:-5}" \
-        --seed "$SEED"; }
-    # shellcheck disable=SC2153 # coproc sets it
-    LINE_CHILD=$LINE_PID
-    exec {LINE_OUT}<&"${LINE[0]}" {LINE_IN}>&"${LINE[1]}"
-    defer end_line
-    local up
-    read -r up <&"$LINE_OUT" || die "there is no line"
-    [ "$up" = up ] || die "the line says: $up"
-}
-
-end_line() {
-    local in=${LINE[1]:-}
-    exec {LINE_IN}>&-
-    [ -z "$in" ] || exec {in}>&-
-    wait "$LINE_CHILD"
 }
 
 # Whatever was answered was a yes: nobody was turned away.
