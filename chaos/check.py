@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """The promises of jobs, by what is on disk and served: run it once all of them have ended, and the agent serves.
 
-check.py --dump FILE --agent URL --jobs DIR [--exact] [--causes CAUSE,…] [--stream FILE…]
+check.py --dump FILE --agent URL --jobs DIR [--exact] [--logs-may-be-lost] [--causes CAUSE,…] [--stream FILE…]
 
 * the chain: each event's `prev` is the SHA-256 of the one before, seq counts from 1, time never goes back
 * each job is SEALED; attempt 1 was begun once, and each later one once and in order, after a CRASH (of one of --causes)
 * no container was started twice, and no more were started than attempts begun; with --exact, just as many, and the output
   of a job of one attempt is stored as it was printed
+* each marker in the ledger is in the log that the end of its attempt tells of; logs are synced at that end, so a power cut
+  before may lose their bytes: with --logs-may-be-lost such attempts are only counted
 * the result is the one that an undisturbed run has
 * wal_physics: a step that was announced is in its log when the next attempt reads that, and none is announced twice
 * --stream: what an observer got is the dump, byte by byte
@@ -22,6 +24,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 
 PHYSICS = pathlib.Path(__file__).resolve().parent / "payloads/wal_physics.py"
@@ -85,8 +88,28 @@ def check_starts(job_id, place, attempts, exact):
 
 
 def stdout_of(job_id, url, attempt):
-    with urllib.request.urlopen(f"{url}/api/jobs/{job_id}/stdout?attempt={attempt}", timeout=PATIENCE_S) as answer:
-        return answer.read()
+    """Nothing where there is no log, as of an attempt that died with its host before the log had a name."""
+    try:
+        with urllib.request.urlopen(f"{url}/api/jobs/{job_id}/stdout?attempt={attempt}", timeout=PATIENCE_S) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        return b""
+
+
+def check_logs(job_id, events, may_be_lost):
+    """A marker in the ledger is also in the log whose digest the attempt's end tells. How many logs are shorter."""
+    marked, lost = collections.Counter(), 0
+    for event in events:
+        detail, attempt = event["detail"], event["attempt"]
+        if event["state"] == "D1_STABLE" and detail["stream"] == "stdout":
+            marked[attempt] = detail["offset"] + len(detail["line"])
+        elif event["state"] in ("CRASH", "COMPLETED") and marked[attempt] > (detail["stdout"] or {"bytes": 0})["bytes"]:
+            lost += 1
+            if not may_be_lost:
+                fault(f"{job_id}: attempt {attempt} has a marker up to {marked[attempt]} in a log of {json.dumps(detail['stdout'])}")
+    return lost
 
 
 def check_output(job_id, place, url):
@@ -127,6 +150,7 @@ def main():
     for name in ("dump", "agent", "jobs"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--logs-may-be-lost", action="store_true")
     parser.add_argument("--causes", default="")
     parser.add_argument("--stream", nargs="*", default=[])
     options = parser.parse_args()
@@ -147,6 +171,7 @@ def main():
         attempts, crashes = check_events(job_id, of_job, options.causes.split(","))
         causes.update(crashes)
         counts.update(attempts=attempts, starts=check_starts(job_id, place, attempts, options.exact))
+        counts.update(logs_lost=check_logs(job_id, of_job, options.logs_may_be_lost))
         check_result(job_id, place, manifest["env"])
         if options.exact and attempts == 1 and (place / "printed").exists():
             check_output(job_id, place, options.agent)
