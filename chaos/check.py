@@ -108,7 +108,8 @@ def check_logs(job_id, events, may_be_lost):
         elif event["state"] in ("CRASH", "COMPLETED") and marked[attempt] > (detail["stdout"] or {"bytes": 0})["bytes"]:
             lost += 1
             if not may_be_lost:
-                fault(f"{job_id}: attempt {attempt} has a marker up to {marked[attempt]} in a log of {json.dumps(detail['stdout'])}")
+                log = json.dumps(detail["stdout"])
+                fault(f"{job_id}: attempt {attempt} has a marker up to {marked[attempt]} in a log of {log}")
     return lost
 
 

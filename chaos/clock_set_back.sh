@@ -40,7 +40,7 @@ main() {
             "$ROOT/chaos/clock.py" set "$AGENT_PID" "$offset_s" || die "the clock cannot be set"
         fi
         check_clock "$offset_s"
-        say "round $round of $rounds: the clock is $offset_s s off$([ $((round % 2)) -ne 0 ] || echo ", after a kill"), $(acknowledged) acknowledged so far"
+        say "round $round of $rounds: $offset_s s off$([ $((round % 2)) -ne 0 ] || echo ", after a kill"), $(acknowledged) acknowledged"
     done
     finish --exact
     say "clock_set_back: $rounds changes, $(cat "$DIR/counts")"

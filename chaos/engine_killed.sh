@@ -40,7 +40,7 @@ main() {
         sleep_ms "$away_ms"
         if [ "$way" = hang ]; then engine wake; else engine start; fi
         [ "$also" -ne 0 ] || start_agent
-        say "round $round of $rounds: $way, for $away_ms ms$([ "$also" -ne 0 ] || echo "; the agent killed meanwhile"), $(acknowledged) acknowledged so far"
+        say "round $round of $rounds: $way, $away_ms ms$([ "$also" -ne 0 ] || echo ", agent killed"), $(acknowledged) acknowledged"
     done
     finish --causes engine
     say "engine_killed: $rounds outages, $(cat "$DIR/counts")"

@@ -176,8 +176,8 @@ status_of() {
 submit() {
     local padding
     printf -v padding '%*s' $((RANDOM % PADDING_BYTES_MAX)) ''
-    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" -w ' %{http_code}\n' -H 'Content-Type: application/json' "$URL/api/submit_job" \
-        -d "{\"job_id\":\"$1\",\"image_hash\":\"none\",\"command\":[\"true\"],\"env\":{\"A\":\"$padding\"}}" || true
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" -w ' %{http_code}\n' -H 'Content-Type: application/json' \
+        "$URL/api/submit_job" -d "{\"job_id\":\"$1\",\"image_hash\":\"none\",\"command\":[\"true\"],\"env\":{\"A\":\"$padding\"}}" || true
 }
 
 # start_load ROUND: clients that submit until stop_load; what they were answered goes to $DIR/answers.
@@ -219,7 +219,8 @@ check_ledger() {
 
 # check_served: the agent that runs tells of each acknowledged job.
 check_served() {
-    "${CLIENT_PREFIX[@]}" "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* || die "the agent lacks what was acknowledged"
+    "${CLIENT_PREFIX[@]}" "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* ||
+        die "the agent lacks what was acknowledged"
 }
 
 # wait_for WHAT COMMAND…

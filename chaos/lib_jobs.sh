@@ -188,7 +188,8 @@ finish() {
     start_agent
     await_observers
     check_ledger
-    "$BINARY" verify --data "$DIR/mnt/data" --artifacts >"$DIR/verify.log" 2>&1 || die "not sound: $(tail -n 20 "$DIR/verify.log")"
+    "$BINARY" verify --data "$DIR/mnt/data" --artifacts >"$DIR/verify.log" 2>&1 ||
+        die "not sound: $(tail -n 20 "$DIR/verify.log")"
     "${CLIENT_PREFIX[@]}" "$ROOT/chaos/check.py" --dump "$DIR/dump" --agent "$URL" --jobs "$DIR/jobs" \
         --stream "${OBSERVERS[@]}" "$@" >"$DIR/counts" || die "a promise does not hold"
     end_agent TERM

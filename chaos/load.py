@@ -5,7 +5,8 @@ load.py --url FILE --jobs DIR --answers FILE --prefix NAME --stop FILE [--in-fli
 
 Each job has a directory below --jobs, notes each of its starts there, and leaves a result that is known beforehand: three of
 four are shell scripts, the fourth is payloads/wal_physics.py, which logs each step with a sync. What was not acknowledged
-is submitted again, as it was. --physics submits just one job, of wal_physics with that many steps and no pause. Answers are written as acknowledged.py reads them.
+is submitted again, as it was. --physics submits just one job, of wal_physics with that many steps and no pause. Answers are
+written as acknowledged.py reads them.
 """
 import argparse
 import http.client

@@ -6,8 +6,8 @@ observer.py --url FILE --out FILE --until FILE [--silence S] [--slow BYTES_PER_S
 
 FILE of --url holds the agent's address, read anew for each connection. The observer ends once FILE of --until holds the last
 seq to come, and that came. --silence: a connection that said nothing for so long is given up (30 s). --slow reads no faster,
-through a small buffer, for S seconds or always. --vanish drops its connection at random moments, at most S seconds apart, half of them by a reset.
-Ends with 1 where an event came twice, or one was left out."""
+through a small buffer, for S seconds or always. --vanish drops its connection at random moments, at most S seconds apart, half
+of them by a reset. Ends with 1 where an event came twice, or one was left out."""
 import argparse
 import http.client
 import os
