@@ -214,7 +214,13 @@ running_containers() { docker_here ps --format '{{.Names}}' --filter "name=^hb-$
 has_container() { [ -n "$(docker_here ps -q --filter "name=^$1\$")" ]; }
 
 # await_container JOB ATTEMPT: until it runs, or the job has ended.
-await_container() { wait_for "hb-$1-$2" has_container "hb-$1-$2"; }
+await_container() { wait_for "hb-$1-$2" has_begun "$1" "$2"; }
+
+has_begun() { has_container "hb-$1-$2" || job_has_ended "$1"; }
+
+job_has_ended() {
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/jobs/$1" | grep -q '"phase":"ended"'
+}
 
 # kill_in_sync JOB TIMES: its container, and after a drawn pause that of the next attempt. Sets MET: where each kill found it.
 kill_in_sync() {
