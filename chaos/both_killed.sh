@@ -12,7 +12,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
 . "$(dirname "$0")/lib_jobs.sh"
 
-STEPS=800
+# Seconds on a fast machine.
+STEPS=3000
 
 main() {
     usage_if_asked "$@"
@@ -28,13 +29,13 @@ main() {
         start_jobs "$round" --physics "$STEPS"
         await_container "$PREFIX-$round-0" 1
         if [ "$first" -eq 0 ]; then
-            kill_in_sync "$PREFIX-$round-0" 1
+            kill_in_sync "$PREFIX-$round-0" 1 "$STEPS"
             sleep_ms "$gap_ms"
             kill_agent
         else
             kill_agent
             sleep_ms "$gap_ms"
-            kill_in_sync "$PREFIX-$round-0" 1
+            kill_in_sync "$PREFIX-$round-0" 1 "$STEPS"
         fi
         check_ledger
         start_agent

@@ -12,7 +12,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
 . "$(dirname "$0")/lib_jobs.sh"
 
-STEPS=800
+# Seconds on a fast machine.
+STEPS=3000
 
 main() {
     usage_if_asked "$@"
@@ -23,7 +24,7 @@ main() {
     for ((round = 1; round <= rounds; round++)); do
         draw 1 4
         start_jobs "$round" --physics "$STEPS"
-        kill_in_sync "$PREFIX-$round-0" "$DRAWN"
+        kill_in_sync "$PREFIX-$round-0" "$DRAWN" "$STEPS"
         say "round $round of $rounds: killed ${#MET[@]} times: ${MET[*]}"
     done
     finish --exact --causes killed

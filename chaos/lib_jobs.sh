@@ -222,18 +222,18 @@ job_has_ended() {
     "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/jobs/$1" | grep -q '"phase":"ended"'
 }
 
-# kill_in_sync JOB TIMES: its container, and after a drawn pause that of the next attempt. Sets MET: where each kill found it.
+# kill_in_sync JOB TIMES STEPS: its container of wal_physics, and those of its next attempts, at drawn steps. Sets MET: where each
+# kill found it.
 kill_in_sync() {
-    local job=$1 times=$2 met
+    local job=$1 times=$2 part=$(($3 / ($2 + 1))) number met
     MET=()
     mkdir -p "$DIR/met"
-    while [ "${#MET[@]}" -lt "$times" ]; do
-        ATTEMPT=$((${#MET[@]} + 1))
-        await_container "$job" "$ATTEMPT"
-        draw 0 400
-        sleep_ms "$DRAWN"
-        # It may have ended by itself.
-        met="$(DOCKER_HOST="$ENGINE_HOST" "$ROOT/chaos/kill_in_sync.py" "hb-$job-$ATTEMPT")" || break
+    for ((number = 1; number <= times; number++)); do
+        await_container "$job" "$number"
+        draw $(((number - 1) * part)) $((number * part))
+        # On a slow machine it may have ended by itself.
+        met="$(DOCKER_HOST="$ENGINE_HOST" "$ROOT/chaos/kill_in_sync.py" "hb-$job-$number" \
+            "$DIR/jobs/$job/physics.wal" "$DRAWN")" || break
         echo "$met" >>"$DIR/met/$job"
         MET+=("$met")
     done
@@ -242,7 +242,7 @@ kill_in_sync() {
 # Whatever the payload does about it, it was killed as often as the ledger tells.
 check_killed() {
     local kills
-    kills="$(cat "$DIR"/met/* | wc -l)"
+    kills="$(cat "$DIR"/met/* 2>/dev/null | wc -l)"
     [ "$kills" -gt 0 ] || die "no container was killed"
     grep -q " crashes_killed=$kills\$" "$DIR/counts" || die "$kills kills, and the ledger has: $(cat "$DIR/counts")"
     grep -qs "in fsync" "$DIR"/met/* || die "not one of $kills kills met the payload in fsync"
