@@ -83,7 +83,7 @@ damaged() {
     "$BINARY" verify --data "$DIR/mnt/data" >"$DIR/verify.log" 2>&1 || status=$?
     case "$status" in
     0)
-        "$BINARY" dump --data "$DIR/mnt/data" >"$DIR/dump"
+        "$BINARY" dump --data "$DIR/mnt/data" >"$DIR/dump" || die "$DONE: verify says that it is sound, and dump fails"
         cmp -s "$DIR/dump" "$DIR/original/dump" || die "$DONE: events are missing, and nobody says so"
         harmless=$((harmless + 1))
         ;;
