@@ -2,7 +2,7 @@
 """An engine of a script's own, which may be killed and stopped: tests/second_engine.py, told by lines on standard input.
 
 engine.py DIR: `ready HOST` once it answers; then for each line one of kill, stop, start, hang, wake or power, `done` after it
-came about. At the end of the input, also when who held it was killed, the engine and all that is its is removed."""
+came about. At the line `end`, or the end of the input, the engine and all that is its is removed."""
 import pathlib
 import signal
 import sys
@@ -18,7 +18,10 @@ def main(directory):
     engine = SecondEngine(directory, images=("busybox:latest", "python:3.9-slim"))
     try:
         print("ready", engine.host, flush=True)
-        for line in sys.stdin:
+        # Line by line: an iterator would read ahead.
+        for line in iter(sys.stdin.readline, ""):
+            if line == "end\n":
+                break
             deed = {"kill": engine.kill, "stop": engine.terminate, "start": engine.start, "power": engine.lose_power,
                     "hang": lambda: engine.process.send_signal(signal.SIGSTOP),
                     "wake": lambda: engine.process.send_signal(signal.SIGCONT)}[line.strip()]

@@ -4,8 +4,8 @@
 link.py NAMESPACE-A ADDRESS-A NAMESPACE-B ADDRESS-B --cut FILE [--delay-ms N] [--jitter-ms N] [--loss PERCENT] [--seed N]
 
 Each namespace gets a device `line` with its address; the kernel's own TCP runs over it, and no netem is needed. While the
-file of --cut exists, every packet is lost, in both directions, without a word to either end. Prints `up`; ends at the end of
-standard input, and the devices with it. Then it tells on standard error what it carried, lost and cut."""
+file of --cut exists, every packet is lost, in both directions, without a word to either end. Prints `up`; ends at the first line
+or the end of standard input, and the devices with it. Then it tells on standard error what it carried, lost and cut."""
 import argparse
 import ctypes
 import fcntl
@@ -54,7 +54,7 @@ def main():
     while True:
         wait_s = max(0, under_way[0][0] - time.monotonic()) if under_way else None
         readable, _, _ = select.select([*ends, sys.stdin], [], [], wait_s)
-        if sys.stdin in readable and not os.read(sys.stdin.fileno(), 4096):
+        if sys.stdin in readable:
             print("line: " + ", ".join(f"{count} packets {name}" for name, count in counts.items()), file=sys.stderr)
             return
         is_cut = os.path.exists(options.cut)
