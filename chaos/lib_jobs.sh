@@ -6,6 +6,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 WORKERS=4
+# For a payload to be met inside fsync, which is where wal_physics spends its time.
+SYNC_PATIENCE_S=5
 IN_FLIGHT=6
 AGENT_ADDRESS=10.99.77.1
 OBSERVER_ADDRESS=10.99.77.2
@@ -239,7 +241,7 @@ kill_in_sync() {
         await_container "$job" "$number"
         draw $(((number - 1) * part)) $((number * part))
         # On a slow machine it may have ended by itself.
-        met="$(DOCKER_HOST="$ENGINE_HOST" "$ROOT/chaos/kill_in_sync.py" "hb-$job-$number" \
+        met="$(DOCKER_HOST="$ENGINE_HOST" "$ROOT/chaos/kill_in_sync.py" "hb-$job-$number" "$SYNC_PATIENCE_S" \
             "$DIR/jobs/$job/physics.wal" "$DRAWN")" || break
         echo "$met" >>"$DIR/met/$job"
         MET+=("$met")

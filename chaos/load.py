@@ -2,11 +2,12 @@
 """Jobs, all the time: keeps a number of them in flight until a file appears, through every absence of the agent.
 
 load.py --url FILE --jobs DIR --answers FILE --prefix NAME --stop FILE [--in-flight N] [--seed N] [--physics STEPS]
+        [--pause-ms N]
 
 Each job has a directory below --jobs, notes each of its starts there, and leaves a result that is known beforehand: three of
 four are shell scripts, the fourth is payloads/wal_physics.py, which logs each step with a sync. What was not acknowledged
-is submitted again, as it was. --physics submits just one job, of wal_physics with that many steps and no pause. Answers are
-written as acknowledged.py reads them.
+is submitted again, as it was. --physics submits just one job, of wal_physics with that many steps and no pause. --pause-ms: the
+pause between two steps of a script (50), five times that of the physics. Answers are written as acknowledged.py reads them.
 """
 import argparse
 import http.client
@@ -22,20 +23,20 @@ PATIENCE_S = 60
 PHYSICS = pathlib.Path(__file__).resolve().parent / "payloads/wal_physics.py"
 # The engine's id of the container: one line for each container that was ever started.
 START = "sed -n 's|.*/containers/\\([0-9a-f]*\\)/hostname .*|\\1|p' /proc/self/mountinfo >> starts; "
-SHELL = ('i=0; while [ $i -lt $STEPS ]; do i=$((i + 1)); echo "[D1_STABLE] step=$i" | tee -a printed; sleep 0.05; done; '
+SHELL = ('i=0; while [ $i -lt $STEPS ]; do i=$((i + 1)); echo "[D1_STABLE] step=$i" | tee -a printed; sleep $PAUSE_S; done; '
          "echo $((STEPS * 7919)) > result.txt")
 # What a job is sure to need, whatever is done to it: as many attempts as there can be faults in its life.
 MAX_ATTEMPTS = 50
 
 
-def manifest(job_id, number, chance, jobs, physics):
+def manifest(job_id, number, chance, jobs, physics, pause_ms):
     place = jobs / job_id
     if physics or number % 4 == 3:
-        steps, pause_ms = (physics, 0) if physics else (chance.choice((20, 40, 60)), 10)
+        steps, step_ms = (physics, 0) if physics else (chance.choice((20, 40, 60)), pause_ms // 5)
         image, script = "python:3.9-slim", "exec python wal_physics.py"
-        env = {"WAL_PHYSICS_STEPS": str(steps), "WAL_PHYSICS_STEP_MS": str(pause_ms)}
+        env = {"WAL_PHYSICS_STEPS": str(steps), "WAL_PHYSICS_STEP_MS": str(step_ms)}
     else:
-        image, script, env = "busybox:latest", SHELL, {"STEPS": str(chance.randrange(1, 30))}
+        image, script, env = "busybox:latest", SHELL, {"STEPS": str(chance.randrange(1, 30)), "PAUSE_S": str(pause_ms / 1000)}
     if not place.exists():
         place.mkdir()
         shutil.copy(PHYSICS, place)
@@ -73,6 +74,7 @@ def main():
     parser.add_argument("--in-flight", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--physics", type=int)
+    parser.add_argument("--pause-ms", type=int, default=50)
     options = parser.parse_args()
     chance = random.Random(options.seed)
     number, made = 0, None
@@ -80,7 +82,8 @@ def main():
         while not (options.physics and number) and not os.path.exists(options.stop):
             try:
                 if made is None:
-                    made = manifest(f"{options.prefix}-{number}", number, chance, pathlib.Path(options.jobs), options.physics)
+                    made = manifest(f"{options.prefix}-{number}", number, chance, pathlib.Path(options.jobs), options.physics,
+                                    options.pause_ms)
             except OSError:
                 # The disk that they lie on is away, or full. The draw is part of the job's making.
                 time.sleep(0.2)
