@@ -90,6 +90,26 @@ need() {
     [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
 }
 
+# usage_if_asked "$@": the script's first comment lines are its help.
+usage_if_asked() {
+    case "${1:-}" in
+    -h | --help)
+        sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+        exit 0
+        ;;
+    esac
+}
+
+# ldd says the first of a static-pie, the second (with an exit code) of a plain static one.
+is_static() {
+    local said
+    said="$(LC_ALL=C ldd "$1" 2>&1 || true)"
+    case "$said" in
+    *'statically linked'* | *'not a dynamic executable'*) ;;
+    *) return 1 ;;
+    esac
+}
+
 # `docker version` fails without a server; `docker info` may not.
 engine_version() { timeout 20 docker version --format '{{.Server.Version}}' 2>/dev/null; }
 engine_answers() { have docker && engine_version >/dev/null; }

@@ -19,6 +19,7 @@ use crate::wal::reader::Reader;
 pub use self::links::Graph;
 use self::links::Links;
 pub use self::tally::{ENDS, Tally};
+pub use crate::wal::reader::Cursor;
 
 /// Events kept in memory for subscribers that are nearly up to date; older ones come from the segments.
 const RECENT_EVENTS_MAX: usize = 4096;
@@ -160,6 +161,8 @@ pub struct TraceCursor {
     seqs: Vec<u64>,
     /// Of them, the next one.
     at: usize,
+    /// Where in the log the one before it ends.
+    log: Cursor,
 }
 
 impl View {
@@ -288,9 +291,9 @@ impl View {
                 };
                 cursor.at = 0;
             }
-            let TraceCursor { seqs, at, .. } = &mut *cursor;
+            let TraceCursor { seqs, at, log, .. } = &mut *cursor;
             let Some(&last) = seqs.last() else { return Ok(()) };
-            self.reader.read(seqs[*at], last, &mut |seq, bytes| {
+            self.reader.read_on(log, seqs[*at], last, &mut |seq, bytes| {
                 if seq == seqs[*at] {
                     wanted = each(bytes);
                     *at += 1;
@@ -363,7 +366,21 @@ impl View {
 
     /// Calls `each` with the stored bytes of the events `from..=upto` that are durable, until it returns `false`.
     pub fn ledger(&self, from: u64, upto: u64, each: &mut dyn FnMut(u64, &[u8]) -> bool) -> io::Result<()> {
-        self.reader.read(from.max(1), upto.min(self.head().0), each)
+        self.ledger_on(&mut Cursor::default(), from, upto, each)
+    }
+
+    /// The same, for who reads on from where the last call ended: `cursor` knows where that is.
+    ///
+    /// # Errors
+    /// What reading the segments gives.
+    pub fn ledger_on(
+        &self,
+        cursor: &mut Cursor,
+        from: u64,
+        upto: u64,
+        each: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> io::Result<()> {
+        self.reader.read_on(cursor, from.max(1), upto.min(self.head().0), each)
     }
 
     /// Durable events after `after` up to `upto`, from memory alone: about `bytes_max` of them, but at least one, and whether

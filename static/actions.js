@@ -2,31 +2,40 @@
 'use strict';
 {
 const { h, setText, setAttr } = HB;
-/** [label, whether the job's state allows it, what else to say]. */
+/** Name → label, which `STATE reason` allow it, what that is in words. */
 const DEEDS = {
-	cancel: ['Cancel', ({ phase }) => phase !== 'ended', 'what has not ended can be cancelled'],
-	retrigger: ['Retrigger', ({ state, reason }) => state === 'CANCELLED' || (state === 'FAILED' && /^(attempt_limit|oom|dependency)$/.test(reason)), 'what was CANCELLED, or FAILED by crashes or a parent, can go on'],
-	reproduce: ['Reproduce', ({ state }) => state === 'SEALED', 'a SEALED job can be reproduced'],
+	cancel: ['Cancel', /^(?!SEALED|FAILED|CANCELLED)/, 'jobs that have not ended'],
+	retrigger: ['Retrigger', /^CANCELLED|^FAILED (attempt_limit|oom|dependency)$/, 'jobs CANCELLED, or FAILED by crashes or a parent'],
+	reproduce: ['Reproduce', /^SEALED/, 'SEALED jobs'],
 };
-const post = async (api, path, body) => (await api.request(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body })).json();
+const JSON_TYPE = { 'Content-Type': 'application/json' };
+const post = async (api, path, sent) => (await api.request(path, { method: 'POST', headers: JSON_TYPE, body: JSON.stringify(sent) })).json();
 
 /** Shell text that fetches the bundle and checks it, up to the record that this page has read. */
 const offline = (api, id, last) => `(cd "$(mktemp -d)" && pwd &&
-curl -fsS${api.token && ' -H "Authorization: Bearer $TOKEN"'} -o ${id}.tar ${api.base}/api/jobs/${id}/bundle &&
+curl -fsS${api.auth} -o ${id}.tar ${api.base}/api/jobs/${id}/bundle &&
 tar xf ${id}.tar && (cd ${id} && sha256sum -c --quiet SHA256SUMS) &&
 python3 ${id}/verify.py --bundle ${id}.tar${last ? ` --expect ${last.event.seq}:${last.hash}` : ''})
 `;
 
 class Actions {
 	constructor(page) {
-		const { api, id } = (this.page = page);
-		this.deeds = Object.keys(DEEDS).map((name) => h('button', { name, click: () => this.ask(name) }, DEEDS[name][0]));
+		const { api, id, node } = (this.page = page);
+		this.deeds = Object.entries(DEEDS).map(([name, [label]]) => h('button', { name, click: () => this.ask(name) }, label));
 		this.answer = h('p', { class: 'note', role: 'status' });
 		this.say = (...words) => this.answer.replaceChildren(...words);
 		const save = (event) => HB.save(event, api, page.events.at(-1).detail.bytes ?? 0, this.say);
-		this.atEnd = [h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: save }, 'Download bundle'), HB.copyButton('Copy the offline check', () => offline(api, id, page.checker.last))];
-		const start = h('a', { class: 'quiet', href: '#/new', click: () => (HB.draft = { manifest: put(put(page.manifest, 'reproduces'), 'job_id'), node: page.node }) }, 'Start from this job');
-		this.element = h('div', { class: 'actions' }, this.deeds, this.atEnd, HB.copyButton('Copy as curl', () => api.curl(page.manifest)), start, h('button', { class: 'quiet', click: () => print() }, 'Print'), this.answer);
+		const draft = () => (HB.draft = { manifest: put(put(page.manifest, 'reproduces'), 'job_id'), node });
+		this.atEnd = [
+			h('a', { class: 'quiet', href: api.base + api.jobPath(id, '/bundle'), download: `${id}.tar`, click: save }, 'Download bundle'),
+			HB.copyButton('Copy the offline check', () => offline(api, id, page.checker.last)),
+		];
+		const always = [
+			HB.copyButton('Copy as curl', () => api.curl(page.manifest)),
+			h('a', { class: 'quiet', href: '#/new', click: draft }, 'Start from this job'),
+			h('button', { class: 'quiet', click: () => print() }, 'Print'),
+		];
+		this.element = h('div', { class: 'actions' }, this.deeds, this.atEnd, always, this.answer);
 		this.update();
 	}
 
@@ -35,34 +44,30 @@ class Actions {
 	tick() {}
 
 	update() {
+		const { state, reason, phase } = this.page.job;
 		for (const button of this.deeds) {
-			const why = this.why(button.name);
+			const [, allowed, words] = DEEDS[button.name];
+			const why = allowed.test(`${state} ${reason}`) ? null : `It is ${state}: this is for ${words}.`;
 			setAttr(button, 'aria-disabled', why && true);
 			setAttr(button, 'title', why);
 		}
-		for (const element of this.atEnd) element.hidden = this.page.job.phase !== 'ended';
-	}
-
-	/** Why it cannot be done, or null. */
-	why(deed) {
-		const { job } = this.page;
-		const [, can, only] = DEEDS[deed];
-		return can(job) ? null : `It is ${job.state}: only ${only}.`;
+		for (const element of this.atEnd) element.hidden = phase !== 'ended';
 	}
 
 	async ask(deed) {
 		const { api, id, node } = this.page;
-		const why = this.why(deed);
-		if (why) return this.say(why);
+		const { title } = this.deeds.find(({ name }) => name === deed);
+		if (title) return this.say(title);
 		if (deed === 'cancel' && !confirm(`Stop ${id} now? It ends as CANCELLED; its output and files stay.`)) return;
-		const job_id = deed === 'reproduce' ? prompt('The same execution runs again, on a clean copy of its inputs. Id of the new job, or nothing:', '') : '';
+		const job_id = deed === 'reproduce' ? prompt('It runs again, on a clean copy of its inputs. Id of the new job, or nothing:', '') : '';
 		if (job_id === null) return;
 		this.say('Asking the node …');
 		try {
-			const told = await post(api, api.jobPath(id, `/${deed}`), JSON.stringify(job_id ? { job_id } : {}));
-			this.say(`The node answered: ${told.state}. `, told.job_id === id ? '' : h('a', { href: HB.jobLink(node, told.job_id) }, `Open ${told.job_id}`));
-		} catch (error) {
-			this.say(error.message);
+			const told = await post(api, api.jobPath(id, `/${deed}`), job_id ? { job_id } : {});
+			const link = h('a', { href: HB.jobLink(node, told.job_id) }, `Open ${told.job_id}`);
+			this.say(`The node answered: ${told.state}. `, told.job_id === id ? '' : link);
+		} catch ({ message }) {
+			this.say(message);
 		}
 	}
 }
@@ -127,16 +132,17 @@ class SubmitForm {
 		Object.assign(this, { open, manifest, node: nodes.includes(node) ? node : nodes[0] });
 		this.fields = FIELDS.map((field) => this.field(...field));
 		const elements = this.fields.map(({ element }) => element);
-		const choice = h('select', { change: () => this.take({ node: nodes[choice.selectedIndex] }) }, nodes.map((node) => h('option', null, node.name || node.base)));
-		choice.selectedIndex = nodes.indexOf(this.node);
+		const options = nodes.map((node) => h('option', node === this.node && { selected: '' }, node.name));
+		const choice = h('select', { change: () => this.take({ node: nodes[choice.selectedIndex] }) }, options);
 		this.title = h('h1', { tabindex: -1 }, 'Submit a job');
 		this.curl = h('pre', { tabindex: 0 });
 		this.answer = h('p', { class: 'note', role: 'status' });
 		const command = h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent));
-		const columns = h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements.slice(0, -1)), h('div', null, elements.at(-1), h('h2', null, 'The same as a command'), command));
-		// What is typed is no key of the page.
-		const keydown = (event) => event.target.matches('textarea, input') && event.stopPropagation();
-		this.element = h('form', { class: 'submit', submit: (event) => this.send(event), keydown }, this.title, columns, nodes.length > 1 && h('label', null, 'Node', choice), h('p', null, h('button', { class: 'main' }, 'Submit')), this.answer);
+		const same = h('div', null, elements.pop(), h('h2', null, 'The same as a command'), command);
+		const columns = h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements), same);
+		const at = nodes.length > 1 && h('label', null, 'Node', choice);
+		const submit = h('p', null, h('button', { class: 'main' }, 'Submit'));
+		this.element = h('form', { class: 'submit', submit: (event) => this.send(event) }, this.title, columns, at, submit, this.answer);
 		this.take({});
 	}
 
@@ -144,7 +150,8 @@ class SubmitForm {
 
 	field(path, label, kind, placeholder) {
 		const error = h('small', { class: 'error', id: `error-${path}`, role: 'alert' });
-		const input = h(['text', 'number'].includes(kind) ? 'input' : 'textarea', { name: path, placeholder, rows: kind === 'raw' ? 14 : 3, autocomplete: 'off', spellcheck: false, 'aria-describedby': error.id, input: () => this.typed(field) });
+		const options = { name: path, placeholder, rows: path ? 3 : 14, autocomplete: 'off', spellcheck: false };
+		const input = h(/text|number/.test(kind) ? 'input' : 'textarea', { ...options, 'aria-describedby': error.id, input: () => this.typed(field) });
 		const field = { path, kind, input, error, element: h('div', { class: kind }, h('label', null, label, input), error) };
 		return field;
 	}
@@ -152,12 +159,11 @@ class SubmitForm {
 	typed(field) {
 		const { path, kind, input } = field;
 		try {
-			const manifest = kind === 'raw' ? JSON.parse(input.value) : put(this.manifest, path, read(kind, input.value));
+			const manifest = path ? put(this.manifest, path, read(kind, input.value)) : JSON.parse(input.value);
 			if (Object(manifest) !== manifest) throw new Error('it is no object');
-			this.fault(field, '');
 			this.take({ manifest }, field);
-		} catch (error) {
-			this.fault(field, `This is no manifest: ${error.message}`);
+		} catch ({ message }) {
+			this.fault(field, `This is no manifest: ${message}`);
 		}
 	}
 
@@ -165,10 +171,10 @@ class SubmitForm {
 	take(change, typed) {
 		HB.draft = Object.assign(this, change);
 		for (const field of this.fields) {
+			this.fault(field, '');
 			if (field === typed) continue;
 			const value = field.path.split('.').reduce((value, name) => value?.[name], this.manifest);
 			field.input.value = field.path ? write(field.kind, value) : JSON.stringify(this.manifest, null, 2);
-			this.fault(field, '');
 		}
 		setText(this.curl, this.node.api.curl(this.manifest));
 	}
@@ -184,13 +190,13 @@ class SubmitForm {
 		if (error.textContent) return input.focus();
 		setText(this.answer, 'Submitting …');
 		try {
-			const { job_id } = await post(this.node.api, '/api/submit_job', JSON.stringify(this.manifest));
+			const { job_id } = await post(this.node.api, '/api/submit_job', this.manifest);
 			HB.draft = null;
 			this.open(this.node, job_id);
-		} catch (error) {
-			const field = this.fields.find(({ path }) => path && error.field?.startsWith(path));
-			setText(this.answer, field ? '' : error.message);
-			if (field) this.fault(field, error.message);
+		} catch ({ message, field: at }) {
+			const field = this.fields.find(({ path }) => path && at?.startsWith(path));
+			setText(this.answer, field ? '' : message);
+			if (field) this.fault(field, message);
 			field?.input.focus();
 		}
 	}

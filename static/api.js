@@ -1,6 +1,6 @@
 /* Requests to one node. Every failure is an ApiError that says what to do. */
 'use strict';
-{
+HB.share((HB) => {
 const TIMEOUT_MS = 15_000;
 
 class ApiError extends Error {
@@ -48,12 +48,16 @@ class Api {
 		return `/api/jobs/${encodeURIComponent(id)}${rest}`;
 	}
 
+	/** The header that a command must send here. */
+	get auth() {
+		return this.token && ' -H "Authorization: Bearer $TOKEN"';
+	}
+
 	/** The command that submits a manifest here. */
 	curl(manifest) {
-		const auth = this.token && ` -H "Authorization: Bearer $TOKEN"`;
-		return `curl ${this.base}/api/submit_job${auth} -H 'Content-Type: application/json' -d '${JSON.stringify(manifest, null, 2).replaceAll("'", "'\\''")}'`;
+		return `curl ${this.base}/api/submit_job${this.auth} -H 'Content-Type: application/json' -d '${JSON.stringify(manifest, null, 2).replaceAll("'", "'\\''")}'`;
 	}
 }
 
 Object.assign(HB, { Api, ApiError });
-}
+});

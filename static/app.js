@@ -87,9 +87,15 @@ function onAux(node, name, data) {
 
 /** Reads the parts that are not here yet: early, since the node they come from may be gone by the time they are needed. */
 function readLater() {
-	coming ??= Promise.all([...later].map((name) => HB.script(name).then(() => later.delete(name))))
-		.then(() => isHeld && go(), () => isHeld && $('job').replaceChildren(h('p', { class: 'notice bad' }, LOST)))
-		.finally(() => (coming = null));
+	const names = [...later];
+	coming ??= Promise.allSettled(names.map(HB.script)).then((all) => {
+		coming = null;
+		// Those behind one that is lacking may have run without what they need: they are run again.
+		const lacking = all.findIndex(({ status }) => status === 'rejected');
+		for (const name of lacking < 0 ? names : names.slice(0, lacking)) later.delete(name);
+		if (isHeld && lacking < 0) go();
+		else if (isHeld) $('job').replaceChildren(h('p', { class: 'notice bad' }, LOST));
+	});
 }
 
 /** To where the address says. */
@@ -124,7 +130,7 @@ function go() {
 /** Begins the replay where the address says so; the list and the job's page follow it. */
 function drawReplay() {
 	const node = chosen();
-	if (!replay && route.get('at') && node?.follower && HB.Replay) {
+	if (!replay && route.get('at') && node?.follower && later.size === 0) {
 		replay = new HB.Replay(node);
 		replay.on((now) => {
 			if (now.isClosed) replay = null;
@@ -269,7 +275,8 @@ on('more', 'click', () => shown().forEach((node) => node.readOlder(Infinity)));
 on('replay-open', 'click', () => {
 	if (replay) return replay.close();
 	route.set({ at: chosen()?.follower?.seq });
-	go();
+	if (later.size > 0) go();
+	else drawReplay();
 });
 addEventListener('hashchange', go);
 addEventListener('keydown', onKey);

@@ -1,40 +1,23 @@
 /* What a job has sealed, and whether it is still that: docs/evidence.md, computed here. */
 'use strict';
-{
-const { h, setText, setAttr, format } = HB;
-const FILES = 50_000; // a longer seal is left to the offline check
-const LARGE = 256 << 20; // bytes that a page should not hold
-const SLICE = 1 << 18; // bytes hashed at once
-const TURN_MS = 10; // of hashing before something else may happen
-const LANES = 3; // transfers at once, of six that a browser has
-const OUTCOMES = ['missing', 'differs', 'extra', 'identical'];
-const VERIFY = 'Run “hackbrain verify --artifacts” on the node.';
-
-/** Timers of hidden pages are slow; messages are not. */
-const turn = () =>
-	new Promise((done) => {
-		const { port1, port2 } = new MessageChannel();
-		port1.onmessage = () => done(port1.close());
-		port2.postMessage(0);
-	});
+HB.share((HB) => {
+/** The SHA-256 and the size of parts that follow each other. */
+async function digest(parts, { pause } = {}) {
+	const sha = new HB.Sha256();
+	for await (const part of parts) {
+		sha.update(part);
+		await pause?.();
+	}
+	return { size: sha.length, hex: sha.hex() };
+}
 
 async function* chunks({ body }) {
 	const reader = body.getReader();
-	for (let next; !(next = await reader.read()).done; ) yield next.value;
-}
-
-async function digest(parts) {
-	const sha = new HB.Sha256();
-	let since = performance.now();
-	for await (const part of parts) {
-		for (let at = 0; at < part.length; at += SLICE) {
-			sha.update(part.subarray(at, at + SLICE));
-			if (performance.now() - since < TURN_MS) continue;
-			await turn();
-			since = performance.now();
-		}
+	try {
+		for (let next; !(next = await reader.read()).done; ) yield next.value;
+	} finally {
+		reader.cancel().catch(() => {}); // given up, it would hold a connection
 	}
-	return { size: sha.length, hex: sha.hex() };
 }
 
 /** Every % of a seal's text stands before a byte in hex, as in a URL. */
@@ -51,8 +34,8 @@ function* lines(artifacts) {
 }
 
 /** What does not fit together: the seal's bytes, the SEALED event, the artifacts. */
-async function faults(bytes, { job_id, artifacts, artifacts_root }, sealed) {
-	const [own, root, d] = [(await digest([bytes])).hex, (await digest(lines(artifacts))).hex, sealed.detail];
+async function faults(bytes, { job_id, artifacts, artifacts_root }, sealed, scope) {
+	const [own, root, d] = [HB.sha256(bytes), (await digest(lines(artifacts), scope)).hex, sealed.detail];
 	const total = artifacts.reduce((sum, { size }) => sum + size, 0);
 	return [
 		own !== d.seal_hash && `it has the hash ${own}`,
@@ -61,9 +44,28 @@ async function faults(bytes, { job_id, artifacts, artifacts_root }, sealed) {
 	].filter(Boolean);
 }
 
-const reason = (error) => (error instanceof HB.ApiError ? error.message : 'The transfer broke off, as it does where a file has changed.');
-/** However long it takes. */
-const load = (api, path, { signal } = new AbortController()) => api.request(path, { accept: '*/*', signal });
+Object.assign(HB.tasks, {
+	async seal(scope, { api, path, sealed }) {
+		const bytes = await HB.read(api, path);
+		const seal = JSON.parse(new TextDecoder().decode(bytes));
+		return { seal, wrong: await faults(bytes, seal, sealed, scope) };
+	},
+
+	file: async (scope, { api, path }) => digest(chunks(await HB.load(api, path)), scope),
+});
+HB.seal = { lines, urlPath, digest, faults };
+});
+{
+const { h, setText, setAttr, format } = HB;
+const { urlPath } = HB.seal;
+const FILES = 50_000; // a longer seal is left to the offline check
+const LARGE = 256 << 20; // bytes that a page should not hold
+const LANES = 3; // transfers at once, of six that a browser has
+const OUTCOMES = ['missing', 'differs', 'extra', 'identical'];
+const VERIFY = 'Run “hackbrain verify --artifacts” on the node.';
+
+/** What has no status was no answer of the node. */
+const reason = ({ status, message }) => (status === undefined ? 'The transfer broke off, as it does where a file has changed.' : message);
 
 /** Follows a link with what a link cannot do: send a token, and show why the node refuses. */
 async function save(event, api, size, say) {
@@ -73,7 +75,7 @@ async function save(event, api, size, say) {
 	if (size > LARGE && !confirm(`Hold ${format.bytes(size)} in memory? curl does without.`)) return;
 	say('Fetching …');
 	try {
-		const url = URL.createObjectURL(await (await load(api, href.slice(api.base.length))).blob());
+		const url = URL.createObjectURL(await (await HB.load(api, href.slice(api.base.length))).blob());
 		h('a', { href: url, download }).click();
 		setTimeout(() => URL.revokeObjectURL(url), 60_000);
 		say('');
@@ -89,16 +91,16 @@ class Artifacts {
 		this.facts = h('dl', { class: 'facts' });
 		this.note = h('p', { class: 'note', role: 'status' });
 		this.say = (words) => setText(this.note, words);
-		this.all = h('button', { click: () => (this.control ? this.control.abort() : this.checkAll()) }, 'Check all in this browser');
+		this.all = h('button', { click: () => (this.all.run ??= this.checkAll()) }, 'Check all in this browser');
 		const rows = h('div', { role: 'rowgroup', class: 'rows' });
 		const scroller = h('div', { class: 'files', role: 'table', tabindex: 0, 'aria-label': 'Sealed files' }, rows);
-		this.list = new HB.Windowed({ scroller, rows, make: () => h('div', { role: 'row', class: 'file' }), draw: (row, i) => this.draw(row, this.files[i], i), rowHeight: () => (innerWidth < 640 ? 60 : 36) });
-		this.element = h('section', { class: 'artifacts', hidden: '' }, h('h2', null, 'Artifacts'), this.verdict, this.facts, (this.body = h('div', { hidden: '' }, scroller, this.all, this.note)));
+		const make = () => h('div', { role: 'row', class: 'file' });
+		this.list = new HB.Windowed({ scroller, rows, make, draw: (row, i) => this.draw(row, this.files[i], i) });
+		this.body = h('div', { hidden: '' }, scroller, this.all, this.note);
+		this.element = h('section', { class: 'artifacts', hidden: '' }, h('h2', null, 'Artifacts'), this.verdict, this.facts, this.body);
 	}
 
-	close() {
-		this.control?.abort();
-	}
+	close() {}
 
 	tick() {}
 
@@ -110,32 +112,34 @@ class Artifacts {
 		const { seal_hash, artifacts_root, files, bytes, reproduction: r } = sealed.detail;
 		const facts = { Sealed: format.join(format.count(files, 'file'), format.bytes(bytes)), Seal: seal_hash, 'Artifacts root': artifacts_root };
 		if (r) facts[`Reproduces ${r.of}`] = format.join(...OUTCOMES.map((name) => r[name] > 0 && `${r[name]} ${name}`), `stdout ${r.stdout}`, `stderr ${r.stderr}`);
-		this.facts.append(...Object.entries(facts).map(([name, value]) => h('div', null, h('dt', null, name), h('dd', { title: value }, value))));
-		if (files <= FILES) this.read(sealed);
+		this.facts.append(...HB.facts(facts));
+		if (files <= FILES) this.read();
 		else this.verdict.update('unread', 'Too many files for a page: use “Copy the offline check”.');
 	}
 
-	async read(sealed) {
-		const { api, id } = this.page;
+	/** A task on what the node serves at a path below the job's. */
+	run(task, path, more) {
+		const { api, id, checker } = this.page;
+		return checker.work.run(task, { api, path: api.jobPath(id, path), ...more });
+	}
+
+	async read() {
+		const { sealed, verdict } = this;
 		try {
-			const bytes = new Uint8Array(await (await load(api, api.jobPath(id, '/seal'))).arrayBuffer());
-			const seal = JSON.parse(new TextDecoder().decode(bytes));
-			const wrong = (await faults(bytes, seal, sealed)).join('; ');
-			if (wrong) this.verdict.update('mismatch', `This is not the seal that event ${sealed.seq} names: ${wrong}. ${VERIFY}`);
-			else this.verdict.update('checked', `The seal has the hash that event ${sealed.seq} names, and its entries give the artifacts root: computed here.`);
+			const { seal, wrong } = await this.run('seal', '/seal', { sealed });
+			if (wrong.length) verdict.update('mismatch', `This is not the seal that event ${sealed.seq} names: ${wrong.join('; ')}. ${VERIFY}`);
+			else verdict.update('checked', `The seal has the hash that event ${sealed.seq} names, and its entries give the artifacts root: computed here.`);
 			this.show(seal);
 		} catch (error) {
-			this.verdict.update('unread', reason(error));
+			verdict.update('unread', reason(error));
 		}
 	}
 
 	/** What a reproduction made otherwise comes first. */
 	show({ artifacts, reproduction }) {
-		const words = { ...reproduction?.artifacts };
-		this.files = artifacts.map((file) => ({ ...file, word: words[file.path] }));
-		for (const { path } of artifacts) delete words[path];
-		this.files.push(...Object.entries(words).map(([path, word]) => ({ path, word })));
-		this.files.sort((a, b) => OUTCOMES.indexOf(a.word) - OUTCOMES.indexOf(b.word));
+		const files = new Map(artifacts.map((file) => [file.path, file]));
+		for (const [path, word] of Object.entries(reproduction?.artifacts ?? {})) files.set(path, { path, ...files.get(path), word });
+		this.files = [...files.values()].sort((a, b) => OUTCOMES.indexOf(a.word) - OUTCOMES.indexOf(b.word));
 		this.list.count = this.files.length;
 		this.body.hidden = !this.files.length;
 		this.list.refresh();
@@ -148,12 +152,11 @@ class Artifacts {
 			row.file = file;
 			row.verdict = HB.mark('verdict', '');
 			row.check = h('button', { class: 'quiet', click: () => this.check(file) }, row.verdict);
-			const cells = [path, '', '', word];
-			if (sha256) {
-				const link = h('a', { href: api.base + api.jobPath(id, `/artifacts/${urlPath(path)}`), download: path.split('/').at(-1), title: path, click: (event) => save(event, api, size, this.say) }, path);
-				cells.splice(0, 4, link, format.bytes(size), HB.copyButton(sha256, () => sha256), word, row.check);
-				setAttr(cells[2], 'title', `Copy ${sha256}`);
-			}
+			const href = api.base + api.jobPath(id, `/artifacts/${urlPath(path)}`);
+			const link = h('a', { href, download: path.split('/').at(-1), title: path, click: (event) => save(event, api, size, this.say) }, path);
+			const copy = HB.copyButton(sha256, () => sha256);
+			setAttr(copy, 'title', `Copy ${sha256}`);
+			const cells = sha256 ? [link, format.bytes(size), copy, word, row.check] : [path, '', '', word];
 			row.replaceChildren(...cells.map((cell, i) => h('span', { role: 'cell', class: `f${i}` }, cell)));
 			setAttr(row, 'aria-rowindex', index + 1);
 		}
@@ -162,43 +165,38 @@ class Artifacts {
 		setAttr(row.check, 'aria-label', `${words}: ${path}`);
 	}
 
-	async check(file, control) {
-		const { api, id } = this.page;
-		const set = (is, more) => {
-			Object.assign(file, { is, words: more ? `${is}: ${more}` : is || 'Check' });
+	async check(file) {
+		const set = (is, words = is) => {
+			Object.assign(file, { is, words });
 			this.list.refresh();
 		};
 		set('checking');
 		try {
-			const { hex, size } = await digest(chunks(await load(api, api.jobPath(id, `/artifacts/${urlPath(file.path)}`), control)));
+			const { hex, size } = await this.run('file', `/artifacts/${urlPath(file.path)}`);
 			if (hex === file.sha256 && size === file.size) set('checked');
-			else set('mismatch', `${size} bytes with SHA-256 ${hex}`);
+			else set('mismatch', `mismatch: ${size} bytes with SHA-256 ${hex}`);
 		} catch (error) {
-			if (control?.signal.aborted) set('');
-			else set(error.status === 409 ? 'mismatch' : 'unread', reason(error));
+			const is = error.status === 409 ? 'mismatch' : 'unread';
+			set(is, `${is}: ${reason(error)}`);
 		}
 	}
 
 	async checkAll() {
 		const files = this.files.filter(({ sha256 }) => sha256);
-		const control = (this.control = new AbortController());
-		const waiting = files.values();
+		const all = `of ${format.count(files.length, 'file')} checked`;
 		const of = { checked: 0, mismatch: 0, unread: 0 };
+		const waiting = files.values();
 		const lane = async () => {
 			for (const file of waiting) {
-				await this.check(file, control);
-				if (control.signal.aborted) return;
+				await this.check(file);
 				of[file.is]++;
-				this.say(format.join(`${of.checked} of ${format.count(files.length, 'file')} checked`, of.mismatch && `${of.mismatch} not as sealed. ${VERIFY}`, of.unread && `${of.unread} not read`));
+				this.say(format.join(`${of.checked} ${all}`, of.mismatch && `${of.mismatch} not as sealed. ${VERIFY}`, of.unread && `${of.unread} not read`));
 			}
 		};
-		setText(this.all, 'Stop');
 		await Promise.all(Array.from({ length: LANES }, lane));
-		this.control = null;
-		setText(this.all, 'Check all in this browser');
+		this.all.run = null;
 	}
 }
 
 Object.assign(HB, { Artifacts, save });
-Artifacts.pure = { lines, urlPath, digest, faults };
 }

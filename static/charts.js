@@ -1,23 +1,17 @@
 /* What a job used, in time: from the node's files, and live from its stream. */
 'use strict';
 {
-const { h, svg, setText, format } = HB;
-const HELD = 16_384; // samples; beyond, every second one goes
+const { h, svg, setText, setAttr, format } = HB;
+const { floor, msOf } = HB.timeline;
+const HELD = 8192; // samples; beyond, every second one goes
 const GAP = 5000; // ms: samples come each second, in the file of a long run more rarely
 const [HEIGHT, PLOT] = [62, 40]; // px
-const rate = (n) => `${format.bytes(Math.round(n))}/s`;
 const CHARTS = [
-	{ name: 'Cores', lines: ['cpu'], say: (n) => String(+n.toFixed(2)), limit: 'cpus' },
-	{ name: 'Memory', lines: ['memory_bytes'], say: format.bytes, limit: 'memory_mib', unit: 2 ** 20 },
-	{ name: 'I/O', lines: ['read', 'write'], say: rate },
-	{ name: 'Pids', lines: ['pids'], say: String, limit: 'pids' },
+	{ name: 'Cores', lines: ['cpu'], say: (n) => String(+n.toFixed(2)), of: 'cpus', unit: 1 },
+	{ name: 'Memory', lines: ['memory_bytes'], say: format.bytes, of: 'memory_mib', unit: 2 ** 20 },
+	{ name: 'I/O', lines: ['read', 'write'], say: (n) => `${format.bytes(Math.round(n))}/s` },
+	{ name: 'Pids', lines: ['pids'], say: String, of: 'pids', unit: 1 },
 ];
-
-/** “11 of 64 GiB”. */
-function beside(used, all) {
-	const unit = / \S+$/.exec(used)?.[0];
-	return `${unit && all.endsWith(unit) ? used.slice(0, -unit.length) : used} of ${all}`;
-}
 
 /** Samples by time, each once, with what was used since the one before. starts: attempt → ms, where all counters are 0. */
 function rates(samples, starts) {
@@ -27,27 +21,26 @@ function rates(samples, starts) {
 }
 
 function since(sample, before, starts) {
-	const isFirst = before?.attempt !== sample.attempt;
-	const from = isFirst ? { ms: starts.get(sample.attempt), cpu_ns: 0, io_read_bytes: 0, io_write_bytes: 0 } : before;
-	const every = sample.ms - from.ms;
-	const per = (name) => (sample[name] == null || from[name] == null || !(every > 0) ? null : Math.max(0, sample[name] - from[name]) / every);
-	const [cpu, read, write] = ['cpu_ns', 'io_read_bytes', 'io_write_bytes'].map(per);
+	const { attempt, ms } = sample;
+	const isFirst = before?.attempt !== attempt;
+	const from = isFirst ? { ms: starts.get(attempt) } : before;
+	const every = ms - from.ms;
+	const per = (name, unit, begin = isFirst ? 0 : from[name]) => (sample[name] == null || begin == null || !(every > 0) ? null : (Math.max(0, sample[name] - begin) / every) * unit);
 	const breaks = isFirst || every > 3 * Math.max(GAP, before.every);
-	Object.assign(sample, { every, breaks, cpu: cpu && cpu / 1e6, read: read && read * 1000, write: write && write * 1000 });
+	Object.assign(sample, { every, breaks, cpu: per('cpu_ns', 1e-6), read: per('io_read_bytes', 1000), write: per('io_write_bytes', 1000) });
 }
 
 /** Samples → runs of [px, least, greatest]; where nothing was measured they break. */
 function columns(samples, line) {
 	const runs = [];
-	let isOpen = false;
+	let run;
 	for (const { px, breaks, [line]: value } of samples) {
-		if (value == null || breaks || !isOpen) isOpen = false;
+		if (value == null || breaks) run = null;
 		if (value == null) continue;
-		if (!isOpen) runs.push([]);
-		isOpen = true;
-		const last = runs.at(-1).at(-1);
+		if (!run) runs.push((run = []));
+		const last = run.at(-1);
 		if (last?.[0] === px) [last[1], last[2]] = [Math.min(last[1], value), Math.max(last[2], value)];
-		else runs.at(-1).push([px, value, value]);
+		else run.push([px, value, value]);
 	}
 	return runs;
 }
@@ -55,8 +48,8 @@ function columns(samples, line) {
 class Charts {
 	samples = []; // by time
 	starts = new Map();
-	read = new Map(); // attempt → bytes of its file
 	reading = Promise.resolve();
+	limits = {};
 
 	constructor(page) {
 		Object.assign(this, { page, time: page.time });
@@ -64,7 +57,7 @@ class Charts {
 		this.plot = h('div', { class: 'charts' }, this.view);
 		this.note = h('p', { class: 'note' });
 		this.element = h('section', { hidden: '' }, this.plot, this.note);
-		HB.crosshair(this.time, this.plot, this);
+		HB.crosshair(this.time, this.plot);
 		this.time.on(() => this.soon());
 	}
 
@@ -77,35 +70,28 @@ class Charts {
 
 	update() {
 		const { events, node, api, manifest } = this.page;
-		for (const event of events) {
-			if (!/RUNNING|RECOVERY/.test(event.state) || this.starts.has(event.attempt)) continue;
-			this.starts.set(event.attempt, HB.timeline.msOf(event));
-			this.ask(event.attempt);
+		for (const { kind, attempt, from } of HB.timeline.life(events).parts) {
+			if (kind !== 'run' || this.starts.has(attempt)) continue;
+			this.starts.set(attempt, from);
+			this.ask(attempt);
 		}
-		this.limits ??= (async () => {
-			const { limits = {} } = await (node.info ?? api.json('/api/node').catch(() => ({})));
-			this.limits = { cpus: limits.default_cpus, memory_mib: limits.default_memory_mib, pids: limits.default_pids, ...manifest?.resources };
+		this.asked ??= (async () => {
+			const { limits: d = {} } = await (node.info ?? api.json('/api/node').catch(() => ({})));
+			this.limits = { cpus: d.default_cpus, memory_mib: d.default_memory_mib, pids: d.default_pids, ...manifest?.resources };
+			this.soon();
 		})();
-		this.soon();
 	}
 
-	/** One attempt after another; of a file that is known what is new. */
+	/** Reads an attempt's file, thinned by the node to some thousand lines; one after another. */
 	ask(attempt) {
 		this.reading = this.reading.then(async () => {
-			if (this.isClosed) return;
 			const { api, id } = this.page;
-			// From the last byte that is known: browsers call an answer of nothing new an error.
-			const from = Math.max(0, (this.read.get(attempt) ?? 0) - 1);
-			const response = await api.request(api.jobPath(id, `/telemetry?attempt=${attempt}`), { headers: from && { Range: `bytes=${from}-` } });
-			const bytes = new Uint8Array(response.status === 416 ? 0 : await response.arrayBuffer());
-			// 416: the file was thinned; the next time it is read whole.
-			this.read.set(attempt, bytes.length && bytes.length + (response.status === 206 ? from : 0));
-			this.take(HB.chain.records(bytes).flatMap(({ event }) => event ?? []));
+			if (!this.isClosed) this.take((await api.lines(api.jobPath(id, `/telemetry?attempt=${attempt}`))).flatMap(({ event }) => event ?? []));
 		}).catch(() => {}); // the next gap asks again
 	}
 
 	take(list) {
-		list.forEach(HB.timeline.msOf);
+		list.forEach(msOf);
 		this.samples = rates([...this.samples, ...list], this.starts);
 		while (this.samples.length > HELD) this.samples = rates(this.samples.filter((_, i) => i % 2), this.starts);
 		this.soon();
@@ -113,12 +99,13 @@ class Charts {
 
 	/** A sample from the stream. What was missed is in the file. */
 	sample(sample) {
-		const last = this.samples.at(-1);
-		if (HB.timeline.msOf(sample) <= last?.ms || !this.starts.has(sample.attempt)) return;
-		since(sample, last, this.starts);
-		this.samples.push(sample);
-		if (this.samples.length > HELD) this.take([]);
+		const { samples, starts } = this;
+		const last = samples.at(-1);
+		if (msOf(sample) <= last?.ms || !starts.has(sample.attempt)) return;
+		since(sample, last, starts);
+		samples.push(sample);
 		if (sample.every > GAP) this.ask(sample.attempt);
+		if (samples.length > HELD) this.take([]);
 		this.soon();
 	}
 
@@ -130,54 +117,68 @@ class Charts {
 	}
 
 	draw() {
-		const { time, samples, page } = this;
-		const charts = CHARTS.filter(({ lines }) => samples.some((sample) => sample[lines[0]] != null));
-		const isEmpty = charts.length === 0;
+		const { time, samples, page, limits } = this;
+		// Not for each event of a long run, which moves them by less than a pixel.
+		const lines = [time.from, time.width, samples.length, samples.at(-1)?.ms, limits.pids].join();
+		if (lines !== this.drawn || Math.abs(time.all(this.to) - time.v) * time.width > (time.v - time.u) / 2) this.drawLines();
+		this.drawn = lines;
+		const isEmpty = this.charts.length === 0;
 		this.element.hidden = isEmpty && (page.job.phase !== 'ended' || !this.starts.size);
 		setText(this.note, isEmpty ? 'The node did not measure what this job used.' : '');
-		this.shown = samples.filter(({ ms }, i) => samples[i + 1]?.ms >= time.from && samples[i - 1]?.ms <= time.to || time.has(ms));
-		for (const sample of this.shown) sample.px = Math.round(time.px(sample.ms));
-		this.shapes = [];
-		const words = charts.map((chart, i) => this.chart(chart, (i + 1) * HEIGHT - 4));
-		this.view.replaceChildren(...this.shapes);
-		for (const [name, value] of Object.entries({ width: time.left + time.width + time.right, height: HEIGHT * charts.length, 'aria-label': words.join('; ') })) HB.setAttr(this.view, name, value);
+		// Of a job that has ended the last sample tells nothing.
+		const isPeak = time.cursor === null && page.job.phase === 'ended';
+		const last = samples[floor(samples, time.cursor ?? Infinity)];
+		const sample = last && !(time.cursor - last.ms > Math.max(GAP, 3 * last.every)) ? last : {};
+		const words = this.charts.map(({ name, lines, say, limit, peaks, text }) => {
+			const told = lines.map((line, i) => {
+				const value = isPeak ? peaks[i] : sample[line];
+				return `${lines[1] ? `${line} ` : ''}${value == null ? 'not measured' : say(value)}${value != null && limit ? ` of ${say(limit)}` : ''}`;
+			});
+			setText(text, (isPeak ? 'at most ' : '') + told.join(', '));
+			return `${name}: ${text.textContent}`;
+		});
+		setAttr(this.view, 'aria-label', words.join('; '));
 	}
 
-	/** Gives its words. */
-	chart({ name, lines, say, limit: of, unit = 1 }, base) {
-		const { time, shown, samples, shapes } = this;
-		const limit = this.limits[of] * unit;
-		const most = (line) => shown.reduce((value, sample) => Math.max(value, sample[line] ?? 0), 0);
-		const peak = Math.max(...lines.map(most));
+	drawLines() {
+		const { time, samples, view } = this;
+		this.to = time.to;
+		const [low, high] = [time.from, time.to].map((ms) => floor(samples, ms));
+		const shown = samples.slice(Math.max(0, low), high + 2);
+		for (const sample of shown) sample.px = Math.round(time.px(sample.ms));
+		this.charts = CHARTS.filter(({ lines }) => samples.some((sample) => sample[lines[0]] != null)).map((chart) => ({ ...chart, limit: this.limits[chart.of] * chart.unit }));
+		view.replaceChildren(...this.charts.flatMap((chart, i) => this.lines(chart, (i + 1) * HEIGHT - 4, shown)));
+		setAttr(view, 'width', time.left + time.width + time.right);
+		setAttr(view, 'height', HEIGHT * this.charts.length);
+	}
+
+	/** Shapes of a chart above `base`, and its words. */
+	lines(chart, base, shown) {
+		const { left, width, right } = this.time;
+		const { name, lines, say, limit } = chart;
+		const runs = lines.map((line) => columns(shown, line));
+		chart.peaks = runs.map((list) => list.flat().reduce((most, [, , value]) => Math.max(most, value), 0));
+		const peak = Math.max(...chart.peaks);
 		// Far below its limit a line would be flat: there the words alone tell the limit.
 		const isNear = peak > limit / 8;
 		const y = (value) => base - (value / (Math.max(peak, isNear ? limit : 0) || 1)) * PLOT;
-		const end = time.left + time.width;
-		for (const line of lines) {
-			const runs = columns(shown, line).map((run) => ({ d: run.map(([px, low, high]) => `${px} ${y(low)}V${y(high)}`).join('L'), from: run[0][0], to: run.at(-1)[0] }));
-			if (line !== 'write') shapes.push(svg('path', { class: 'area', d: runs.map(({ d, from, to }) => `M${from} ${base}L${d}L${to} ${base}z`).join('') }));
-			shapes.push(svg('path', { class: line, d: runs.map(({ d }) => `M${d}`).join('') }));
-		}
-		shapes.push(svg('path', { class: 'bound', d: `M${time.left} ${base}H${end}${isNear ? `M${time.left} ${y(limit)}H${end}` : ''}` }));
-		// Of a job that has ended the last sample tells nothing.
-		const isPeak = time.cursor === null && this.page.job.phase === 'ended';
-		const sample = samples[HB.timeline.floor(samples, time.cursor ?? Infinity)];
-		const isThere = sample && !(time.cursor - sample.ms > Math.max(GAP, 3 * sample.every));
-		const told = (line) => {
-			const value = isPeak ? most(line) : isThere ? sample[line] : null;
-			return value == null ? 'not measured' : limit ? beside(say(value), say(limit)) : say(value);
-		};
-		const words = (isPeak ? 'at most ' : '') + lines.map((line) => (lines[1] ? `${line} ` : '') + told(line)).join(', ');
-		const text = (x, y, words, kind) => shapes.push(svg('text', { x, y, class: kind }, words));
-		text(0, base - 44, name, 'soft');
-		text(time.left, base - 44, words);
-		if (time.right > 60) {
-			text(end + 8, base, `peak ${say(peak)}`, 'soft');
-			if (isNear) text(end + 8, Math.min(base - 12, y(limit) + 4), `limit ${say(limit)}`, 'soft');
-		}
-		return `${name}: ${words}`;
+		const end = left + width;
+		const path = (name, d) => svg('path', { class: name, d });
+		const text = (x, y, words, name) => svg('text', { x, y, class: name }, words);
+		const shapes = runs.flatMap((list, i) => {
+			const drawn = list.map((run) => run.map(([px, low, high]) => `${px} ${y(low)}V${y(high)}`).join('L'));
+			const area = drawn.map((d, i) => `M${list[i][0][0]} ${base}L${d}V${base}z`).join('');
+			return [i ? '' : path('area', area), path(lines[i], drawn.map((d) => `M${d}`).join(''))];
+		});
+		return [
+			...shapes,
+			path('bound', `M${left} ${base}H${end}${isNear ? `M${left} ${y(limit)}H${end}` : ''}`),
+			text(0, base - 44, name, 'soft'),
+			(chart.text = text(left, base - 44)),
+			right > 60 ? text(end + 8, base, `peak ${say(peak)}`, 'soft') : '',
+		];
 	}
 }
 
-Object.assign(HB, { Charts, charts: { columns, rates, beside } });
+Object.assign(HB, { Charts, charts: { columns, rates } });
 }

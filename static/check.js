@@ -1,22 +1,17 @@
 /* Checks against the node's ledger: a job's events with their neighbours, and the whole chain. */
 'use strict';
 HB.share((HB) => {
-const { parse, records, each, hashOf, fault, verdict, plan } = HB.chain;
+const { each, hashOf, fault, verdict, plan } = HB.chain;
 const PAGE = 1000; // events per request of a walk
 const SLICE = 250; // events between two pauses, where there are any
+const DAY_MS = 86_400_000; // so long may be what is read
 
-async function read({ base, token }, path) {
-	const response = await fetch(base + path, { headers: token ? { Authorization: `Bearer ${token}` } : {}, cache: 'no-store' }).catch(() => null);
-	if (response?.ok) return new Uint8Array(await response.arrayBuffer());
-	const told = await response?.json().catch(() => null);
-	throw { status: response?.status ?? 0, message: told?.error?.message ?? (response ? `The node answered ${response.status}.` : `No answer from ${base}.`) };
-}
-
-/** An event without what only a proof needs, and without what may be long. */
-function compact({ prev, detail, ...event }) {
-	const flat = (value) => Object.fromEntries(Object.entries(value ?? {}).filter(([, inner]) => Object(inner) !== inner));
-	return { ...event, detail: { ...flat(detail), ...(detail?.manifest && { manifest: flat(detail.manifest) }) } };
-}
+/** An Api again, of what a message leaves of one. */
+const revive = ({ base, token }) => Object.assign(new HB.Api(base), { token });
+const load = (api, path) => revive(api).request(path, { accept: '*/*', timeout: DAY_MS });
+const read = async (api, path) => new Uint8Array(await (await load(api, path)).arrayBuffer());
+/** An event without what only a proof needs. */
+const bare = ({ prev, ...event }) => event;
 
 /** Each takes (scope: what lives as long as the worker, args, tell). */
 HB.tasks = {
@@ -27,10 +22,10 @@ HB.tasks = {
 		let last;
 		for (const record of each(await read(api, path))) {
 			if (!record.event) continue;
-			const { prev, ...event } = record.event;
-			last = { event: { seq: event.seq, prev }, hash: hashOf(record) };
-			scope.waiting.set(event.seq, last);
-			if (events.push(event) < SLICE) continue;
+			const { seq, prev } = record.event;
+			last = { event: { seq, prev }, hash: hashOf(record) };
+			scope.waiting.set(seq, last);
+			if (events.push(bare(record.event)) < SLICE) continue;
 			tell(events.splice(0));
 			await scope.pause?.();
 		}
@@ -43,9 +38,9 @@ HB.tasks = {
 		const waiting = (scope.waiting ??= new Map());
 		for (const record of fresh) waiting.set(record.event.seq, record);
 		for (const { from, limit } of plan(waiting.keys()).reverse()) {
-			if (scope.isClosed || (most -= limit) < 0) break;
-			const ledger = records(await read(api, `/api/ledger?from=${from}&limit=${limit}`));
-			const head = ledger.length < limit ? parse(await read(api, '/api/ledger/head')).event : null;
+			if ((most -= limit) < 0) break;
+			const ledger = await revive(api).lines(`/api/ledger?from=${from}&limit=${limit}`);
+			const head = ledger.length < limit ? await revive(api).json('/api/ledger/head') : null;
 			const told = [];
 			for (let seq = from; seq < from + limit; seq++) {
 				const { ok = null, words } = waiting.has(seq) ? verdict(waiting.get(seq), ledger, from, head) : {};
@@ -62,20 +57,19 @@ HB.tasks = {
 	/** The chain from {seq, hash} on → {ok (null: undecided), seq and hash: how far it holds, words}. `hash`: the last one's. */
 	async walk(scope, { api, from: at, to, hash, wants }, tell) {
 		const say = (ok, words) => ({ ok, ...at, words });
-		const page = (seq) => seq < to && read(api, `/api/ledger?from=${seq + 1}&limit=${Math.min(PAGE, to - seq)}`);
+		const page = async (seq) => seq < to && read(api, `/api/ledger?from=${seq + 1}&limit=${Math.min(PAGE, to - seq)}`);
 		for (let next = page(at.seq); at.seq < to; ) {
 			const bytes = await next;
-			if (scope.isClosed) return null;
 			// While these are checked, the node sends the next.
 			const end = Math.min(at.seq + PAGE, to);
 			next = page(end);
-			if (next) next.catch(() => {});
+			next.catch(() => {});
 			const events = [];
 			for (const record of each(bytes)) {
 				const words = fault(record, at);
 				if (words) return say(false, `event ${at.seq + 1}: ${words}`);
 				at = { seq: at.seq + 1, hash: hashOf(record) };
-				if (wants) events.push(compact(record.event));
+				if (wants) events.push(bare(record.event));
 				if (at.seq % SLICE === 0) await scope.pause?.();
 			}
 			if (at.seq < end) return say(null, `event ${at.seq + 1} could not be read`);
@@ -84,6 +78,7 @@ HB.tasks = {
 		return hash && hash !== at.hash ? say(false, `event ${at.seq}: the head of the ledger names another hash for its bytes`) : say(true, '');
 	},
 };
+Object.assign(HB, { load, read });
 });
 {
 const { START, hashOf } = HB.chain;
@@ -93,11 +88,11 @@ const FEW = 10; // may wait for the ledger to go on behind them
 const RETRY_MS = 3000;
 const GATHER_MS = 120; // events come in bursts; one range then serves several
 const VERIFY = 'Run “hackbrain verify” on the node.';
-const access = ({ base, token }) => ({ base, token });
+const VERDICTS = { true: 'checked', false: 'mismatch', null: 'unread', undefined: 'checking' }; // by ok
 
 /** → {ok, seq, hash, words}. onProgress(seq, events): events only where wanted. */
 function walk(api, from, to, onProgress, { hash, wants, work = new HB.Work() } = {}) {
-	return work.run('walk', { api: access(api), from, to, hash, wants }, ({ seq, events }) => onProgress(seq, events)).finally(() => work.close());
+	return work.run('walk', { api, from, to, hash, wants }, ({ seq, events }) => onProgress(seq, events)).finally(() => work.close());
 }
 
 /** Judges a job's events. */
@@ -121,7 +116,7 @@ class Checker {
 
 	/** The job's events so far, in pieces; they are judged then. */
 	async load(path, onEvents) {
-		this.last = await this.work.run('trace', { api: access(this.api), path }, onEvents);
+		this.last = await this.work.run('trace', { api: this.api, path }, onEvents);
 		this.judge();
 	}
 
@@ -142,7 +137,7 @@ class Checker {
 		Object.assign(this, { isBusy: true, problem: '' });
 		const fresh = this.fresh.splice(0);
 		try {
-			const left = await this.work.run('judge', { api: access(this.api), fresh, most }, (told) => this.take(told));
+			const left = await this.work.run('judge', { api: this.api, fresh, most }, (told) => this.take(told));
 			this.left = left > FEW ? left : 0;
 			if (left && !this.left) this.soon(RETRY_MS);
 		} catch ({ message }) {
@@ -216,5 +211,5 @@ class Whole {
 	}
 }
 
-Object.assign(HB, { VERIFY, walk, Checker, whole: (node) => (node.whole ??= new Whole(node)) });
+Object.assign(HB, { VERIFY, VERDICTS, walk, Checker, whole: (node) => (node.whole ??= new Whole(node)) });
 }

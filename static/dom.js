@@ -61,6 +61,9 @@ function copyButton(label, text) {
 	return button;
 }
 
+/** The parts of a `dl`: name → what it is; what is empty is left out. */
+const facts = (all) => Object.entries(all).map(([name, value]) => (value ? h('div', null, h('dt', null, name), h('dd', null, value)) : ''));
+
 /** Plain http offers no navigator.clipboard; execCommand works there. */
 async function copy(text) {
 	if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
@@ -84,5 +87,5 @@ const script = (name) =>
 		document.head.append(element);
 	});
 
-Object.assign(HB, { trusted, script, h, svg, setText, setAttr, reconcile, mark, copyButton });
+Object.assign(HB, { trusted, script, h, svg, setText, setAttr, reconcile, mark, copyButton, facts });
 }

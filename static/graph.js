@@ -1,9 +1,8 @@
 /* The execution graph around a job. */
 'use strict';
 {
-const { h, svg, setText, setAttr, format } = HB;
+const { h, svg, setText, format } = HB;
 const SHOWN = 60; // jobs drawn at most
-const NAMED = 8; // of them in a sentence
 const READ_MS = 15_000; // new children come without an event of this job
 const [WIDTH, HEIGHT, ACROSS, DOWN] = [176, 46, 232, 58]; // px: a box, and from one to the next
 const SIDES = { ArrowLeft: 'parents', ArrowRight: 'children' };
@@ -39,12 +38,11 @@ function settle(layer, side, index) {
 /** Where an arrow key leads: along an edge, or to a neighbour in the layer. */
 function step(layers, node, key) {
 	const far = ({ layer, y }) => 99 * Math.abs(layer - node.layer) + Math.abs(y - node.y);
-	if (key in SIDES) return [...node[SIDES[key]]].sort((a, b) => far(a) - far(b))[0];
-	const layer = layers[node.layer];
-	return layer[layer.indexOf(node) + { ArrowUp: -1, ArrowDown: 1 }[key]];
+	if (SIDES[key]) return [...node[SIDES[key]]].sort((a, b) => far(a) - far(b))[0];
+	return layers[node.layer].find(({ y }) => y === node.y + { ArrowUp: -1, ArrowDown: 1 }[key]);
 }
 
-const names = (nodes) => format.join(nodes.slice(0, NAMED).map(({ id }) => id).join(', ') || 'none', nodes.length > NAMED && `${nodes.length - NAMED} more`);
+const names = (nodes) => nodes.map(({ id }) => id).join(', ') || 'none';
 const relatives = ({ parents, children }) => `Parents: ${names(parents)}. Children: ${names(children)}.`;
 
 class Graph {
@@ -58,7 +56,6 @@ class Graph {
 	}
 
 	close() {}
-
 	update() {}
 
 	tick() {
@@ -81,7 +78,6 @@ class Graph {
 		const tallest = Math.max(...layers.map((layer) => layer.length));
 		const at = ({ layer, y }) => [layer * ACROSS, (y + (tallest - 1) / 2) * DOWN + HEIGHT / 2];
 		const focused = document.activeElement.dataset.id;
-		const lines = svg('path');
 		let d = '';
 		this.boxes = layers.flat().map((job) => {
 			const [x, y] = at(job);
@@ -94,20 +90,17 @@ class Graph {
 			box.style.transform = `translate(${x}px, ${y}px)`;
 			return box;
 		});
-		setAttr(lines, 'd', d);
 		Object.assign(field.style, { width: `${layers.length * ACROSS - ACROSS + WIDTH}px`, height: `${tallest * DOWN}px` });
-		field.replaceChildren(svg('svg'), ...this.boxes);
-		field.firstChild.append(lines);
-		setText(this.text, `${relatives(nodes.get(id))} Arrow keys move.${left || isCut ? ` Not shown: ${format.count(left, 'job')}${isCut ? ' and more' : ''}.` : ''}`);
+		field.replaceChildren(svg('svg', null, svg('path', { d })), ...this.boxes);
+		const more = isCut ? ' and more' : '';
+		setText(this.text, `${relatives(nodes.get(id))} Arrow keys move.${left || more ? ` Not shown: ${format.count(left, 'job')}${more}.` : ''}`);
 		this.drawStates();
 		this.reach(nodes.has(focused) ? focused : id, focused);
 	}
 
 	drawStates() {
-		for (const box of this.boxes ?? []) {
-			const { id } = box.dataset;
-			box.lastChild.update((id === this.page.id ? this.page.job : (this.page.node.model?.jobs.get(id) ?? this.nodes.get(id))).state);
-		}
+		const { page: { id: own, job, node }, nodes } = this;
+		for (const { dataset: { id }, lastChild } of this.boxes ?? []) lastChild.update((id === own ? job : (node.model?.jobs.get(id) ?? nodes.get(id))).state);
 	}
 
 	/** One stop for the Tab key: where the reader is. */

@@ -191,7 +191,7 @@ class JobPage {
 			'Input hash': digest(events.find(({ state }) => state === 'SCHEDULED')?.detail?.input_hash),
 			'Execution hash': digest(job.execution_hash),
 		};
-		this.facts.replaceChildren(...Object.entries(facts).map(([name, value]) => (value ? h('div', null, h('dt', null, name), h('dd', null, value)) : '')));
+		this.facts.replaceChildren(...HB.facts(facts));
 		const advice = job.state === 'FAILED' && ADVICE[job.reason]?.(m);
 		this.advice.hidden = !advice;
 		this.advice.replaceChildren(...(job.ancestor ? ['It needs ', link(job.ancestor), '. '] : []), advice || '');

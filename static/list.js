@@ -27,8 +27,7 @@ class JobGrid {
 		this.headings = COLUMNS.map(([name, label]) => h('span', { role: 'columnheader', class: `c-${name}` }, h('button', { click: () => sort(this.next(name)) }, label)));
 		this.header = h('div', { role: 'row', class: 'row' }, this.headings);
 		this.element = h('div', { role: 'grid', class: 'grid', tabindex: 0, 'aria-label': 'Jobs' }, h('div', { role: 'rowgroup', class: 'headings' }, this.header), this.rows);
-		const rowHeight = () => parseFloat(getComputedStyle(this.element).getPropertyValue('--row'));
-		this.list = new HB.Windowed({ scroller: this.element, rows: this.rows, make: makeRow, draw: (row, i) => this.draw(row, i), rowHeight });
+		this.list = new HB.Windowed({ scroller: this.element, rows: this.rows, make: makeRow, draw: (row, i) => this.draw(row, i) });
 		this.element.addEventListener('keydown', (event) => this.key(event));
 		this.element.addEventListener('focus', () => this.move(0));
 		this.rows.addEventListener('click', ({ target }) => {

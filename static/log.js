@@ -2,9 +2,9 @@
 'use strict';
 {
 const { h, setText, setAttr, format } = HB;
+const { floor, msOf } = HB.timeline;
 const STEP = 1 << 18; // bytes of a block, at most
 const HELD = 30; // blocks in the page: below 8 MB
-const WALK = 4 * STEP; // bytes of growth that are read rather than asked about
 const SHOWN = 4096; // bytes of a line
 const FOUND = 10_000; // matches that the agent tells at once, at most
 const POLL_MS = 1000;
@@ -30,7 +30,7 @@ class LogFile {
 	wanted = new Set(); // offsets of blocks that lookups lacked
 
 	constructor(size = 0, points = [[0, 0]], lines = 0) {
-		Object.assign(this, { size, points, told: lines, last: points.at(-1) });
+		Object.assign(this, { size, points, lines, next: points[0] });
 	}
 
 	/** False: its tail alone is known, without line numbers. */
@@ -38,8 +38,15 @@ class LogFile {
 		return this.points[0][1] === 0;
 	}
 
+	/** The agent's account of all from `next` on. */
+	add({ points, lines, next, size }) {
+		Object.assign(this, { lines, next, size });
+		// Far enough from each other that what is held stays, and that a look makes no point of its own.
+		for (const point of points) if (point[1] > this.points.at(-1)[1] + STEP) this.points.push(point);
+	}
+
 	at(offset) {
-		return HB.timeline.floor(this.points, offset, 1);
+		return floor(this.points, offset, 1);
 	}
 
 	end(i) {
@@ -52,35 +59,23 @@ class LogFile {
 		const bytes = this.held.get(from) ?? NONE;
 		if (from + bytes.length < this.end(i)) this.wanted.add(from);
 		if (this.held.delete(from)) this.held.set(from, bytes);
-		return bytes.subarray(0, this.end(i) - from);
+		return bytes;
 	}
 
-	/** Bytes of the block at `from`, behind the `skip` that are here. A full block lets another begin. */
-	put(from, skip, bytes) {
-		const all = join(this.held.get(from) ?? NONE, bytes);
-		if (all.length !== skip + bytes.length) return; // dropped meanwhile
+	/** What the block at `from` has of its bytes now. A full one lets another begin. */
+	put(from, bytes) {
 		this.held.delete(from);
-		if (this.held.set(from, all).size > HELD) this.held.delete(this.held.keys().next().value);
+		if (this.held.set(from, bytes).size > HELD) this.held.delete(this.held.keys().next().value);
 		const i = this.at(from);
 		const next = from + STEP;
-		if (all.length >= STEP && !(this.points[i + 1]?.[1] <= next)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(all), next]);
-	}
-
-	/** Lines, an unfinished one too. */
-	get lines() {
-		const i = this.at(this.size - 1);
-		if (i < 0) return 0;
-		const bytes = this.block(i);
-		const [line, from] = this.points[i];
-		if (from + bytes.length === this.size) this.told = line + newlines(bytes) + (bytes.at(-1) !== LF);
-		return this.told;
+		if (bytes.length === STEP && next < (this.points[i + 1]?.[1] ?? this.size)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(bytes), next]);
 	}
 
 	/** The offset of a line. */
 	start(n) {
 		if (n === 0) return this.points[0][1];
 		if (this.near?.n === n) return this.near.offset;
-		const i = HB.timeline.floor(this.points, n - 1, 0);
+		const i = floor(this.points, n - 1, 0);
 		const bytes = this.block(i);
 		const [line, from] = this.points[i];
 		let at = 0;
@@ -92,21 +87,20 @@ class LogFile {
 	lineAt(offset) {
 		const i = this.at(offset);
 		if (i < 0) return undefined;
-		const bytes = this.block(i);
 		const [line, from] = this.points[i];
-		return offset - from < bytes.length ? line + newlines(bytes.subarray(0, offset - from)) : undefined;
+		const before = this.block(i).subarray(0, offset - from);
+		return before.length === offset - from ? line + newlines(before) : undefined;
 	}
 
 	/** A line: {offset, bytes: SHOWN at most, isWhole, isCut}. */
 	line(n) {
 		const offset = this.start(n);
 		let bytes = NONE;
-		for (let i = this.at(offset); offset >= 0 && i < this.points.length && bytes.length <= SHOWN; i++) {
-			const block = this.block(i);
-			const from = this.points[i][1];
-			const part = block.subarray(Math.max(0, offset - from)).subarray(0, SHOWN + 1 - bytes.length);
-			bytes = join(bytes, part);
-			if (part.includes(LF) || from + block.length < this.points[i + 1]?.[1]) break;
+		for (let at = offset; at < this.size && bytes.length <= SHOWN && !bytes.includes(LF); at = offset + bytes.length) {
+			const i = this.at(at);
+			const part = this.block(i).subarray(at - this.points[i][1]);
+			if (part.length === 0) break;
+			bytes = join(bytes, part.subarray(0, SHOWN + 1 - bytes.length));
 		}
 		if (bytes.length === 0) return undefined;
 		const to = bytes.indexOf(LF);
@@ -115,31 +109,28 @@ class LogFile {
 	}
 }
 
+// Of 256 and of 24 bits: the nearest of 16.
 const nearest = (...rgb) => rgb.reduce((sum, part, i) => sum + (part > 50 && part > Math.max(...rgb) * 0.6 ? 1 << i : 0), 0);
 const of256 = (n) => (n < 16 ? n : n > 231 ? 7 * (n > 243) : nearest(...[36, 6, 1].map((unit) => (Math.floor((n - 16) / unit) % 6) * 51)));
+const colour = (n, layer) => `a${n % 8}${n > 7 ? ' bright' : ''}${layer === 'paper' ? ' paper' : ''}`;
 
-/** A look {ink, paper, bold, under} after the codes of an SGR sequence. */
+/** A look {ink, paper, bold, under}, all of them class names, after the codes of an SGR sequence. */
 function sgr(look, codes) {
 	look = { ...look };
 	for (let i = 0; i < codes.length; i++) {
 		const code = codes[i];
-		const digit = code % 10;
-		const layer = { 3: 'ink', 9: 'ink', 4: 'paper', 10: 'paper' }[Math.floor(code / 10)];
+		const [tens, digit] = [Math.floor(code / 10), code % 10];
+		const layer = { 3: 'ink', 9: 'ink', 4: 'paper', 10: 'paper' }[tens];
 		if (code === 0) look = {};
-		else if (code === 1 || code === 22) look.bold = code === 1;
-		else if (code === 4 || code === 24) look.under = code === 4;
+		else if (code === 1 || code === 22) look.bold = code === 1 && 'bold';
+		else if (code === 4 || code === 24) look.under = code === 4 && 'under';
 		else if (layer && digit === 8) {
 			const isIndex = codes[i + 1] === 5;
-			look[layer] = isIndex ? of256(codes[i + 2]) : nearest(...codes.slice(i + 2, i + 5));
+			look[layer] = colour(isIndex ? of256(codes[i + 2]) : nearest(...codes.slice(i + 2, i + 5)), layer);
 			i += isIndex ? 2 : 4;
-		} else if (layer) look[layer] = digit === 9 ? undefined : digit + (code > 89 ? 8 : 0);
+		} else if (layer) look[layer] = digit < 8 && colour(digit + (tens > 8 ? 8 : 0), layer);
 	}
 	return look;
-}
-
-function classes({ ink, paper, bold, under }) {
-	const colour = paper ?? ink;
-	return [colour >= 0 && `a${colour % 8}`, colour > 7 && 'bright', paper >= 0 && 'paper', bold && 'bold', under && 'under'].filter(Boolean).join(' ');
 }
 
 const ODD = /[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/; // controls, and what turns text around
@@ -155,15 +146,18 @@ function terminal(raw, word) {
 	let [look, name, at] = [{}, '', 0];
 	for (const [token, codes, final] of raw.matchAll(TOKEN)) {
 		if (token === '\r') at = 0;
-		else if (final === 'm') name = classes((look = sgr(look, codes.split(/[;:]/).map(Number))));
-		else if (final === 'K') cells.length = at;
+		else if (final === 'm') {
+			look = sgr(look, codes.split(/[;:]/).map(Number));
+			name = [look.paper || look.ink, look.bold, look.under].filter(Boolean).join(' ');
+		} else if (final === 'K') cells.length = at;
 		else if (token[0] !== '\x1b' || token === '\x1b') cells[at++] = { text: visible(token), look: name };
 	}
-	const plain = Array.from(cells, (cell) => cell?.text ?? ' ').join('');
+	const shown = Array.from(cells, (cell) => cell ?? { text: ' ', look: '' });
+	const plain = shown.map(({ text }) => text).join('');
 	const runs = [];
 	let from = 0;
 	let end = 0; // of the match that began last
-	for (const { text, look } of Array.from(cells, (cell) => cell ?? { text: ' ', look: '' })) {
+	for (const { text, look } of shown) {
 		if (isFound && from >= end && plain.startsWith(word, from)) end = from + word.length;
 		const found = from < end;
 		const run = runs.at(-1);
@@ -189,12 +183,17 @@ class LogPane {
 		const quiet = (text, name, click) => h('button', { class: 'quiet', 'aria-label': name, title: name, click }, text);
 		this.tabs = ['stdout', 'stderr'].map((name) => h('button', { class: 'chip', click: () => this.select(name) }, name));
 		this.attempts = h('select', { 'aria-label': 'Attempt', change: () => this.select(this.stream, this.attempts.value) });
-		this.marks = h('span', null, quiet('◆↑', 'Previous D1_STABLE', () => this.anchor(-1)), quiet('◆↓', 'Next D1_STABLE', () => this.anchor(1)));
+		const pair = (sign, what, go) => h('span', null, quiet(`${sign}↑`, `Previous ${what}`, () => go(-1)), quiet(`${sign}↓`, `Next ${what}`, () => go(1)));
+		this.marks = pair('◆', 'D1_STABLE', (way) => this.anchor(way));
 		this.end = h('button', { class: 'quiet end', click: () => this.list.to(Infinity) });
-		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener' }, 'Download');
+		const say = (words) => {
+			this.run.words = words;
+			this.draw();
+		};
+		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener', click: (event) => HB.save(event, this.api, this.file.size, say) }, 'Download');
 		this.text = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the output', search: () => this.text.value || this.find(''), keydown: ({ key, shiftKey }) => key === 'Enter' && this.find(this.text.value, shiftKey ? -1 : 1) });
 		this.hits = h('span', { class: 'note', role: 'status' });
-		this.steps = h('span', null, quiet('↑', 'Previous match', () => this.step(-1)), quiet('↓', 'Next match', () => this.step(1)));
+		this.steps = pair('', 'match', (way) => this.step(way));
 		this.where = h('input', { placeholder: 'Line', 'aria-label': 'Go to line, or lines as 120-140', keydown: ({ key }) => key === 'Enter' && this.jump(lineRange(this.where.value)) });
 		this.rows = h('div', { class: 'rows', click: (event) => this.pick(event), pointerover: ({ target }) => this.point(target.closest('[data-stable]')), pointerleave: () => this.point() });
 		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
@@ -221,13 +220,13 @@ class LogPane {
 	close() {
 		clearInterval(this.timer);
 		this.list.observer.disconnect();
-		this.run = null;
+		this.run = { isSettled: true, problem: '' };
 	}
 
 	/** Shows another stream or attempt, from its tail. */
 	select(stream, attempt = this.attempt) {
 		// `run` stands for this selection: answers of an earlier one are dropped.
-		Object.assign(this, { stream, attempt, file: new LogFile(), run: {}, found: null });
+		Object.assign(this, { stream, attempt, file: new LogFile(), run: {}, found: null, anchors: [], seen: 0 });
 		this.epoch++;
 		this.mark(null);
 		this.list.atEnd = true;
@@ -255,13 +254,20 @@ class LogPane {
 	update() {
 		const { job, events = [] } = this.page;
 		const newest = job.attempt;
-		const goesOn = this.known && this.known !== newest && !this.attempt;
-		if (this.known !== newest) this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
-		this.known = newest;
-		if (goesOn) return this.select(this.stream);
+		if (newest !== this.known) {
+			const goesOn = this.known && !this.attempt;
+			this.known = newest;
+			this.attempts.replaceChildren(h('option', { value: '' }, `newest (${newest})`), ...Array.from({ length: newest }, (_, i) => h('option', { value: i + 1 }, `attempt ${i + 1}`)));
+			if (goesOn) return this.select(this.stream);
+		}
 		this.attempts.value = this.attempt;
 		this.attempts.hidden = newest < 2;
-		this.anchors = events.filter(({ state, attempt, detail }) => state === 'D1_STABLE' && attempt === this.shown && detail.stream === this.stream).map(({ time, detail }) => ({ ms: Date.parse(time), offset: detail.offset }));
+		if (events.length < this.seen) Object.assign(this, { anchors: [], seen: 0 }); // a replay went back
+		for (const event of events.slice(this.seen)) {
+			const { state, attempt, detail } = event;
+			if (state === 'D1_STABLE' && attempt === this.shown && detail.stream === this.stream) this.anchors.push({ ms: msOf(event), offset: detail.offset });
+		}
+		this.seen = events.length;
 		this.marks.hidden = this.anchors.length === 0;
 		for (const button of this.tabs) setAttr(button, 'aria-pressed', button.textContent === this.stream);
 		setAttr(this.raw, 'href', this.api.base + this.path());
@@ -274,37 +280,79 @@ class LogPane {
 		const { run } = this;
 		let value;
 		try {
-			value = await work(run);
-			Object.assign(run, { problem: '', isLost: false });
-		} catch (error) {
-			// 404: this attempt was never started.
-			Object.assign(run, { problem: error.status === 404 ? '' : error.message, isLost: true, isSettled: this.page.job.phase === 'ended' });
+			value = await work();
+			run.problem = null;
+		} catch ({ status, message }) {
+			if (status === 416 && run === this.run) return this.select(this.stream); // it was cut off
+			run.problem = status === 404 ? '' : message; // 404: this attempt was never started
+			run.isSettled = this.page.job.phase === 'ended';
 		}
-		if (this.run && run === this.run) this.draw();
+		if (run === this.run) this.draw();
 		return value;
 	}
 
-	/** Reads how long the file is now. Called by the clock and by `log` messages; one request at a time. */
+	/** Looks what has come, one look at a time. At first at the tail alone, which is shown while all is numbered. */
 	async poke() {
 		const { run, file } = this;
-		if (!run || run.isBusy || (run.isSettled && !run.problem)) return;
+		if (run.isBusy || (run.isSettled && !run.problem)) return;
 		run.isBusy = true;
 		const isEnded = this.page.job.phase === 'ended';
 		await this.trying(async () => {
-			// HEAD and `bytes=N-M` need no preflight from another origin.
-			const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
-			const size = Number(headers.get('Content-Length'));
-			if (run !== this.run) return;
-			const { size: known } = this.file;
-			if (size < known) return this.select(this.stream);
+			const { size } = file;
+			if (!size) {
+				const { headers } = await this.api.request(this.path(), { method: 'HEAD' });
+				file.size = Number(headers.get('Content-Length'));
+				file.next = file.points[0] = [0, Math.max(0, file.size - STEP)];
+				file.wanted.add(file.next[1]);
+				this.fetch(); // beside its account
+			}
+			file.add(await this.scan(file.next));
 			run.isSettled = isEnded; // one look after the end sees all
-			this.file.size = size;
-			if (!known) file.points = [[0, Math.max(0, size - STEP)]]; // at first the tail alone
-			if (size > known && this.found?.total >= 0) this.count(this.found);
+			if (file.size !== size && this.found?.total >= 0) await this.count(this.found);
 		});
 		run.isBusy = false;
-		while (run === this.run && !run.isLost && (await this.fetch()));
-		run.numbers = this.number(run);
+		if (file.size && !this.file.isWhole) run.numbers ??= this.number(run).finally(() => (run.numbers = null));
+	}
+
+	/** The agent's account of all from a line's beginning on. `next` and `before`: where its growth begins, and matches before. */
+	async scan(start, find) {
+		let [line, from] = start;
+		const [points, matches] = [[], []];
+		let matching = 0;
+		const query = find ? [`limit=${FOUND}`, `find=${encodeURIComponent(find)}`] : [];
+		for (;;) {
+			const part = await this.api.json(this.path('/lines', `from=${from}`, ...query));
+			const { size, end, every, offsets, unfinished } = part;
+			if (!offsets) throw new HB.ApiError(416);
+			points.push(...offsets.map((offset, i) => [line + i * every, offset]));
+			matches.push(...part.matches.slice(0, FOUND - matches.length).map(([n, offset]) => [line + n, offset]));
+			matching += part.matching;
+			line += part.lines;
+			from = end;
+			if (end < size) continue;
+			const all = { points, matches, matching, lines: line, size };
+			if (unfinished === null) return { ...all, next: [line, end], before: matching };
+			// Whether its last line matches is known where all matches are.
+			if (matches.length < matching) return { ...all, next: start, before: 0 };
+			return { ...all, next: [line - 1, unfinished], before: matching - (matches.at(-1)?.[1] === unfinished) };
+		}
+	}
+
+	/** Puts a file whose lines are numbered in place of the tail. What is looked at stays where it is. */
+	number(run) {
+		const { list, file: tail } = this;
+		const file = new LogFile();
+		return this.trying(async () => {
+			await run.fetching;
+			do file.add(await this.scan(file.next));
+			while (run === this.run && file.size < tail.size);
+			while (!file.line(file.lines - 1) && (await this.fetch(file)));
+			if (run !== this.run) return;
+			const top = list.atEnd ? undefined : list.top + (file.lines - tail.lines) * list.rowHeight();
+			this.file = file;
+			this.epoch++;
+			this.draw(top);
+		});
 	}
 
 	/** Fetches what lookups lacked. True: something came. */
@@ -313,67 +361,23 @@ class LogPane {
 		return (run.fetching ??= this.trying(async () => {
 			const wanted = [...file.wanted].slice(0, 4);
 			file.wanted.clear();
-			try {
-				const got = await Promise.all(wanted.map((block) => this.fetchBlock(run, file, block)));
-				return got.some(Boolean);
-			} finally {
-				run.fetching = null;
-			}
+			const got = wanted.map(async (block) => {
+				const bytes = file.held.get(block) ?? NONE;
+				const [from, to] = [block + bytes.length, file.end(file.at(block))];
+				if (from >= to) return false;
+				// `bytes=N-M` needs no preflight from another origin.
+				const response = await this.api.request(this.path(), { headers: { Range: `bytes=${from}-${to - 1}` } });
+				if (response.status !== 206) return false; // it was cut off
+				file.put(block, join(bytes, new Uint8Array(await response.arrayBuffer())));
+				return true;
+			});
+			return (await Promise.all(got).finally(() => (run.fetching = null))).includes(true);
 		}));
 	}
 
-	async fetchBlock(run, file, block) {
-		const skip = file.held.get(block)?.length ?? 0;
-		const [from, to] = [block + skip, file.end(file.at(block))];
-		if (from >= to) return 0;
-		const response = await this.api.request(this.path(), { headers: { Range: `bytes=${from}-${to - 1}` } });
-		let bytes = new Uint8Array(await response.arrayBuffer());
-		if (response.status !== 206) bytes = bytes.slice(from, to); // the range was not honoured
-		if (run === this.run) file.put(block, skip, bytes);
-		return bytes.length;
-	}
-
-	/** The agent's account of all from a line's beginning to the end of the file. */
-	async scan([line, from], find) {
-		const all = { points: [], matches: [], matching: 0 };
-		const query = find ? [`limit=${FOUND}`, `find=${encodeURIComponent(find)}`] : [];
-		for (let size = Infinity; from < size; ) {
-			const part = await this.api.json(this.path('/lines', `from=${from}`, ...query));
-			const first = line;
-			part.offsets.forEach((offset, i) => all.points.push([first + i * part.every, offset]));
-			all.matches.push(...part.matches.slice(0, FOUND - all.matches.length).map(([n, offset]) => [first + n, offset]));
-			all.matching += part.matching;
-			line += part.lines;
-			({ size, end: from } = part);
-			Object.assign(all, { end: [line, from], unfinished: part.unfinished });
-		}
-		return all;
-	}
-
-	/** Has the agent say where lines begin, unless the bytes at hand tell. */
-	async number(run) {
-		const { file, list } = this;
-		if (run !== this.run || run.isNumbering || (file.isWhole && file.size - file.points.at(-1)[1] <= WALK)) return;
-		run.isNumbering = true;
-		await this.trying(async () => {
-			const known = file.isWhole ? file.last : [0, 0]; // a line's beginning
-			const { points, end } = await this.scan(known);
-			const next = new LogFile(file.size, [...file.points.filter(([, offset]) => offset < known[1]), ...points], end[0]);
-			while (next.line(next.lines - 1) === undefined && (await this.fetch(next)));
-			if (run !== this.run) return;
-			// What is looked at stays where it is.
-			const top = file.isWhole || list.atEnd ? undefined : (list.top / list.rowHeight() + next.lines - file.lines) * list.rowHeight();
-			this.file = next;
-			this.epoch++;
-			list.count = next.lines;
-			list.paint(top);
-		});
-		run.isNumbering = false;
-	}
-
-	draw() {
+	draw(top) {
 		this.list.count = this.file.lines;
-		this.list.paint();
+		this.list.paint(top);
 	}
 
 	drawLine(row, n) {
@@ -398,17 +402,17 @@ class LogPane {
 	painted() {
 		const { file, found, list, run } = this;
 		const { cursor } = this.page.time;
-		const pointed = cursor === null ? null : this.anchors.findLast(({ ms }) => ms <= cursor)?.offset;
+		const pointed = cursor === null ? null : this.anchors[floor(this.anchors, cursor)]?.offset;
 		if (this.pointed !== pointed) list.refresh();
 		this.pointed = pointed;
 		setText(this.end, list.atEnd ? 'Following' : 'To the end');
 		this.end.toggleAttribute('data-on', list.atEnd);
 		this.steps.hidden = !found?.total;
-		const of = found?.n > 0 ? `${found.n.toLocaleString('en')} of ` : '';
+		const of = found?.n > 0 ? `${format.number(found.n)} of ` : '';
 		setText(this.hits, !found ? '' : found.total >= 0 ? of + format.count(found.total, 'line') : 'Searching …');
 		this.view.style.setProperty('--digits', `${String(list.count).length}ch`);
-		setText(this.note, run?.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
-		if (file.wanted.size && run && !run.isLost) this.fetch();
+		setText(this.note, run.words || run.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
+		if (file.wanted.size && run.problem == null) this.fetch();
 	}
 
 	/** What a lookup gives once what it lacks is here. */
@@ -443,16 +447,16 @@ class LogPane {
 
 	/** To the D1_STABLE before or behind the picked line, or the first that is drawn. */
 	anchor(way) {
-		const drawn = this.list.pool.filter(({ offset }) => offset >= 0).sort((a, b) => a.offset - b.offset);
-		const at = (drawn.find((row) => 'picked' in row.dataset) ?? drawn[0])?.offset;
-		const next = way < 0 ? this.anchors.findLast(({ offset }) => offset < at) : this.anchors.find(({ offset }) => offset > at);
+		const { pool } = this.list;
+		const at = pool.find((row) => 'picked' in row.dataset)?.offset ?? Math.min(...pool.map(({ offset }) => offset ?? Infinity));
+		const next = this.anchors[way < 0 ? floor(this.anchors, at - 1, 'offset') : floor(this.anchors, at, 'offset') + 1];
 		if (!next) return;
 		this.page.time.point(next.ms, this);
 		this.showOffset(this.stream, this.shown, next.offset);
 	}
 
 	point(row) {
-		this.page.time.point((row && this.anchors.find(({ offset }) => offset >= row.offset)?.ms) ?? null, this);
+		this.page.time.point((row && this.anchors[floor(this.anchors, row.offset - 1, 'offset') + 1]?.ms) ?? null, this);
 	}
 
 	pick({ target, shiftKey }) {
@@ -465,67 +469,64 @@ class LogPane {
 	/** First the match at or below what is shown, the last one while following. The same text again: the next, or previous. */
 	async find(text, way) {
 		if (this.found?.text === text) return this.step(way);
-		const { list } = this;
-		const { atEnd } = list;
-		const found = (this.found = text ? { text, from: [0, 0], before: 0, first: 1, line: Math.ceil(list.top / list.rowHeight()) - 1 } : null);
+		const { atEnd, top } = this.list;
+		const above = atEnd ? Infinity : Math.ceil(top / this.list.rowHeight()) - 1;
+		const found = (this.found = text ? { text, next: [0, 0], before: 0, matches: [], first: 1 } : null);
 		this.epoch++;
 		this.draw();
 		if (!found) return;
 		await this.trying(() => this.count(found));
-		if ((!atEnd && (await this.step(1))) || !(found.total > 0)) return;
-		Object.assign(found, { line: Infinity, n: found.total + 1, ...(found.total > FOUND && { matches: [] }) });
-		await this.step(-1);
+		if (!(await this.step(1, above))) await this.step(-1, Infinity);
 	}
 
 	/** Counts the lines that match; later only where the log has grown. */
 	async count(found) {
 		if (found.isBusy) return;
 		found.isBusy = true;
-		const { matches, matching, end, unfinished } = await this.scan(found.from, found.text).finally(() => (found.isBusy = false));
+		const { matches, matching, next, before, size } = await this.scan(found.next, found.text).finally(() => (found.isBusy = false));
 		found.total = found.before + matching;
-		found.end = end[1];
-		if (!found.matches || found.total <= FOUND) found.matches = [...(found.matches ?? []).filter(([n]) => n < found.from[0]), ...matches];
-		if (unfinished === null) Object.assign(found, { from: end, before: found.total });
-		else if (matches.length === matching) Object.assign(found, { from: [end[0] - 1, unfinished], before: found.total - (matches.at(-1)?.[1] === unfinished) });
+		if (found.total <= FOUND) found.matches = [...found.matches.filter(([n]) => n < found.next[0]), ...matches];
+		Object.assign(found, { next, size, before: found.before + before });
 	}
 
-	/** To the next match (1) or the previous one (-1). True: there is one. */
-	async step(way) {
+	/** To the match next to a line, behind it (1) or before it (-1). True: there is one. */
+	async step(way, line = this.found?.hit ?? -1) {
 		const { found, file } = this;
 		if (!found?.total || found.isBusy) return false;
 		found.isBusy = true;
-		const { line, total } = found;
-		const pick = () => (way > 0 ? found.matches.find(([n]) => n > line) : found.matches.findLast(([n]) => n < line));
+		const pick = () => found.matches[way > 0 ? 'find' : 'findLast'](([n]) => (n - line) * way > 0);
 		let match = pick();
 		await this.trying(async () => {
 			// Those not held: behind the line; or in the lines before it, of which so many have no more matches than are told.
-			let at = way > 0 ? line + 1 : Math.min(line, file.lines);
-			while (!match && total > FOUND && (way > 0 ? at < file.lines : at > 0)) {
-				const low = Math.max(0, way > 0 ? at : at - FOUND);
+			let low = way > 0 ? line + 1 + FOUND : Math.min(line, file.lines);
+			while (!match && found.total > FOUND && low > 0 && low < file.lines + FOUND) {
+				low = Math.max(0, low - FOUND);
 				const part = await this.scan([low, await this.need((log) => log.start(low))], found.text);
 				found.matches = part.matches;
+				found.first = part.size === found.size ? found.total - part.matching + 1 : NaN;
 				match = pick();
-				if (way > 0 && !found.n) found.n = part.end[1] === found.end ? total - part.matching : NaN;
-				found.first = way > 0 ? found.n + 1 : found.n - 1 - part.matches.indexOf(match);
-				at = way > 0 ? Infinity : low;
+				if (way > 0) break;
 			}
 		});
 		found.isBusy = false;
 		if (!match || found !== this.found) return false;
-		Object.assign(found, { line: match[0], hit: match[0], n: found.first + found.matches.indexOf(match) });
+		Object.assign(found, { hit: match[0], n: found.first + found.matches.indexOf(match) });
 		this.go(match[0]);
 		return true;
 	}
 
 	key(key) {
-		const way = { n: 1, N: -1, ']': 1, '[': -1 }[key];
-		if (key === 'g') this.where.select();
-		else if (key === 'f') this.text.select();
-		else if (key === 'End') this.list.to(Infinity);
-		else if (key === '[' || key === ']') this.anchor(way);
-		else if (way && this.found) this.step(way);
-		else return false;
-		return true;
+		const act = {
+			f: () => this.text.select(),
+			g: () => this.where.select(),
+			n: () => this.step(1),
+			N: () => this.step(-1),
+			']': () => this.anchor(1),
+			'[': () => this.anchor(-1),
+			End: () => this.list.to(Infinity),
+		}[key];
+		act?.();
+		return Boolean(act);
 	}
 }
 

@@ -130,7 +130,8 @@ function story(events, now, ...more) {
 	const { state, detail: d = {} } = last;
 	const total = { queue: 0, run: 0, stop: 0 };
 	for (const { kind, from, to } of HB.timeline.stretches(events, now)) total[kind] += to - from;
-	const of = (name) => events.filter((event) => event.state === name);
+	const { marks } = HB.timeline.life(events);
+	const of = (name) => marks.filter((event) => event.state === name);
 	const crashes = of('CRASH').length;
 	const stable = marker(of('RECOVERY').at(-1)?.detail.resumed_after);
 	const step = /\bstep[=: ]+(\d+)/.exec(stable)?.[1];

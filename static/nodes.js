@@ -2,7 +2,7 @@
 'use strict';
 {
 const { h, setText, setAttr, format } = HB;
-const FIRST_JOBS = 100; // about 60 kB: the first rows
+const FIRST_JOBS = 100; // about 30 kB: the first rows
 const PAGE_JOBS = 1000;
 const HELD_JOBS = 50_000; // read without being asked
 const SHOW_MS = 300; // between two looks at a list that is being read
@@ -39,7 +39,7 @@ function token(base, value) {
 }
 
 /** Once what is known stands on the screen. Frames do not come in a tab that nobody looks at. */
-const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(() => setTimeout(then))), new Promise((then) => setTimeout(then, 250))]);
+const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then))), new Promise((then) => setTimeout(then, 250))]);
 
 class Node {
 	link = { name: 'connecting' };
@@ -130,17 +130,18 @@ class Node {
 	}
 
 	async readOlder(most = HELD_JOBS) {
-		const { model } = this;
 		if (this.isReading) return;
 		this.isReading = true;
 		try {
 			await drawn();
 			let told = performance.now();
-			for (let coming; this.older && model.order.length < most; ) {
+			for (let coming; this.older && this.model.order.length < most; ) {
+				const { model } = this;
 				const page = await (coming ?? this.page(PAGE_JOBS, this.older));
-				if (model !== this.model) break;
+				coming = null;
+				if (model !== this.model) continue; // it has another ledger now, and goes on with that
 				// The next one is under way while this one is taken in.
-				coming = page.next && model.order.length + PAGE_JOBS < most ? this.page(PAGE_JOBS, page.next) : null;
+				if (page.next && model.order.length + PAGE_JOBS < most) coming = this.page(PAGE_JOBS, page.next);
 				coming?.catch(() => {}); // told when it is awaited
 				this.takeJobs(page);
 				if (performance.now() - told < SHOW_MS) continue;

@@ -4,7 +4,7 @@
 const { h, setText, setAttr, format } = HB;
 const LIMIT = 500_000; // events held
 const STILL_MS = 1000; // of the reader's time: no pause is longer
-const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -100, PageDown: 100, Home: -Infinity, End: Infinity };
+const STEPS = { PageUp: -100, PageDown: 100 }; // a slider has the other keys itself
 
 /** What each job was after each of its events, so that any seq is found without folding anew. Pure. */
 class History {
@@ -27,15 +27,10 @@ class History {
 	at(seq) {
 		const model = Object.assign(HB.model.create(), { seq });
 		for (const [id, versions] of this.jobs) {
-			if (versions[0].seq > seq) break; // so are all that follow
-			let low = 0;
-			for (let high = versions.length; high - low > 1; ) {
-				const mid = (low + high) >> 1;
-				if (versions[mid].seq > seq) high = mid;
-				else low = mid;
-			}
-			model.jobs.set(id, versions[low]);
-			model.order.push(versions[low]);
+			const job = versions[HB.timeline.floor(versions, seq, 'seq')];
+			if (!job) break; // nor are those that follow
+			model.jobs.set(id, job);
+			model.order.push(job);
 		}
 		model.order.reverse();
 		return model;
@@ -53,14 +48,15 @@ class Replay {
 	constructor(node) {
 		this.node = node;
 		node.replay = this;
-		const wanted = Number(HB.route?.get('at')) || Infinity;
-		this.range = h('input', { type: 'range', min: 1, max: 1, 'aria-label': 'Event', input: () => this.seek(Number(this.range.value)) });
+		const wanted = Number(HB.route.get('at')) || Infinity;
+		const moved = { input: () => this.seek(Number(this.range.value)), keydown: (event) => this.typed(event) };
+		this.range = h('input', { type: 'range', min: 1, max: 1, 'aria-label': 'Event', ...moved });
 		this.button = h('button', { click: () => this.play() }, 'Play');
 		this.speed = h('select', { 'aria-label': 'Speed' }, [1, 10, 100, 1000].map((times) => h('option', { value: times }, `${times}×`)));
 		this.when = h('span', { class: 'note' });
 		this.verdict = HB.mark('verdict', 'checking');
 		const close = h('button', { class: 'quiet', click: () => this.close() }, 'Close');
-		this.element = h('div', { class: 'replay', role: 'group', 'aria-label': 'Replay', keydown: (event) => this.typed(event) }, this.button, this.speed, this.range, this.when, this.verdict, close);
+		this.element = h('div', { class: 'replay', role: 'group', 'aria-label': 'Replay' }, this.button, this.speed, this.range, this.when, this.verdict, close);
 		this.load(wanted).catch(({ message }) => this.verdict.update('unread', message));
 	}
 
@@ -70,8 +66,8 @@ class Replay {
 	}
 
 	async load(wanted) {
-		const { node, history, verdict } = this;
-		const { seq: end, hash } = node.follower ?? (await node.api.json('/api/ledger/head'));
+		const { node, history, verdict, work } = this;
+		const { seq: end, hash } = node.follower;
 		const to = Math.min(end, LIMIT);
 		const all = `${format.number(to)}${to < end ? `, the most that a replay holds, of ${format.number(end)}` : ''}`;
 		setAttr(this.range, 'max', to);
@@ -81,9 +77,9 @@ class Replay {
 			// Until the reader goes elsewhere.
 			if (this.goal === Math.min(seq - events.length, wanted)) this.seek(Math.min(seq, wanted));
 		};
-		const { ok, words, ...last } = await HB.walk(node.api, HB.chain.START, to, read, { hash: to === end && hash, wants: true, work: this.work });
+		const { ok, words, ...last } = await HB.walk(node.api, HB.chain.START, to, read, { hash: to === end && hash, wants: true, work });
 		if (ok) HB.whole(node).note(last);
-		verdict.update({ true: 'checked', false: 'mismatch', null: 'unread' }[ok], ok ? `checked to ${all}` : `${words}. ${HB.VERIFY}`);
+		verdict.update(HB.VERDICTS[ok], ok ? `checked to ${all}` : `${words}. ${HB.VERIFY}`);
 	}
 
 	close() {
@@ -92,7 +88,7 @@ class Replay {
 		this.work.close();
 		cancelAnimationFrame(this.playing);
 		clearTimeout(this.later);
-		HB.route?.set({ at: null });
+		HB.route.set({ at: null });
 		this.element.remove();
 		this.tell(this);
 	}
@@ -113,7 +109,7 @@ class Replay {
 		setAttr(range, 'aria-valuetext', words);
 		// Browsers allow few changes of the address in a short time.
 		clearTimeout(this.later);
-		this.later = setTimeout(() => HB.route?.set({ at: goal }), 300);
+		this.later = setTimeout(() => HB.route.set({ at: goal }), 300);
 		this.tell(this);
 	}
 
@@ -140,13 +136,10 @@ class Replay {
 	}
 
 	typed(event) {
-		const { key, target } = event;
-		if (target.matches('button, select')) return; // they have keys of their own
-		if (key === ' ') this.play();
-		else if (STEPS[key]) this.seek(this.goal + STEPS[key]);
+		if (event.key === ' ') this.play();
+		else if (STEPS[event.key]) this.seek(this.goal + STEPS[event.key]);
 		else return;
 		event.preventDefault();
-		event.stopPropagation();
 	}
 }
 

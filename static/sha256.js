@@ -2,7 +2,10 @@
 'use strict';
 /* A shared part goes into the workers too, as its source: it uses nothing outside but HB. */
 HB.shared = [];
-HB.share = (part) => part(HB, HB.shared.push(part));
+HB.share = (part) => {
+	part(HB); // one that throws, for want of another, goes into no worker
+	HB.shared.push(part);
+};
 
 HB.share((HB) => {
 // Fractional parts of roots of the first primes (§4.2.2, §5.3.3); doubles hold these 32 bits exactly.

@@ -173,5 +173,5 @@ class Stream {
 	}
 }
 
-Object.assign(HB, { SseParser, Stream });
+Object.assign(HB, { SseParser, Stream, breath });
 }

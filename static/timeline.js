@@ -1,8 +1,9 @@
 /* Time on a job's page: stretches, a scale that folds idle ones, the visible part, the instant pointed at. Pure. */
 'use strict';
 {
-const KIND = { RECEIVED: 'queue', RETRIGGERED: 'queue', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', STOPPING: 'stop', COMPLETED: 'seal', SEALED: '', FAILED: '', CANCELLED: '' };
-const IDLE = { queue: true, down: true, rest: true };
+/** What begins with an event of that state. */
+const KIND = { RECEIVED: 'queue', RETRIGGERED: 'queue', RUNNING: 'run', RECOVERY: 'run', CRASH: 'down', STOPPING: 'stop', COMPLETED: 'seal', SEALED: 'rest', FAILED: 'rest', CANCELLED: 'rest' };
+const IDLE = /queue|down|rest/;
 const DAY = 86_400_000;
 const STEPS = [100, 200, 500, 1e3, 2e3, 5e3, 1e4, 15e3, 3e4, 6e4, 12e4, 3e5, 6e5, 9e5, 18e5, 36e5, 72e5, 108e5, 216e5, 432e5];
 const LEAST = 200; // ms that fill the plot
@@ -20,89 +21,90 @@ function floor(list, value, key = 'ms') {
 	return low - 1;
 }
 
-/** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
-function stretches(events, now) {
-	const out = [];
-	for (const event of events) {
-		const kind = KIND[event.state];
-		if (kind === undefined) continue;
-		const { attempt } = event;
-		const last = out.at(-1);
+let known = { size: 0 };
+
+/**
+ * What a job's events tell: parts {kind, attempt, from}, `stable` (D1_STABLE) with `sums` of what those stand for, other `marks`.
+ * A list that begins as the one before is looked at from where that ended: of a long history each event is seen once.
+ */
+function life(events) {
+	if (!known.size || events[known.size - 1] !== known.last) known = { size: 0, parts: [], marks: [], stable: [], sums: [] };
+	const { size, parts, marks, stable, sums } = known;
+	for (const event of events.slice(size)) {
+		const { state, attempt, detail } = event;
 		const from = msOf(event);
-		if (last?.open) Object.assign(last, { to: from, open: false });
-		else if (last) out.push({ kind: 'rest', attempt: last.attempt, from: last.to, to: from, open: false });
-		if (kind) out.push({ kind, attempt, from, to: Math.max(from, now), open: true });
+		if (state === 'D1_STABLE') stable.push(event) && sums.push((sums.at(-1) ?? 0) + (detail?.count ?? 1));
+		else marks.push(event);
+		if (KIND[state]) parts.push({ kind: KIND[state], attempt, from });
 	}
-	return out;
+	return Object.assign(known, { size: events.length, last: events.at(-1) });
 }
+
+/** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
+const stretches = (events, now) =>
+	life(events)
+		.parts.map((part, i, { [i + 1]: next }) => ({ ...part, to: next?.from ?? Math.max(part.from, now), open: !next }))
+		.filter(({ kind, open }) => !open || kind !== 'rest');
 
 /** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are half of the work. */
 function fold(parts, room) {
 	const size = ({ from, to }) => to - from;
 	const sum = (list) => list.reduce((total, part) => total + size(part), 0);
-	const idle = parts.filter(({ kind }) => IDLE[kind]).sort((a, b) => size(b) - size(a));
+	const idle = parts.filter(({ kind }) => IDLE.test(kind)).sort((a, b) => size(b) - size(a));
 	let shown = sum(parts);
 	const work = shown - sum(idle);
-	const breaks = new Set();
-	for (const part of idle) {
-		if (!work || shown <= 1.5 * work || size(part) <= room * shown) break;
-		breaks.add(part);
-		shown -= size(part);
-	}
-	const share = Math.min(room, 0.35 / breaks.size);
+	let breaks = 0;
+	for (; work && shown > 1.5 * work && size(idle[breaks]) > room * shown; breaks++) shown -= size(idle[breaks]);
+	const share = Math.min(room, 0.35 / breaks);
 	let v = 0;
 	return parts.filter(size).map((part) => {
-		const folded = breaks.has(part);
-		return { ...part, folded, u: v, v: (v += folded ? share : (size(part) / shown) * (1 - share * breaks.size)) };
+		const folded = idle.slice(0, breaks).includes(part);
+		return { ...part, folded, u: v, v: (v += folded ? share : (size(part) / shown) * (1 - share * breaks)) };
 	});
 }
 
-/** Markers by ms → {attempt, from, to, count} per `step` ms: bins that stay where they are while time goes on. */
-function bins(events, from, to, step) {
+/** D1_STABLE of a life → {attempt, from, to, count} per `step` ms: bins that stay where they are while time goes on. */
+function bins({ stable, sums }, from, to, step) {
 	const out = [];
-	for (let i = floor(events, from - step) + 1; events[i]?.ms <= to + step; i++) {
-		const { ms, attempt, detail } = events[i];
-		const key = Math.floor(ms / step);
-		const last = out.at(-1);
-		const count = detail?.count ?? 1;
-		if (last?.key === key && last.attempt === attempt) Object.assign(last, { to: ms, count: last.count + count });
-		else out.push({ key, attempt, from: ms, to: ms, count });
+	for (let i = floor(stable, from - step) + 1, next; stable[i]?.ms <= to + step; i = next) {
+		const { ms, attempt } = stable[i];
+		const end = (Math.floor(ms / step) + 1) * step;
+		// At least this one, whatever a clock that was set back has left behind.
+		next = Math.max(i, Math.min(floor(stable, Math.ceil(end) - 1), floor(stable, attempt, 'attempt'))) + 1;
+		out.push({ attempt, from: ms, to: stable[next - 1].ms, count: sums[next - 1] - (sums[i - 1] ?? 0) });
 	}
 	return out;
 }
 
-/** on(fn) is told of every change, with its origin; `version` counts those of the scale. */
+/** on(fn) hears of every change: fn(true) of one of what is visible. */
 class TimeView {
 	cursor = null; // ms since 1970, or null
-	listeners = new Set();
+	listeners = [];
 	// px before the plot, of it, and behind it: the parts of a page stand below each other.
 	left = 0;
 	width = 600;
 	right = 0;
-	version = 0;
 	span = [-Infinity, Infinity];
 
 	on(listener) {
-		this.listeners.add(listener);
+		this.listeners.push(listener);
 	}
 
-	tell(origin) {
-		for (const listener of this.listeners) listener(origin);
+	tell(isScale) {
+		for (const listener of this.listeners) listener(isScale);
 	}
 
-	/** origin: the part that says so. */
-	point(ms, origin) {
+	point(ms) {
 		if (ms === this.cursor) return;
 		this.cursor = ms;
-		this.tell(origin);
+		this.tell();
 	}
 
 	/** The job's history as of `now`; a break is `room` px wide. */
 	take(events, now, room = 70) {
-		this.parts = stretches(events, now);
-		const pieces = fold(this.parts, Math.min(0.25, room / this.width));
-		const { from } = this.parts[0];
-		this.pieces = pieces.length ? pieces : [{ from, to: from + 1000, u: 0, v: 1 }];
+		const parts = stretches(events, now);
+		this.pieces = fold(parts, Math.min(0.25, room / this.width));
+		if (!this.pieces.length) this.pieces = [{ ...parts[0], to: parts[0].from + 1000, u: 0, v: 1 }];
 		this.look();
 	}
 
@@ -115,7 +117,6 @@ class TimeView {
 		const { from, to, u, v } = pieces.find(({ folded }) => !folded);
 		this.rate = (to - from) / (v - u); // ms per 1, where nothing is folded
 		this.density = (this.rate * (this.v - this.u)) / this.width; // ms per px
-		this.version++;
 	}
 
 	/** ms → 0..1 of everything, and back. */
@@ -151,7 +152,7 @@ class TimeView {
 	show(from, to) {
 		this.span = [from > this.start ? from : -Infinity, to < this.end ? to : Infinity];
 		this.look();
-		this.tell(this);
+		this.tell(true);
 	}
 
 	showShare(u, v) {
@@ -181,6 +182,5 @@ class TimeView {
 	}
 }
 
-HB.TimeView = TimeView;
-HB.timeline = { stretches, fold, bins, floor, clamp, msOf };
+Object.assign(HB, { TimeView, timeline: { KIND, life, stretches, fold, bins, floor, clamp, msOf } });
 }

@@ -21,6 +21,7 @@ class Windowed {
 	top = 0; // px of the list above the view
 	y = 0; // scrollTop when painted last
 	atEnd = true;
+	rowHeight = () => parseFloat(getComputedStyle(this.scroller).getPropertyValue('--row'));
 
 	constructor(parts) {
 		Object.assign(this, parts);

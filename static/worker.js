@@ -7,19 +7,19 @@ const serve = (HB) => {
 	const scope = {};
 	self.onmessage = ({ data: [id, task, args] }) => {
 		const say = (what) => (value) => postMessage([id, what, value]);
-		HB.tasks[task](scope, args, say('news')).then(say('done'), ({ status = 0, message }) => say('failed')({ status, message }));
+		HB.tasks[task](scope, args, say('news')).then(say('done'), ({ status, message }) => say('failed')({ status, message }));
 	};
 };
 const source = () => `'use strict';const HB={};${[...HB.shared, serve].map((part) => `(${part})(HB);`).join('\n')}`;
-let url;
+const urls = []; // by the number of shared parts that are here
 
 class Work {
 	calls = [];
-	scope = { pause: () => new Promise((resolve) => setTimeout(resolve)) }; // used here only
+	scope = { pause: () => this.pause() }; // used here only
 
 	constructor() {
 		try {
-			url ??= URL.createObjectURL(new Blob([source()], { type: 'text/javascript' }));
+			const url = (urls[HB.shared.length] ??= URL.createObjectURL(new Blob([source()], { type: 'text/javascript' })));
 			this.worker = new Worker(HB.trusted(url));
 			this.worker.onmessage = ({ data: [id, what, value] }) => this.calls[id][what](value);
 			this.worker.onerror = (event) => {
@@ -46,9 +46,15 @@ class Work {
 		HB.tasks[task](this.scope, args, open(news)).then(open(done), open(failed));
 	}
 
+	/** Between two slices. A task that is given up ends here. */
+	async pause() {
+		await HB.breath();
+		if (this.isClosed) throw new Error('given up');
+	}
+
 	/** What runs is given up: it never settles. */
 	close() {
-		this.isClosed = this.scope.isClosed = true;
+		this.isClosed = true;
 		this.worker?.terminate();
 	}
 }

@@ -20,10 +20,11 @@ PATIENCE_S = 60
 # binds there is seen by both, as it is where both run on one host.
 BOOT = r"""
 set -eu
-dir=$1 docker=$2
+dir=$1 docker=$2 lower=$3
+mount --bind "$lower" "$dir/lower"
 mount -t tmpfs tmpfs "$dir/upper"
 mkdir "$dir/upper/u" "$dir/upper/w"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/upper/u,workdir=$dir/upper/w" "$dir/root"
+mount -t overlay overlay -o "lowerdir=$dir/lower,upperdir=$dir/upper/u,workdir=$dir/upper/w" "$dir/root"
 root=$dir/root
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
@@ -36,8 +37,7 @@ mkdir "$root/dev/pts" "$root/dev/shm"
 mkdir -p "$root$dir/shared"
 mount --rbind "$dir/shared" "$root$dir/shared"
 touch "$root/run/docker.sock" && mount --bind "$docker" "$root/run/docker.sock"
-cp -r "$dir/etc/." "$root/etc/"
-install "$dir/hackbrain" "$root/usr/local/bin/hackbrain"
+cp -r "$dir/lay/." "$root/"
 exec chroot "$root" /usr/bin/env -i container=namespaces PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --unit=test.target --log-target=console
 """
@@ -121,12 +121,13 @@ class Host:
 
 
 class Machine(Host):
-    """systemd and what it runs; all of it ends with the process 1 of its namespaces."""
+    """systemd and what it runs; all of it ends with the process 1 of its namespaces. Its files are those of `lower`, which are
+    never changed, and over them those that `lay` gives it."""
 
-    def __init__(self, environment=()):
+    def __init__(self, environment=(), lower="/"):
         # Not below /tmp, which everybody may write, and which the machine has one of its own of.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="hb-service-", dir="/run"))
-        for name in ("shared", "upper", "root", "etc/systemd/system/hackbrain.socket.d", "etc/hackbrain"):
+        for name in ("shared", "upper", "root", "lower", "lay/etc/systemd/system/hackbrain.socket.d"):
             (self.dir / name).mkdir(parents=True)
         (self.dir / "shared/mounts").mkdir()
         self.data, self.port = self.dir / "shared/data", free_port()
@@ -134,23 +135,29 @@ class Machine(Host):
         for place, how in ((self.dir, "--make-private"), (self.dir / "shared", "--make-shared")):
             subprocess.run(["mount", "--bind", place, place], check=True)
             subprocess.run(["mount", how, place], check=True)
-        units = self.dir / "etc/systemd/system"
-        for unit in ("hackbrain.service", "hackbrain.socket"):
-            shutil.copy(ROOT / "scripts" / unit, units / unit)
+        units = self.dir / "lay/etc/systemd/system"
         (units / "test.target").write_text("[Unit]\nDescription=Test\n")
         (units / "hackbrain.socket.d/port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{self.port}\n")
-        settings = {"HACKBRAIN_DATA": self.data, "HACKBRAIN_MOUNT_ROOT": self.dir / "shared/mounts", **dict(environment)}
-        (self.dir / "etc/hackbrain/environment").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         shutil.copy(os.environ.get("HACKBRAIN_BIN") or ROOT / "target/debug/hackbrain", self.dir / "hackbrain")
+        self.lay(self.dir / "lay", environment)
         self.outer = self.spawn(
             "unshare", "--mount", "--propagation", "unchanged", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL",
-            "bash", "-c", BOOT, "boot", self.dir, os.path.realpath("/run/docker.sock"))
+            "bash", "-c", BOOT, "boot", self.dir, os.path.realpath("/run/docker.sock"), lower)
         try:
             self.first = until("the namespaces have a first process", self._first)
             until("systemd is up", lambda: self.run("systemctl", "is-active", "test.target").stdout == b"active\n")
         except BaseException:
             self.end()
             raise
+
+    def lay(self, root, environment):
+        for unit in ("hackbrain.service", "hackbrain.socket"):
+            shutil.copy(ROOT / "scripts" / unit, root / "etc/systemd/system" / unit)
+        settings = {"HACKBRAIN_DATA": self.data, "HACKBRAIN_MOUNT_ROOT": self.dir / "shared/mounts", **dict(environment)}
+        (root / "etc/hackbrain").mkdir()
+        (root / "etc/hackbrain/environment").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        (root / "usr/local/bin").mkdir(parents=True)
+        shutil.copy(self.dir / "hackbrain", root / "usr/local/bin/hackbrain")
 
     def _first(self):
         assert self.outer.poll() is None, (self.dir / "boot.log").read_text()

@@ -14,6 +14,7 @@ export async function check({ dir, rounds: count, jobs, tell }) {
       const all = await rounds(browser, count, async (page) => {
         await page.goto(`http://${HOST}:${agent.port}/`);
         await page.waitForSelector('[data-is=live]', { timeout: 60_000 });
+        await page.waitForFunction(() => HB.Replay); // the last part
         return page.evaluate(async (events) => {
           if (globalThis.crypto?.subtle) throw new Error('this is a secure context');
           const long = [];

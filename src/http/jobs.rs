@@ -114,11 +114,7 @@ impl App {
         self.find(call.id)?;
         let (view, id) = (self.engine.view().clone(), call.id.to_owned());
         let mut cursor = TraceCursor::default();
-        lines(move || {
-            let mut text = Vec::new();
-            view.trace_on(&id, &mut cursor, &mut |bytes| add_line(&mut text, bytes))?;
-            Ok(text)
-        })
+        lines(move |text| view.trace_on(&id, &mut cursor, &mut |bytes| add_line(text, bytes)))
     }
 
     /// `GET /api/jobs/{id}/stdout` and `/stderr`.

@@ -18,7 +18,9 @@ use super::routes::Answer;
 const WHOLE_BYTES: usize = 16 << 10;
 
 /// Lines are read until they have so many bytes.
-pub(super) const LINES_BYTES: usize = 16 << 10;
+const LINES_BYTES: usize = 16 << 10;
+/// Room for them, and for the most of the line that goes beyond.
+const LINES_ROOM: usize = LINES_BYTES + (2 << 10);
 
 /// Takes pieces of an answer; `false` where no more are wanted.
 pub(super) type EachPiece<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
@@ -115,24 +117,30 @@ impl Drop for Turn {
     }
 }
 
-/// Events as JSON lines, of which `next` gives some more each time, about [`LINES_BYTES`], and nothing at their end. While a
+/// Events as JSON lines, of which `next` adds some more each time, about [`LINES_BYTES`], and none at their end. While a
 /// client is waited for, no frame of the ledger is held: one may have megabytes.
-pub(super) fn lines(mut next: impl FnMut() -> io::Result<Vec<u8>> + Send + 'static) -> Answer {
-    let mut batch = move || {
+pub(super) fn lines(mut next: impl FnMut(&mut Vec<u8>) -> io::Result<()> + Send + 'static) -> Answer {
+    let mut batch = move |text: &mut Vec<u8>| {
         let _turn = Turn::take();
-        next()
+        // The same room each time, made here: who waits for a turn with the first of it holds nothing. But that of a long
+        // line is not kept.
+        if text.capacity() != LINES_ROOM {
+            *text = Vec::with_capacity(LINES_ROOM);
+        }
+        text.clear();
+        next(text)
     };
     let content_type = header("Content-Type", "application/x-ndjson");
-    let first = batch().map_err(|error| unreadable(&error))?;
+    let mut text = Vec::new();
+    batch(&mut text).map_err(|error| unreadable(&error))?;
     // Fewer than there may be are all there are.
-    if first.len() < LINES_BYTES {
-        return Ok(Reply::Full(Response::from_data(first).with_header(content_type).boxed()));
+    if text.len() < LINES_BYTES {
+        return Ok(Reply::Full(Response::from_data(text).with_header(content_type).boxed()));
     }
     let run = move |to: &mut StreamWriter<'_>| {
-        let mut more = first;
-        while !more.is_empty() {
-            to.send(&more)?;
-            more = batch()?;
+        while !text.is_empty() {
+            to.send(&text)?;
+            batch(&mut text)?;
         }
         Ok(())
     };

@@ -26,6 +26,7 @@ use crate::ledger::event::State;
 use crate::rejection::Rejection;
 use crate::runner::Runner;
 use crate::runner::sealed::Verified;
+use crate::view::Cursor;
 
 /// What `Last-Event-ID` may hold.
 const SEQ: Kind = Kind::Number { least: 0, most: u64::MAX };
@@ -192,16 +193,15 @@ impl App {
         let limit = call.query.number("limit").unwrap_or(LEDGER_PAGE);
         let view = self.engine.view().clone();
         let upto = view.head().0.min(from.saturating_add(limit - 1));
-        let mut next = from;
-        lines(move || {
-            let mut text = Vec::new();
-            if next <= upto {
-                view.ledger(next, upto, &mut |seq, bytes| {
-                    next = seq + 1;
-                    add_line(&mut text, bytes)
-                })?;
+        let (mut next, mut cursor) = (from, Cursor::default());
+        lines(move |text| {
+            if next > upto {
+                return Ok(());
             }
-            Ok(text)
+            view.ledger_on(&mut cursor, next, upto, &mut |seq, bytes| {
+                next = seq + 1;
+                add_line(text, bytes)
+            })
         })
     }
 

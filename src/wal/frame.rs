@@ -4,6 +4,8 @@
 //! and is never zero, so each sector of a zero-filled segment can be told apart as unwritten, sound or bad. A **frame** is
 //! one commit: whole blocks of sectors, a header at their front, then records, then non-zero padding.
 
+use std::ops::Range;
+
 /// Writes start and end at multiples of this many bytes.
 pub const BLOCK: usize = 4096;
 /// What a medium writes whole or not at all.
@@ -50,6 +52,23 @@ pub struct FrameHeader {
     pub prev_hash: Digest,
     /// SHA-256 of the last record.
     pub head_hash: Digest,
+}
+
+impl FrameHeader {
+    /// Number of the frame's sectors.
+    pub fn sectors(&self) -> usize {
+        self.blocks as usize * (BLOCK / SECTOR)
+    }
+
+    /// Where the frame ends in its segment.
+    pub fn end(&self) -> u64 {
+        self.offset + u64::from(self.blocks) * BLOCK as u64
+    }
+
+    /// Seq of the record that follows its last one.
+    pub fn next_seq(&self) -> u64 {
+        self.first_seq + u64::from(self.records)
+    }
 }
 
 /// Blocks that a frame with `body_len` bytes of records takes.
@@ -130,10 +149,18 @@ pub fn decode_header(block: &[u8]) -> Option<FrameHeader> {
 
 /// Copies the records' bytes of a frame, whose sectors are known to be sound, into `body`.
 pub fn unpack_body(header: &FrameHeader, frame: &[u8], body: &mut Vec<u8>) {
+    unpack_sectors(header, 0, frame, body);
+}
+
+/// The same of a part of a frame: `sectors`, of which the first has the number `first`. Returns where in the frame's body
+/// that part begins.
+pub fn unpack_sectors(header: &FrameHeader, first: usize, sectors: &[u8], body: &mut Vec<u8>) -> usize {
     body.clear();
-    let mut skip = FRAME_HEADER;
-    let mut left = header.body_len as usize;
-    for sector in frame.chunks_exact(SECTOR) {
+    let at = first * SECTOR_PAYLOAD;
+    let mut skip = FRAME_HEADER.saturating_sub(at);
+    let start = at + skip - FRAME_HEADER;
+    let mut left = (header.body_len as usize).saturating_sub(start);
+    for sector in sectors.chunks_exact(SECTOR) {
         let take = left.min(SECTOR_PAYLOAD - skip);
         body.extend_from_slice(&sector[skip..skip + take]);
         left -= take;
@@ -142,6 +169,12 @@ pub fn unpack_body(header: &FrameHeader, frame: &[u8], body: &mut Vec<u8>) {
             break;
         }
     }
+    start
+}
+
+/// The numbers of the sectors in which these bytes of a frame's body lie.
+pub fn sectors_of(part: &Range<usize>) -> Range<usize> {
+    (FRAME_HEADER + part.start) / SECTOR_PAYLOAD..(FRAME_HEADER + part.end).div_ceil(SECTOR_PAYLOAD)
 }
 
 /// The records of a body, in order; ends early (with `None`) where lengths do not add up.
@@ -151,9 +184,8 @@ pub fn records(body: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
         if rest.is_empty() {
             return None;
         }
-        let len = rest.get(..RECORD_HEADER).map(|b| u32_at(b, 0) as usize);
-        match len {
-            Some(len) if len > 0 && len <= rest.len() - RECORD_HEADER => {
+        match rest.get(..RECORD_HEADER).and_then(record_len) {
+            Some(len) if len <= rest.len() - RECORD_HEADER => {
                 let (record, behind) = rest[RECORD_HEADER..].split_at(len);
                 rest = behind;
                 Some(Some(record))
@@ -166,9 +198,14 @@ pub fn records(body: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     })
 }
 
+/// The length of a record, from the bytes before it; `None` where it is zero, which is illegal.
+pub fn record_len(header: &[u8]) -> Option<usize> {
+    Some(u32_at(header, 0) as usize).filter(|len| *len > 0)
+}
+
 /// Appends a record to a body under construction: `write` adds its bytes, the length goes before them. Returns the
 /// record's range in `body`.
-pub fn push_record(body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> std::ops::Range<usize> {
+pub fn push_record(body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {
     let at = body.len();
     body.extend_from_slice(&[0; RECORD_HEADER]);
     write(body);
@@ -217,8 +254,13 @@ pub fn classify_sector(sector: &[u8], salt: u64, offset: u64, expected: u64) -> 
 
 /// Whether every sector of `frame`, which starts at `offset`, is sound and of `commit`.
 pub fn frame_is_sound(frame: &[u8], salt: u64, offset: u64, commit: u64) -> bool {
+    sectors_are_sound(frame, salt, offset, commit)
+}
+
+/// The same of some sectors, of which the first lies at `offset` of the segment.
+pub fn sectors_are_sound(sectors: &[u8], salt: u64, offset: u64, commit: u64) -> bool {
     let mark = MARK_BIT | commit_tag(commit);
-    frame.chunks_exact(SECTOR).enumerate().all(|(index, sector)| {
+    sectors.chunks_exact(SECTOR).enumerate().all(|(index, sector)| {
         u32_at(sector, SECTOR_PAYLOAD) == mark
             && u32_at(sector, SECTOR_PAYLOAD + 4)
                 == sector_crc(&sector[..SECTOR_PAYLOAD], salt, offset + (index * SECTOR) as u64, mark)

@@ -7,6 +7,7 @@ mod ahead;
 mod commit;
 pub mod frame;
 pub mod meters;
+mod part;
 mod prepare;
 pub mod reader;
 pub mod recovery;

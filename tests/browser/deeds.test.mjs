@@ -5,14 +5,11 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 import { Agent } from './agent.mjs';
+import { FLAGS, INDEX, WAIT, whole } from './support.mjs';
 
-const FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 const RUN = `d${process.pid}`; // job ids become container names, which are shared by all agents of one Docker
-const WAIT = { timeout: 60_000 };
-const INDEX = fileURLToPath(new URL('../../static/index.html', import.meta.url));
 const FILES = 'mkdir -p d; for i in 1 2 3; do echo $i > d/file$i; done; echo x > "a b%c?#"; echo "[D1_STABLE] step=3"';
 
 let agent;
@@ -264,6 +261,7 @@ test('where a token is asked for, a download sends it, says why it is refused, a
     await withPage(
       '',
       async (page) => {
+        await whole(page);
         const follow = (token, size) =>
           page.evaluate(
             ([base, id, token, size]) => {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { execFileSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { RUN, WAIT, suite, until } from './support.mjs';
 
@@ -201,4 +201,25 @@ test('output that grows is followed at its end only; markers are anchors; colour
     await note(page, `${Number(written).toLocaleString('en')} lines`);
     await hits(page, `of ${Number(shell('grep', '-cF', 'line ', fileOf(node, id, 'stdout'))).toLocaleString('en')} lines`);
   });
+});
+
+test('a download has every byte, from a node that asks for a token too', async () => {
+  const id = `${RUN}-saved`;
+  const node = await agent({ token: 'a-token-of-twenty-characters' });
+  await node.submit({ job_id: id, ...job('seq 1 1000; echo problem >&2') });
+  await node.reached(id, 'SEALED');
+  await withPage(
+    `${node.base}/#/`,
+    async (page) => {
+      await page.evaluate(([base, token]) => sessionStorage.setItem(`hackbrain token ${base}`, token), [node.base, node.token]);
+      await page.goto(`${node.base}/?again#/jobs/${id}`);
+      for (const stream of ['stdout', 'stderr']) {
+        await page.locator('.chip', { hasText: stream }).click();
+        const [download] = await Promise.all([page.waitForEvent('download', WAIT), page.locator('.logpane a').click()]);
+        assert.equal(download.suggestedFilename(), `${id}-1-${stream}.log`);
+        assert.deepEqual(readFileSync(await download.path()), readFileSync(fileOf(node, id, stream)));
+      }
+    },
+    { allowed: /401/ },
+  );
 });

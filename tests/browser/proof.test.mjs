@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { before, test } from 'node:test';
 import { createHash } from 'node:crypto';
 import { createRequire } from 'node:module';
-import { INDEX, RUN, WAIT, live, suite, until } from './support.mjs';
+import { INDEX, RUN, WAIT, live, suite, until, whole } from './support.mjs';
 
 const { HB: node } = createRequire(import.meta.url)('../viewer/load.js');
 const START = { seq: 0, hash: '0'.repeat(64) };
@@ -88,6 +88,7 @@ test('a worker that the policy refuses is known by its error, and the page goes 
 test('from file:// the chain is checked in a worker as well', async () => {
   await withPage(`file://${INDEX}?node=${agent.base}`, async (page) => {
     await live(page);
+    await whole(page);
     const { seq, hash } = await agent.json('/api/ledger/head');
     const [verdict, isWorker] = await page.evaluate(async ([base, start, to]) => {
       const work = new HB.Work();

@@ -105,6 +105,8 @@ export function suite() {
 /** Waits until a badge says so: live, catching up, stale, offline, rolled back, forked. */
 export const badge = (page, name) => page.locator(`[data-is="${name}"]:visible`).first().waitFor(WAIT);
 export const live = (page) => badge(page, 'live');
+/** Waits until every part of the page is here: those that a list does without come later, replay.js last. */
+export const whole = (page) => page.waitForFunction(() => HB.Replay, null, WAIT);
 /** A job's row in the list. */
 export const row = (page, id) => page.getByRole('row').filter({ hasText: id });
 export const rowIs = (page, id, state) => row(page, id).locator(`[data-is="${state}"]`).waitFor(WAIT);

@@ -8,7 +8,7 @@ const { join, dirname } = require('node:path');
 const { HB, hash } = require('./load.js');
 
 const { arrange, step } = HB.Graph.pure;
-const { lines, urlPath, digest, faults } = HB.Artifacts.pure;
+const { lines, urlPath, digest, faults } = HB.seal;
 const { read, write, put, offline } = HB.Actions.pure;
 
 /** Numbers that look random and are the same in every run. */

@@ -5,7 +5,7 @@ const { readFileSync } = require('node:fs');
 const { join } = require('node:path');
 const vm = require('node:vm');
 
-for (const name of ['format', 'sha256', 'chain', 'model', 'timeline', 'dom', 'api', 'stream', 'worker', 'check', 'window', 'list', 'log', 'charts', 'replay', 'graph', 'artifacts', 'actions']) {
+for (const name of ['format', 'sha256', 'chain', 'model', 'timeline', 'dom', 'api', 'stream', 'worker', 'check', 'window', 'nodes', 'list', 'log', 'charts', 'replay', 'graph', 'artifacts', 'actions']) {
   const file = join(__dirname, '../../static', `${name}.js`);
   vm.runInThisContext(readFileSync(file, 'utf8'), { filename: file });
 }

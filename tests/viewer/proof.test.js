@@ -5,12 +5,13 @@ const assert = require('node:assert/strict');
 const { once } = require('node:events');
 const { createServer } = require('node:http');
 const vm = require('node:vm');
-const { HB, Ledger } = require('./load.js');
+const { HB, Ledger, hash } = require('./load.js');
 
 const START = { seq: 0, hash: '0'.repeat(64) };
 let ledger; // the lines that are served, which a test may change
 let asked; // paths, in order
 let token = '';
+let files = {}; // path → bytes
 let api;
 let head;
 const server = createServer((request, response) => {
@@ -18,6 +19,7 @@ const server = createServer((request, response) => {
   asked.push(request.url);
   if (token && request.headers.authorization !== `Bearer ${token}`) return response.writeHead(401).end('{"error":{"message":"say the token"}}');
   if (pathname === '/api/ledger/head') return response.end(JSON.stringify(head));
+  if (files[pathname]) return response.end(files[pathname]);
   const from = Number(searchParams.get('from') ?? 1);
   const lines = pathname.endsWith('/trace') ? ledger.filter((line) => line.includes('"job"')) : ledger.slice(from - 1, from - 1 + Number(searchParams.get('limit')));
   response.end(lines.map((line) => `${line}\n`).join(''));
@@ -35,6 +37,7 @@ beforeEach(() => {
   head = made.head();
   asked = [];
   token = '';
+  files = {};
   api = new HB.Api(`http://127.0.0.1:${server.address().port}`);
 });
 
@@ -43,7 +46,7 @@ function worker() {
   const calls = [];
   const self = {};
   const postMessage = ([id, what, value]) => calls[id][what](value);
-  vm.runInNewContext(HB.workerSource(), { self, postMessage, fetch, TextDecoder, Uint8Array });
+  vm.runInNewContext(HB.workerSource(), { self, postMessage, fetch, AbortSignal, TextDecoder, Uint8Array });
   return (task, args) =>
     new Promise((resolve, reject) => {
       const news = [];
@@ -108,6 +111,35 @@ test('a job’s trace is told without what a proof needs, and each event is judg
   assert.equal(result, 0);
   assert.equal(told.flat().length, events.length);
   assert.deepEqual(bad.map(([seq, ok, words]) => [seq, ok, words]).sort(), [[1000, false, 'the ledger holds other bytes than the job’s trace'], [1001, false, 'prev is not the hash of event 1000']]);
+});
+
+test('a worker of the shared sources alone hashes a file and a seal', async () => {
+  const run = worker();
+  const bytes = Buffer.alloc(3_000_001, 'ab');
+  files['/api/file'] = bytes;
+  assert.deepEqual(plain((await run('file', { path: '/api/file' })).result), { size: bytes.length, hex: hash(bytes) });
+  const artifacts = [{ path: '/w/ü%25', size: 2, sha256: hash('ok') }];
+  const root = hash(`${hash('ok')}  w/ü%\n`);
+  const seal = { job_id: 'job', artifacts_root: root, artifacts };
+  files['/api/seal'] = JSON.stringify(seal);
+  const sealed = { job_id: 'job', detail: { seal_hash: hash(files['/api/seal']), artifacts_root: root, files: 1, bytes: 2 } };
+  assert.deepEqual(plain((await run('seal', { path: '/api/seal', sealed })).result), { seal, wrong: [] });
+  files['/api/seal'] += ' ';
+  assert.match((await run('seal', { path: '/api/seal', sealed })).result.wrong.join(), /^it has the hash [0-9a-f]{64}$/);
+});
+
+test('where there are no workers, a check that is given up reads no further', async () => {
+  const made = new Ledger();
+  for (let i = 1; i <= 5000; i++) made.append('job', 'D1_STABLE');
+  ledger = made.lines.map(String);
+  const work = new HB.Work();
+  assert.equal(work.worker, undefined);
+  await new Promise((resolve) => work.run('walk', { api, from: START, to: 5000 }, resolve));
+  work.close();
+  // So many answers in turn: a check that went on would have asked for the rest meanwhile.
+  for (let i = 0; i < 100; i++) await api.json('/api/ledger/head');
+  assert.ok(asked.includes('/api/ledger?from=1001&limit=1000'));
+  assert.ok(!asked.includes('/api/ledger?from=4001&limit=1000'), asked.join());
 });
 
 test('as many events are judged as may be read, newest first, and the others when asked for', async () => {

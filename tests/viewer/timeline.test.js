@@ -3,8 +3,8 @@ const { test } = require('node:test');
 const assert = require('node:assert/strict');
 const { HB } = require('./load.js');
 
-const { stretches, fold, bins, floor } = HB.timeline;
-const { columns, rates, beside } = HB.charts;
+const { stretches, fold, bins, floor, life } = HB.timeline;
+const { columns, rates } = HB.charts;
 const HOUR = 3_600_000;
 const START = Date.UTC(2026, 10, 23, 8);
 
@@ -147,15 +147,40 @@ test('ticks are round, apart, visible, and never within a break', () => {
 });
 
 test('bins hold every marker once, weigh those that stand for several, and stay where they are', () => {
-  const events = Array.from({ length: 10_000 }, (_, i) => ({ ms: START + i * 50, attempt: i < 4000 ? 1 : 2, detail: i % 100 ? {} : { count: 7 } }));
-  const all = bins(events, START, START + 500_000, 4096);
+  const events = Array.from({ length: 10_000 }, (_, i) => ({ state: 'D1_STABLE', ms: START + i * 50, attempt: i < 4000 ? 1 : 2, detail: i % 100 ? {} : { count: 7 } }));
+  const all = bins(life(events), START, START + 500_000, 4096);
   assert.equal(all.reduce((sum, { count }) => sum + count, 0), 10_000 + 100 * 6);
   assert.ok(all.length <= 500_000 / 4096 + 3);
   for (const { from, to } of all) assert.ok(to - from < 4096);
-  const later = bins([...events, { ms: START + 600_000, attempt: 2, detail: {} }], START, START + 600_000, 4096);
+  const later = bins(life([...events, { state: 'D1_STABLE', ms: START + 600_000, attempt: 2, detail: {} }]), START, START + 600_000, 4096);
   assert.deepEqual(later.slice(0, all.length), all);
-  const part = bins(events, START + 100_000, START + 110_000, 64);
+  const part = bins(life(events), START + 100_000, START + 110_000, 64);
   assert.ok(part[0].from >= START + 99_900 && part.at(-1).to <= START + 110_100);
+});
+
+test('property: a history that is told piece by piece, and taken back, tells what one told at once does', () => {
+  for (let seed = 1; seed <= 100; seed++) {
+    const next = random(seed);
+    const { events } = randomLife(next);
+    const marked = events.flatMap((event) => [event, { ...event, state: 'D1_STABLE', detail: next() < 0.5 ? {} : { count: 3 } }]);
+    for (let round = 0, size = 1; round < 30; round++) {
+      size = Math.max(1, Math.min(marked.length, size + Math.floor((next() - 0.3) * 20)));
+      const part = JSON.parse(JSON.stringify(life(marked.slice(0, size))));
+      const { last, ...whole } = JSON.parse(JSON.stringify(life(marked.slice(0, size).map((event) => ({ ...event })))));
+      assert.deepEqual(part, { ...whole, last: part.last });
+      assert.equal(whole.sums.at(-1) ?? 0, marked.slice(0, size).reduce((sum, { state, detail }) => sum + (state === 'D1_STABLE' && (detail.count ?? 1)), 0));
+      assert.equal(whole.marks.length + whole.stable.length, size);
+    }
+  }
+});
+
+test('a clock that was set back breaks no bins', () => {
+  const next = random(7);
+  for (let round = 0; round < 200; round++) {
+    const events = Array.from({ length: 40 }, (_, i) => ({ state: 'D1_STABLE', ms: START + Math.floor(next() * 10_000), attempt: 1 + Math.floor(i / 7) }));
+    const list = bins(life(events), START, START + 10_000, 1000);
+    assert.ok(list.length <= 40 && list.every(({ count }) => count > 0));
+  }
 });
 
 test('usage: differences from zero at the start, a gap breaks, a restart counts anew', () => {
@@ -168,10 +193,4 @@ test('usage: differences from zero at the start, a gap breaks, a restart counts 
 test('columns keep the least and the greatest of each pixel, and break where nothing was measured', () => {
   const samples = [[1, 5], [1, 2], [1, 9], [2, 4], [3, null], [4, 0], [5, 1, true]].map(([px, v, breaks]) => ({ px, v, breaks }));
   assert.deepEqual(columns(samples, 'v'), [[[1, 2, 9], [2, 4, 4]], [[4, 0, 0]], [[5, 1, 1]]]);
-});
-
-test('used beside requested, the unit once', () => {
-  assert.equal(beside('11 GiB', '64 GiB'), '11 of 64 GiB');
-  assert.equal(beside('900 MiB', '64 GiB'), '900 MiB of 64 GiB');
-  assert.equal(beside('0.5', '8'), '0.5 of 8');
 });
