@@ -13,22 +13,27 @@ set -euo pipefail
 
 main() {
     usage_if_asked "$@"
-    local rounds="${1:-${HACKBRAIN_ROUNDS:-5}}" round after_ms
+    rounds_of "${1:-${HACKBRAIN_ROUNDS:-5}}"
+    local round after_ms
     begin_jobs
     start_agent
     start_observer follower
     start_jobs jobs
-    for ((round = 1; round <= rounds; round++)); do
+    for ((round = 1; round <= ROUNDS; round++)); do
+        wait_for "a container" any_container
         draw 100 2500
         after_ms=$DRAWN
         sleep_ms "$after_ms"
-        kill_agent
+        kill_living_agent
         check_ledger
         start_agent
-        say "round $round of $rounds: killed after $after_ms ms, $(acknowledged) acknowledged so far"
+        say "round $round of $ROUNDS: killed after $after_ms ms, $(acknowledged) acknowledged so far"
     done
-    finish --exact
-    say "agent_killed: $rounds kills, $(cat "$DIR/counts")"
+    finish --exact --at-least outputs=1,physics=1
+    has_resumed follower 1
+    # Else no container was there to go on without an agent.
+    [ "$(taken_up)" -gt 0 ] || die "no attempt ran while an agent was killed"
+    say "agent_killed: $ROUNDS kills, $(taken_up) attempts taken up again, $(cat "$DIR/counts")"
 }
 
 main "$@"

@@ -14,27 +14,31 @@ set -euo pipefail
 
 main() {
     usage_if_asked "$@"
-    local rounds="${1:-${HACKBRAIN_ROUNDS:-5}}" round killed=0
+    rounds_of "${1:-${HACKBRAIN_ROUNDS:-5}}"
+    local round killed=0 with_agent=0
     begin_jobs
     start_agent
     start_observer follower
     start_jobs jobs
-    for ((round = 1; round <= rounds; round++)); do
+    for ((round = 1; round <= ROUNDS; round++)); do
         wait_for "a container" any_container
         draw 0 1500
         sleep_ms "$DRAWN"
-        [ $((round % 2)) -eq 1 ] || kill_agent
+        wait_for "a CLI" any_cli
+        [ $((round % 2)) -eq 1 ] || kill_living_agent
         kill_clis
         killed=$((killed + KILLED))
         if [ $((round % 2)) -eq 0 ]; then
+            with_agent=$((with_agent + KILLED))
             check_ledger
             start_agent
         fi
-        say "round $round of $rounds: $KILLED CLIs killed$([ $((round % 2)) -eq 1 ] || echo ", and the agent")"
+        say "round $round of $ROUNDS: $KILLED CLIs killed$([ $((round % 2)) -eq 1 ] || echo ", and the agent")"
     done
-    finish --exact
-    [ "$killed" -gt 0 ] || die "no CLI was there to be killed"
-    say "cli_killed: $killed CLIs killed, $(cat "$DIR/counts")"
+    finish --exact --at-least outputs=1
+    [ "$killed" -gt "$with_agent" ] || die "no CLI was there to be killed while the agent was"
+    [ "$with_agent" -gt 0 ] || [ "$ROUNDS" -lt 2 ] || die "no CLI was there to be killed after the agent"
+    say "cli_killed: $killed CLIs killed, $with_agent of them after the agent, $(cat "$DIR/counts")"
 }
 
 main "$@"

@@ -13,23 +13,24 @@ set -euo pipefail
 . "$(dirname "$0")/lib_jobs.sh"
 
 # Seconds on a fast machine.
-STEPS=3000
+STEPS=2000
 
 main() {
     usage_if_asked "$@"
-    local rounds="${1:-${HACKBRAIN_ROUNDS:-5}}" round
+    rounds_of "${1:-${HACKBRAIN_ROUNDS:-5}}"
+    local round
     begin_jobs
     start_agent
     start_observer follower
-    for ((round = 1; round <= rounds; round++)); do
+    for ((round = 1; round <= ROUNDS; round++)); do
         draw 1 4
         start_jobs "$round" --physics "$STEPS"
         kill_in_sync "$PREFIX-$round-0" "$DRAWN" "$STEPS"
-        say "round $round of $rounds: killed ${#MET[@]} times: ${MET[*]}"
+        say "round $round of $ROUNDS: killed ${#MET[@]} times: ${MET[*]}"
     done
-    finish --exact --causes killed
+    finish --exact --causes killed --at-least "physics=$ROUNDS"
     check_killed
-    say "container_killed: $rounds rounds, $(cat "$DIR/counts")"
+    say "container_killed: $ROUNDS rounds, $(cat "$DIR/counts")"
 }
 
 main "$@"

@@ -17,7 +17,8 @@ WAYS=(kill stop hang)
 
 main() {
     usage_if_asked "$@"
-    local rounds="${1:-${HACKBRAIN_ROUNDS:-3}}" round first away_ms way also
+    rounds_of "${1:-${HACKBRAIN_ROUNDS:-3}}"
+    local round first away_ms way also ended=0
     # shellcheck disable=SC2119 # the script's arguments are none of its
     begin_jobs_with_own_engine
     start_agent
@@ -26,24 +27,29 @@ main() {
     # A drawn beginning, then in turn: few rounds meet all ways.
     draw 0 "${#WAYS[@]}"
     first=$DRAWN
-    for ((round = 1; round <= rounds; round++)); do
+    for ((round = 1; round <= ROUNDS; round++)); do
         wait_for "a container" any_container
         draw 200 1500
         sleep_ms "$DRAWN"
         way="${WAYS[(first + round) % ${#WAYS[@]}]}"
         draw 200 2500
         away_ms=$DRAWN
-        draw 0 3
-        also=$DRAWN
+        # In every second outage, from the first or the second on.
+        also=$(((first + round) % 2))
         engine "$way"
-        [ "$also" -ne 0 ] || kill_agent
+        [ "$way" = hang ] || ended=1
+        [ "$also" -ne 0 ] || kill_living_agent
         sleep_ms "$away_ms"
         if [ "$way" = hang ]; then engine wake; else engine start; fi
         [ "$also" -ne 0 ] || start_agent
-        say "round $round of $rounds: $way, $away_ms ms$([ "$also" -ne 0 ] || echo ", agent killed"), $(acknowledged) acknowledged"
+        # Told by an agent that sees it: else the next outage could come before the last was over.
+        wait_for "an engine that answers" engine_is_seen
+        say "round $round of $ROUNDS: $way, $away_ms ms$([ "$also" -ne 0 ] || echo ", agent killed"), $(acknowledged) acknowledged"
     done
-    finish --causes engine
-    say "engine_killed: $rounds outages, $(cat "$DIR/counts")"
+    finish --causes engine --at-least "crashes_engine=$ended,physics=1"
+    say "engine_killed: $ROUNDS outages, $(cat "$DIR/counts")"
 }
+
+engine_is_seen() { curl -s -m "$PATIENCE_S" "$URL/api/node" | grep -q '"available":true'; }
 
 main "$@"

@@ -24,6 +24,7 @@ LISTEN=127.0.0.1
 DEFERRED=()
 DIR=
 SEED=
+ROUNDS=
 BINARY=
 ENGINE_HOST=$NO_ENGINE
 AGENT_PID=
@@ -35,15 +36,18 @@ skip() {
     exit "$SKIPPED"
 }
 
-# usage_if_asked "$@": the script's first comment lines are its help.
-usage_if_asked() {
-    case "${1:-}" in
-    -h | --help)
-        sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
-        exit 0
-        ;;
-    esac
+# a_number WHAT VALUE: a whole number from 1, or the script ends. Of no rounds, none would fail.
+a_number() { [[ "$2" =~ ^[1-9][0-9]{0,9}$ ]] || die "$1 must be a whole number from 1 to 9999999999, not '$2'"; }
+
+# rounds_of VALUE: sets ROUNDS.
+rounds_of() {
+    a_number "the number of rounds" "$1"
+    ROUNDS=$1
+    note rounds "$ROUNDS"
 }
+
+# note NAME VALUE: for the table of chaos/run.
+note() { echo "$1 $2" >>"${HACKBRAIN_NOTES:-/dev/null}"; }
 
 # defer COMMAND…: runs when the script ends, however it ends; the last one deferred runs first.
 defer() {
@@ -52,7 +56,7 @@ defer() {
 
 run_deferred() {
     local status=$? index
-    trap '' INT TERM
+    trap '' HUP INT TERM
     trap - EXIT
     for ((index = ${#DEFERRED[@]} - 1; index >= 0; index--)); do
         eval "${DEFERRED[index]}" || {
@@ -60,6 +64,7 @@ run_deferred() {
             status=1
         }
     done
+    [ -n "$DIR" ] || exit "$status"
     if losetup -a 2>/dev/null | grep -qF "$DIR/" || grep -qF " $DIR/" /proc/self/mountinfo; then
         say "left behind: a mount or a loop device below $DIR"
         status=1
@@ -73,17 +78,21 @@ begin() {
     [ "$(id -u)" -eq 0 ] || skip "it needs root: for mounts, namespaces, or the engine's processes"
     PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
     local tool
+    # Before anything is made. Bash would take a word for 0, or for a name to look up.
+    SEED="${HACKBRAIN_SEED:-$((RANDOM * 32768 + RANDOM + 1))}"
+    a_number HACKBRAIN_SEED "$SEED"
     for tool in curl python3 "$@"; do
         have "$tool" || skip "there is no $tool"
     done
-    DIR="$(mktemp -d "${TMPDIR:-/tmp}/hackbrain-chaos.XXXXXX")"
     trap run_deferred EXIT
+    trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
+    DIR="$(mktemp -d "${TMPDIR:-/tmp}/hackbrain-chaos.XXXXXX")"
     defer rm -rf --one-file-system "$DIR"
-    SEED="${HACKBRAIN_SEED:-$((RANDOM * 32768 + RANDOM))}"
     RANDOM=$SEED
     say "seed $SEED"
+    note seed "$SEED"
     BINARY="${HACKBRAIN_BIN:-$("$ROOT/scripts/build")}"
     mkdir "$DIR/mnt" "$DIR/answers"
 }
@@ -167,6 +176,12 @@ end_agent() {
 }
 
 kill_agent() { end_agent KILL; }
+
+# kill_living_agent: one that has ended by itself was not killed, and nothing was tried.
+kill_living_agent() {
+    kill_agent
+    [ "$AGENT_STATUS" -eq 137 ] || die "the agent ended by itself, with $AGENT_STATUS: $(tail -n 5 "$AGENT_LOG")"
+}
 
 status_of() {
     "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" -o /dev/null -w '%{http_code}' -X "$1" "$URL$2" || true

@@ -31,8 +31,10 @@ begin_jobs() {
     mkdir "$DIR/jobs" "$DIR/streams"
     PREFIX="chaos-$$-$SEED"
     AGENT_FLAGS+=(--mount-root "$DIR/jobs" --workers "$WORKERS")
-    if [ -n "${OWN_ENGINE:-}" ]; then start_own_engine; fi
-    defer remove_remains
+    # In this order backwards: control groups go once nothing is in them, containers once nobody takes them up.
+    defer remove_groups
+    if [ -n "${OWN_ENGINE:-}" ]; then start_own_engine; else defer remove_containers; fi
+    defer unmount_binds
     defer kill_agent
     defer end_children
 }
@@ -53,7 +55,7 @@ start_own_engine() {
 
 # engine DEED: kill, stop, start, hang, wake, power.
 engine() {
-    local answer
+    local answer=
     echo "$1" >&"${HELD_IN[engine]}"
     read -r answer <&"${HELD_OUT[engine]}" || die "engine $1: $(tail -n 3 "$DIR/engine.log")"
     [ "$answer" = "done" ] || die "engine $1: $answer"
@@ -87,27 +89,45 @@ let_go() {
 
 docker_here() { DOCKER_HOST="$ENGINE_HOST" docker "$@"; }
 
-# What a killed agent leaves to the next one, where there is none: containers, mounts, control groups, names of images.
-remove_remains() {
-    local log_id group tag
-    unmount_binds
-    [ -e "$DIR/log_id" ] || return 0
-    log_id="$(cat "$DIR/log_id")"
-    docker_here ps -aq --filter "label=hackbrain.log=$log_id" | xargs -r env DOCKER_HOST="$ENGINE_HOST" docker rm -f >/dev/null
-    for group in /sys/fs/cgroup/*/"hackbrain-${log_id:0:8}" /sys/fs/cgroup/"hackbrain-${log_id:0:8}"; do
-        [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} +
+# What a killed agent leaves to the next one, where there is none: containers, names of images, control groups, mounts. By name,
+# which each container of this run has from the beginning. Of an engine that goes as a whole, these two need not.
+remove_containers() {
+    local tries container tag left=yes log_id=
+    [ ! -e "$DIR/log_id" ] || log_id="$(cat "$DIR/log_id")"
+    # A CLI that was on its way may make one more, and what the engine is removing already is no error.
+    for ((tries = 0; tries < 100; tries++)); do
+        if left="$(timeout 60 docker ps -aq --filter "name=^hb-$PREFIX-")" && [ -z "$left" ]; then break; fi
+        for container in $left; do timeout 60 docker rm -f "$container" >/dev/null 2>&1 || true; done
+        sleep 0.1
     done
-    for tag in $(docker_here images --format '{{.Tag}}' hackbrain/pin | grep "^${log_id:0:8}" || true); do
-        docker_here rmi --no-prune "hackbrain/pin:$tag" >/dev/null
+    [ -z "$left" ] || return 1
+    [ -n "$log_id" ] || return 0
+    for tag in $(docker images --format '{{.Tag}}' hackbrain/pin | sed -n "/^${log_id:0:8}/p"); do
+        docker rmi --no-prune "hackbrain/pin:$tag" >/dev/null || return 1
+    done
+}
+
+remove_groups() {
+    local log_id group tries
+    [ -s "$DIR/log_id" ] || return 0
+    log_id="$(cat "$DIR/log_id")"
+    for group in /sys/fs/cgroup/*/"hackbrain-${log_id:0:8}" /sys/fs/cgroup/"hackbrain-${log_id:0:8}"; do
+        # The kernel takes a moment to notice that what was in it has ended.
+        for ((tries = 0; tries < 100; tries++)); do
+            [ -d "$group" ] || break
+            find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.1
+        done
+        [ ! -d "$group" ] || return 1
     done
 }
 
 # What a killed agent had bound for its jobs.
 unmount_binds() {
-    local place
+    local place failed=0
     while IFS= read -r place; do
-        umount "$place"
+        umount "$place" || failed=1
     done < <(awk -v below="$DIR/mnt/data/mnt/" 'index($5, below) == 1 {print $5}' /proc/self/mountinfo | tac)
+    return "$failed"
 }
 
 # start_jobs NAME [ARGUMENT…]: jobs all the time, until stop_jobs. Returns when the first is acknowledged.
@@ -125,8 +145,10 @@ start_jobs() {
 has_answers() { grep -qs '} 200$' "$1"; }
 
 note_log_id() {
-    [ -e "$DIR/log_id" ] || "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/node" |
-        sed -n 's/.*"log_id":"\([0-9a-f]*\)".*/\1/p' >"$DIR/log_id"
+    [ ! -s "$DIR/log_id" ] || return 0
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/node" |
+        sed -n 's/.*"log_id":"\([0-9a-f]\{8,\}\)".*/\1/p' >"$DIR/log_id"
+    [ -s "$DIR/log_id" ] || die "the agent does not tell its ledger's id"
 }
 
 # start_observer NAME [ARGUMENT…]: its stream must be the ledger in the end.
@@ -174,6 +196,7 @@ sealed_are() { [ "$(jobs_in SEALED)" -ge "$1" ]; }
 await_observers() {
     local head pid failed=0
     head="$("${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" "$URL/api/ledger/head" | sed -n 's/.*"seq":\([0-9]*\).*/\1/p')"
+    [ -n "$head" ] || die "the agent does not tell its head"
     echo "$head" >"$DIR/until.new"
     mv "$DIR/until.new" "$DIR/until"
     for pid in "${OBSERVER_PIDS[@]}"; do
@@ -183,6 +206,13 @@ await_observers() {
     OBSERVER_PIDS=()
     [ "$failed" -eq 0 ] || say "an observer has not got what the ledger holds"
     return "$failed"
+}
+
+# has_resumed NAME TIMES: that observer had to begin anew at least so often; else its stream was never cut.
+has_resumed() {
+    local connections
+    connections="$(cat "$DIR/streams/$1.connections")"
+    [ "$connections" -gt "$2" ] || die "observer $1 had $connections connections: its stream was not cut $2 times"
 }
 
 has_ended() { ! kill -0 "$1" 2>/dev/null; }
@@ -206,16 +236,28 @@ finish() {
 
 # --- faults that several scripts have in common ------------------------------------------------------------------------
 
-# kill_clis: every Docker CLI that has to do with these jobs' containers, by kill -9. Sets KILLED.
-kill_clis() {
+# clis: process ids of every Docker CLI that has to do with these jobs' containers.
+clis() {
     local entry pid
-    KILLED=0
     while IFS= read -r entry; do
         pid="${entry#/proc/}" pid="${pid%/cmdline}"
-        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = docker ] || continue
-        if kill -KILL "$pid" 2>/dev/null; then KILLED=$((KILLED + 1)); fi
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != docker ] || echo "$pid"
     done < <(grep -lzsE -- "^(--name=)?hb-$PREFIX-" /proc/[0-9]*/cmdline)
 }
+
+any_cli() { [ -n "$(clis)" ]; }
+
+# kill_clis: all of them, by kill -9. Sets KILLED.
+kill_clis() {
+    local pid
+    KILLED=0
+    for pid in $(clis); do
+        if kill -KILL "$pid" 2>/dev/null; then KILLED=$((KILLED + 1)); fi
+    done
+}
+
+# taken_up: how often an agent found an attempt that another had begun, and went on with it.
+taken_up() { cat "$DIR"/agent.* | grep -c 'is taken up again' || true; }
 
 # running_containers: names of this run's, sorted, so that a draw means the same again.
 running_containers() { docker_here ps --format '{{.Names}}' --filter "name=^hb-$PREFIX-" | sort; }
@@ -253,7 +295,7 @@ check_killed() {
     local kills
     kills="$(cat "$DIR"/met/* 2>/dev/null | wc -l)"
     [ "$kills" -gt 0 ] || die "no container was killed"
-    grep -q " crashes_killed=$kills\$" "$DIR/counts" || die "$kills kills, and the ledger has: $(cat "$DIR/counts")"
+    grep -qw "crashes_killed=$kills" "$DIR/counts" || die "$kills kills, and the ledger has: $(cat "$DIR/counts")"
     grep -qs "in fsync" "$DIR"/met/* || die "not one of $kills kills met the payload in fsync"
 }
 
@@ -272,4 +314,12 @@ make_line() {
         --seed "$SEED"
     read -r up <&"${HELD_OUT[line]}" || die "there is no line: $(tail -n 1 "$DIR/line.log")"
     [ "$up" = up ] || die "the line says: $up"
+}
+
+# line_counts: packets that the line has carried, lost and cut, as words.
+line_counts() {
+    local counts
+    echo counts >&"${HELD_IN[line]}"
+    read -r counts <&"${HELD_OUT[line]}" || die "the line is gone: $(tail -n 1 "$DIR/line.log")"
+    echo "$counts"
 }

@@ -4,8 +4,9 @@
 link.py NAMESPACE-A ADDRESS-A NAMESPACE-B ADDRESS-B --cut FILE [--delay-ms N] [--jitter-ms N] [--loss PERCENT] [--seed N]
 
 Each namespace gets a device `line` with its address; the kernel's own TCP runs over it, and no netem is needed. While the
-file of --cut exists, every packet is lost, in both directions, without a word to either end. Prints `up`; ends at the first line
-or the end of standard input, and the devices with it. Then it tells on standard error what it carried, lost and cut."""
+file of --cut exists, every packet is lost, in both directions, without a word to either end. Prints `up`. At the line `counts` it tells
+how many packets it has carried, lost and cut, as `name=number` words; at another line, or the end of standard input, it ends, and
+the devices with it."""
 import argparse
 import ctypes
 import fcntl
@@ -55,8 +56,9 @@ def main():
         wait_s = max(0, under_way[0][0] - time.monotonic()) if under_way else None
         readable, _, _ = select.select([*ends, sys.stdin], [], [], wait_s)
         if sys.stdin in readable:
-            print("line: " + ", ".join(f"{count} packets {name}" for name, count in counts.items()), file=sys.stderr)
-            return
+            if sys.stdin.readline() != "counts\n":
+                return
+            print(*(f"{name}={count}" for name, count in counts.items()), flush=True)
         is_cut = os.path.exists(options.cut)
         for end in set(readable) & set(ends):
             packet = os.read(end, PACKET_BYTES_MAX)

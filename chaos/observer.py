@@ -7,7 +7,8 @@ observer.py --url FILE --out FILE --until FILE [--silence S] [--slow BYTES_PER_S
 FILE of --url holds the agent's address, read anew for each connection. The observer ends once FILE of --until holds the last
 seq to come, and that came. --silence: a connection that said nothing for so long is given up (30 s). --slow reads no faster,
 through a small buffer, for S seconds or always. --vanish drops its connection at random moments, at most S seconds apart, half
-of them by a reset. Ends with 1 where an event came twice, or one was left out."""
+of them by a reset. Ends with 1 where an event came twice, or one was left out. The number of its connections goes to
+FILE.connections of --out."""
 import argparse
 import http.client
 import os
@@ -45,6 +46,8 @@ class Observer:
                 # The agent or the way to it is gone, for now.
                 pass
             time.sleep(PAUSE_S)
+        with open(self.options.out + ".connections", "w", encoding="ascii") as file:
+            print(self.connections, file=file)
         print(f"observer: {self.last} events over {self.connections} connections", file=sys.stderr)
 
     def follow(self):

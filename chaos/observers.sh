@@ -6,7 +6,7 @@
 # ones once they come back; who never reads is cut off, and what it held is freed.
 # In short: slow and vanishing ones cost the others nothing, get every event.
 #
-# For each of HACKBRAIN_ROUNDS (five) three seconds of load. HACKBRAIN_SEED repeats the jobs and the moments; HACKBRAIN_BIN
+# For each of HACKBRAIN_ROUNDS (five) two seconds of load, and ten in which the slow ones are slow. HACKBRAIN_SEED repeats the jobs and the moments; HACKBRAIN_BIN
 # names the binary. Needs root. Not simulated: more than a few dozen of them (scripts/attack), a network (remote_observer.sh).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
@@ -15,25 +15,31 @@ set -euo pipefail
 STALLED=12
 VANISHING=6
 SLOW=2
-ROUND_S=3
-# Below what the agent puts up with, so it is cut, and resumes.
-SLOW_BYTES_PER_S=30000
+ROUND_S=2
+# Far below what the agent puts up with for more than a few seconds, so it is cut, and resumes.
+SLOW_BYTES_PER_S=4000
+SLOW_S=10
+
+STALLED_PID=
 
 main() {
     usage_if_asked "$@"
-    local rounds="${1:-${HACKBRAIN_ROUNDS:-5}}" number
+    rounds_of "${1:-${HACKBRAIN_ROUNDS:-5}}"
+    local number sockets
     begin
     mkdir "$DIR/streams"
     defer kill_agent
     defer end_children
     defer stop_load
+    defer end_stalled
     start_agent
+    sockets="$(sockets_of_agent)"
     start_observer follower
     for ((number = 0; number < VANISHING; number++)); do
         start_observer "vanishing-$number" --vanish 0.5
     done
     for ((number = 0; number < SLOW; number++)); do
-        start_observer "slow-$number" --slow "$SLOW_BYTES_PER_S" --slow-for $((rounds * ROUND_S))
+        start_observer "slow-$number" --slow "$SLOW_BYTES_PER_S" --slow-for $((ROUNDS * ROUND_S + SLOW_S))
     done
     python3 - "$URL" "$STALLED" "$DIR/stalled" <<'PYTHON' &
 import socket, sys, time, urllib.parse
@@ -49,20 +55,24 @@ for _ in range(int(count)):
 open(sign, "w").close()
 time.sleep(3600)
 PYTHON
-    OBSERVER_PIDS+=("$!")
     STALLED_PID=$!
     wait_for "the stalled ones" test -e "$DIR/stalled"
     start_load 1
-    sleep $((rounds * ROUND_S))
+    sleep $((ROUNDS * ROUND_S))
     stop_load
     check_all_accepted
-    # They still hold their ends: it is the agent that has let go.
-    PATIENCE_S=300 wait_for "the end of those who do not read" stalled_are_cut
-    kill -0 "$STALLED_PID" || die "the stalled ones have ended by themselves"
-    kill "$STALLED_PID"
-    wait "$STALLED_PID" 2>/dev/null || true
-    unset 'OBSERVER_PIDS[-1]'
     await_observers
+    for ((number = 0; number < VANISHING; number++)); do
+        has_resumed "vanishing-$number" 2
+    done
+    for ((number = 0; number < SLOW; number++)); do
+        has_resumed "slow-$number" 1
+    done
+    # All others have gone, and these still hold their ends: it is the agent that lets go, of everything.
+    PATIENCE_S=300 wait_for "the end of those who do not read" has_no_subscriber
+    PATIENCE_S=300 wait_for "sockets that are closed" has_sockets "$sockets"
+    kill -0 "$STALLED_PID" || die "the stalled ones have ended by themselves"
+    end_stalled
     check_served
     end_agent TERM
     [ "$AGENT_STATUS" -eq 0 ] || die "the agent ended with $AGENT_STATUS: $(tail -n 3 "$AGENT_LOG")"
@@ -78,12 +88,18 @@ check_all_accepted() {
     [ "$other" -eq 0 ] || die "$other submissions were not taken: $(cat "$DIR"/answers/* | grep -v '} 200$' | head -n 3)"
 }
 
-# Only the others are left: a subscriber whose end is held is not one that has left.
-stalled_are_cut() {
-    local left
-    left="$(curl -s -m "$PATIENCE_S" "$URL/metrics" | sed -n 's/^hackbrain_sse_subscribers //p')"
-    [ "${left:-$STALLED}" -le "${#OBSERVERS[@]}" ] && [ "${#OBSERVERS[@]}" -lt "$STALLED" ]
+end_stalled() {
+    [ -n "$STALLED_PID" ] || return 0
+    kill "$STALLED_PID" 2>/dev/null || true
+    wait "$STALLED_PID" 2>/dev/null || true
+    STALLED_PID=
 }
+
+has_no_subscriber() { curl -s -m "$PATIENCE_S" "$URL/metrics" | grep -qx 'hackbrain_sse_subscribers 0'; }
+
+sockets_of_agent() { find "/proc/$AGENT_PID/fd" -lname 'socket:*' 2>/dev/null | wc -l; }
+
+has_sockets() { [ "$(sockets_of_agent)" -le "$1" ]; }
 
 check_streams() {
     local stream events

@@ -18,7 +18,9 @@ SEALED_MEANWHILE=3
 
 main() {
     usage_if_asked "$@"
-    local cut_s="${1:-${HACKBRAIN_CUT_S:-10}}" before after at
+    local cut_s="${1:-${HACKBRAIN_CUT_S:-10}}" before after at counts
+    a_number "the seconds of the cut" "$cut_s"
+    note rounds "${cut_s}s"
     [ -c /dev/net/tun ] || skip "there is no /dev/net/tun"
     begin_jobs ip nsenter
     make_line
@@ -37,6 +39,8 @@ main() {
     wait_for "sealed jobs" sealed_are "$SEALED_MEANWHILE"
 
     touch "$DIR/cut"
+    # What had arrived may still be on its way to the file.
+    sleep 1
     SECONDS=0
     before="$(jobs_in SEALED)" at="$(wc -l <"$DIR/streams/remote")"
     wait_for "jobs that are sealed meanwhile" sealed_are $((before + SEALED_MEANWHILE))
@@ -47,8 +51,11 @@ main() {
     [ "$(wc -l <"$DIR/streams/local")" -gt "$at" ] || die "there was nothing to be missed"
     say "the line was cut for $SECONDS s, at event $at; $((after - before)) jobs sealed meanwhile"
     rm "$DIR/cut"
+    counts="$(line_counts)"
+    [[ "$counts" =~ lost=[1-9].*cut=[1-9] ]] || die "the line has lost nothing: $counts"
+    say "the line: $counts"
 
-    PATIENCE_S=300 finish --exact
+    PATIENCE_S=300 finish --exact --at-least outputs=1
     check_refused
     say "remote_observer: a cut of $cut_s s, $(cat "$DIR/counts")"
 }
