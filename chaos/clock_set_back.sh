@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # chaos/clock_set_back.sh [ROUNDS]
-# The fault: the agent's wall clock is set back and forth, by up to a year, while jobs run; in every second round the agent is
-# killed and comes back in that other time.
+# The fault: the agent's wall clock jumps back and forth, by up to half a year at a time, while jobs run; in every second round
+# the agent is killed and comes back in that other time.
 # The promise: the ledger's time never goes back, nothing acknowledged is lost, no deadline is met too early, and every job is
 # sealed by its first attempt.
 # In short: the ledger's time never goes back, no deadline too early.
 #
-# Five rounds, or HACKBRAIN_ROUNDS; every third goes forward. HACKBRAIN_SEED repeats the times; HACKBRAIN_BIN names the binary. Needs root, a Docker
-# Engine, and x86_64: clock.py gives the agent a clock of its own, and the host's is not touched. Not simulated: the engine's
-# clock and the times of files, which stay true.
+# Five rounds, or HACKBRAIN_ROUNDS; every third goes forward. HACKBRAIN_SEED repeats the times; HACKBRAIN_BIN names the binary.
+# Needs root, a Docker Engine, and x86_64: clock.py gives the agent a clock of its own, and the host's is not touched. Not
+# simulated: the engine's clock and the times of files, which stay true.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
 . "$(dirname "$0")/lib_jobs.sh"

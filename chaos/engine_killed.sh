@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # chaos/engine_killed.sh [ROUNDS]
-# The fault: the Docker Engine is killed with -9, or stopped, or hangs, while jobs run, and is back some seconds later; in some
-# rounds the agent is killed meanwhile.
+# The fault: the Docker Engine is killed with -9, or stopped, or hangs, while jobs run, and is back some seconds later; in
+# every second outage the agent is killed meanwhile.
 # The promise: jobs are taken all the time. What the engine ended is CRASH `engine`, never the payload's own end, and goes on in
 # RECOVERY; no attempt is started twice, and every job is sealed with the result of an undisturbed run.
 # In short: what the engine ended goes on, no attempt twice.

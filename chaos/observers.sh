@@ -6,8 +6,8 @@
 # ones once they come back; who never reads is cut off, and what it held is freed.
 # In short: slow and vanishing ones cost the others nothing, get every event.
 #
-# For each of HACKBRAIN_ROUNDS (five) two seconds of load, and ten in which the slow ones are slow. HACKBRAIN_SEED repeats the jobs and the moments; HACKBRAIN_BIN
-# names the binary. Needs root. Not simulated: more than a few dozen of them (scripts/attack), a network (remote_observer.sh).
+# For each of HACKBRAIN_ROUNDS (five) two seconds of load; the slow ones are slow for ten seconds more. HACKBRAIN_SEED repeats the
+# jobs and the moments; HACKBRAIN_BIN names the binary. Needs root. Not simulated: more than a few dozen of them (scripts/attack), a network (remote_observer.sh).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib_jobs.sh
 . "$(dirname "$0")/lib_jobs.sh"
