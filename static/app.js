@@ -98,20 +98,23 @@ function readLater() {
 	});
 }
 
-/** To where the address says. */
-function go() {
+const nodeOf = (id) => nodes.find(({ key }) => key === route.get('n')) ?? nodes.find(({ model }) => model.jobs.has(id)) ?? nodes[0];
+
+/** To where the address says; after a change of it, within the job that is open where it names that. */
+function go(change) {
 	route.read();
+	const [place, id] = route.path;
+	if (change && id && page?.id === id && page.node === nodeOf(id) && !replay && !route.get('at')) return page.follow();
 	isHeld = later.size > 0 && Boolean(route.path.length > 0 || route.get('at'));
 	hide('jobs', isHeld);
 	if (isHeld) return readLater();
 	const was = page;
 	page?.close();
 	fresh.length = 0;
-	const [place, id] = route.path;
 	page = null;
 	if (place === 'new' && nodes.length > 0) page = new HB.SubmitForm(nodes, open);
 	else if (place === 'jobs' && id && nodes.length > 0) {
-		const node = nodes.find(({ key }) => key === route.get('n')) ?? nodes.find(({ model }) => model.jobs.has(id)) ?? nodes[0];
+		const node = nodeOf(id);
 		grid.activeKey = `${node.key} ${id}`;
 		page = new HB.JobPage(node, id, node.model.jobs.get(id));
 	} else if (was && location.hash.length < 3) route.set(left); // back to where it was left

@@ -24,7 +24,12 @@ class Events {
 	update() {
 		this.list.count = this.page.events.length;
 		this.list.paint();
-		if (this.seq === null) this.select(Number(HB.route.get('e')), true);
+		if (this.seq === null) this.follow();
+	}
+
+	/** To the event that the address names. */
+	follow() {
+		this.select(Number(HB.route.get('e')), true);
 	}
 
 	make() {

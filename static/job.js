@@ -109,6 +109,12 @@ class JobPage {
 		this.list.select(seq, true);
 	}
 
+	/** To another of its places, that the address names now. */
+	follow() {
+		if (this.events) this.list.follow();
+		this.log.follow();
+	}
+
 	drawSoon() {
 		this.frame ??= requestAnimationFrame(() => {
 			this.frame = null;

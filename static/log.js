@@ -209,13 +209,19 @@ class LogPane {
 			rowHeight: () => parseFloat(getComputedStyle(this.view).lineHeight),
 		});
 		page.time.on(() => this.list.refresh());
-		const [stream, attempt, lines] = ['s', 'a', 'l'].map((name) => HB.route?.get(name) ?? '');
-		this.select(stream || 'stdout', attempt); // attempt '': always the newest
-		this.jump(lineRange(lines));
+		this.follow();
 		this.timer = setInterval(() => this.poke(), POLL_MS);
 	}
 
 	tick() {}
+
+	/** To where the address says. */
+	follow() {
+		const [stream, attempt, lines] = ['s', 'a', 'l'].map((name) => HB.route?.get(name) ?? '');
+		// attempt '': always the newest
+		if (attempt !== this.attempt || (stream || 'stdout') !== this.stream) this.select(stream || 'stdout', attempt);
+		this.jump(lineRange(lines));
+	}
 
 	close() {
 		clearInterval(this.timer);

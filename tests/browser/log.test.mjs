@@ -130,6 +130,15 @@ test('a million lines: the tail, any line, search as grep counts, an address of 
     await page.locator('.no[data-n="700002"]').click();
     await page.locator('.no[data-n="700004"]').click({ modifiers: ['Shift'] });
     assert.match(page.url(), /[?&]l=700002-700004/);
+    // Another address of this job goes there in the page that is open.
+    const goTo = (from, to) => page.evaluate(([from, to]) => (location.hash = location.hash.replace(from, to)), [from, to]);
+    const title = await page.$('.job h1');
+    await goTo('l=700002-700004', 'l=123456&e=1');
+    assert.equal(await textOf(page, 123_456), shell('sed', '-n', '123456{p;q}', file).trimEnd());
+    assert.deepEqual(await page.$$eval('.line[data-picked] .no', (all) => all.map((no) => no.dataset.n)), ['123456']);
+    await goTo('l=123456', 'l=700002-700004');
+    assert.equal(await textOf(page, 700_003), shell('sed', '-n', '700003{p;q}', file).trimEnd());
+    assert.ok(await title.evaluate((element) => element.isConnected), 'the page was opened anew');
     const held = await page.evaluate(() => globalThis.held);
     t.diagnostic(`${held} bytes held at most`);
     assert.ok(held > 0 && held <= 8e6);

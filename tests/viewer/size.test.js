@@ -6,7 +6,7 @@ const { join } = require('node:path');
 
 const DIR = join(__dirname, '../../static');
 const LIMIT = 96_000; // bytes, as they are
-const ALL = 188_000;
+const ALL = 189_000;
 const FILES = readdirSync(DIR).map((name) => ({ name, bytes: readFileSync(join(DIR, name)) }));
 const text = (name) => readFileSync(join(DIR, name), 'utf8');
 const loaded = [...text('index.html').matchAll(/<(?:script|link|img|iframe|object|embed|source)\b[^>]*?(?:src|href)="([^"]+)"/g)].map(([, from]) => from);
