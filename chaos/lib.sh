@@ -125,12 +125,25 @@ unmount() {
     # A process that was just killed lets go of its files only when it is reaped.
     local tries
     for ((tries = 0; tries < 100; tries++)); do
-        umount "$DIR/mnt" 2>"$DIR/umount.log" && return 0
+        if umount "$DIR/mnt" 2>"$DIR/umount.log"; then break; fi
         sleep 0.1
     done
-    cat "$DIR/umount.log" >&2
+    if mountpoint -q "$DIR/mnt"; then
+        cat "$DIR/umount.log" >&2
+        return 1
+    fi
+    # Somebody's mount namespace, such as a container's that is just being made, may hold a copy. The same device mounted again
+    # would then be the same file system as before, cut off as it was.
+    for ((tries = 0; tries < 100; tries++)); do
+        if is_free "$DEVICE"; then return 0; fi
+        sleep 0.1
+    done
+    say "another mount namespace holds $DEVICE"
     return 1
 }
+
+# is_free DEVICE: no file system on it is mounted by anybody.
+is_free() { python3 -c 'import os, sys; os.open(sys.argv[1], os.O_RDONLY | os.O_EXCL)' "$1" 2>/dev/null; }
 
 unmount_if_mounted() {
     if mountpoint -q "$DIR/mnt"; then unmount; fi
