@@ -15,6 +15,7 @@ MIB=24
 
 main() {
     usage_if_asked "$@"
+    with_own_mounts "$@"
     begin losetup mkfs.ext4 mount umount
     defer unmount_if_mounted
     make_loop_ext4 "$MIB"

@@ -104,6 +104,16 @@ draw() { DRAWN=$(($1 + (RANDOM * 32768 + RANDOM) % ($2 - $1))); }
 # sleep_ms N
 sleep_ms() { sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"; }
 
+# with_own_mounts "$@": the script again, in a mount namespace of its own. In the host's, whoever makes a namespace meanwhile, a
+# container or a service, gets a copy of this script's mounts, and with it holds a file system that is to be gone.
+with_own_mounts() {
+    [ -z "${HACKBRAIN_OWN_MOUNTS:-}" ] || return 0
+    if [ "$(id -u)" -ne 0 ] || ! unshare --mount --propagation private true 2>/dev/null; then
+        skip "it needs root, and a mount namespace of its own"
+    fi
+    HACKBRAIN_OWN_MOUNTS=yes exec unshare --mount --propagation private "$0" "$@"
+}
+
 # make_loop_ext4 MIB: a new ext4 on a loop device, not mounted yet. Sets DEVICE.
 make_loop_ext4() {
     local image
@@ -132,8 +142,8 @@ unmount() {
         cat "$DIR/umount.log" >&2
         return 1
     fi
-    # Somebody's mount namespace, such as a container's that is just being made, may hold a copy. The same device mounted again
-    # would then be the same file system as before, cut off as it was.
+    # A container's mount namespace that is just being made or ended may hold a copy. The same device mounted again would then be
+    # the same file system as before, cut off as it was.
     for ((tries = 0; tries < 100; tries++)); do
         if is_free "$DEVICE"; then return 0; fi
         sleep 0.1

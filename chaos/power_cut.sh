@@ -21,6 +21,7 @@ CUT_AFTER_NAME_MS_MAX=15
 
 main() {
     usage_if_asked "$@"
+    with_own_mounts "$@"
     rounds_of "${1:-${HACKBRAIN_ROUNDS:-20}}"
     local round lost=0 after_ms
     begin losetup mkfs.ext4 mount umount
