@@ -75,7 +75,14 @@ fn the_agent_dies_at_every_named_point_and_the_job_ends_as_if_nothing_had_been()
     for point in ["before-rename:2", "before-rename:3", "file-copied:2", "marker-durable:5"] {
         cases.push(case(point, false, None));
     }
-    for point in ["end-durable", "intent-durable:2", "cli-spawned:2", "marker-durable:12", "output-settled:2"] {
+    for point in [
+        "end-durable",
+        "intent-durable:2",
+        "cli-spawned:2",
+        "marked-output-durable:9",
+        "marker-durable:12",
+        "output-settled:2",
+    ] {
         cases.push(case(point, true, None));
     }
     // The CLI before it asked, around the creation, around the start, and while it copies output.

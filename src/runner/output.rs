@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sys::block::sync_dir;
 use crate::sys::lock;
 
 pub use complete::{Completeness, SettleError, Settled, follow, settle, was_attached};
@@ -73,6 +74,30 @@ impl OutputPaths {
     /// Whether the engine ever made this attempt's container: then its absence means that somebody removed it.
     pub fn was_created(&self) -> bool {
         fs::metadata(&self.cidfile).is_ok_and(|meta| meta.len() > 0)
+    }
+
+    /// Syncs what a stream has written: an event is about to tell of it.
+    ///
+    /// # Errors
+    /// The file cannot be opened or synced.
+    pub fn sync(&self, stream: Stream) -> io::Result<()> {
+        File::open(self.of(stream))?.sync_data()
+    }
+
+    /// Syncs the names of the files, and that of their directory.
+    ///
+    /// # Errors
+    /// A directory cannot be opened or synced.
+    pub fn sync_names(&self) -> io::Result<()> {
+        self.stdout.ancestors().skip(1).take(2).try_for_each(sync_dir)
+    }
+
+    /// The file of a stream.
+    pub fn of(&self, stream: Stream) -> &Path {
+        match stream {
+            Stream::Stdout => &self.stdout,
+            Stream::Stderr => &self.stderr,
+        }
     }
 
     /// Whether the CLI that writes these files still lives. Files that were never made have no writer.

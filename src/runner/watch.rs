@@ -1,5 +1,6 @@
 //! Watches an attempt's output for D1_STABLE markers and records them, at most so many a second.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -41,7 +42,15 @@ impl OutputWatch {
         let order = Arc::new(AtomicU8::new(GO_ON));
         let (their_order, job_id, attempt) = (order.clone(), job.job_id.clone(), job.attempt);
         let spawned = thread::Builder::new().name("watch".into()).stack_size(256 << 10).spawn(move || {
+            let is_named = Cell::new(false);
             let record = |out: CountedMarker| {
+                // The event tells of output: that is durable first, as everything else that an event tells of.
+                let named = if is_named.get() { Ok(()) } else { paths.sync_names() };
+                is_named.set(named.is_ok());
+                if let Err(error) = named.and_then(|()| paths.sync(out.marker.stream)) {
+                    log::warn!("job {job_id}: its output cannot be synced, and may be lost with the host: {error}");
+                }
+                kill_point::reached("marked-output-durable");
                 let mark = D1Stable {
                     line: out.marker.line,
                     stream: out.marker.stream.as_str().to_owned(),

@@ -1,13 +1,12 @@
 //! What an attempt's container is seen to be, and what that means: wait, start, follow, or a verdict.
 
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::super::docker::{
     CliEnd, ContainerState, EngineError, Inspect, StopReason, Verdict, init, verdict, verdict_gone,
 };
-use super::super::output::{Completeness, SettleError, Settled, settle, was_attached};
+use super::super::output::{Completeness, SettleError, Settled, Stream, settle, was_attached};
 use super::super::stray;
 use super::usage::{memory_ended_it, usage};
 use super::{Attempt, Next, Over, Writer};
@@ -15,7 +14,6 @@ use crate::ledger::event::{Ending, LogDigest};
 use crate::ledger::lifecycle::{Job, Outcome};
 use crate::ledger::time::Time;
 use crate::seal;
-use crate::sys::block::sync_dir;
 use crate::sys::kill_point;
 
 /// How often a log that the engine cannot give is asked for, before the output counts as incomplete.
@@ -213,18 +211,18 @@ impl Attempt<'_> {
 
     /// Syncs the output, since the ledger is about to vouch for it, and adds its digests.
     pub(super) fn with_digests(&self, mut ending: Ending, complete: [bool; 2]) -> Ending {
-        let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
-        let named = self.paths.stdout.parent().map_or(Ok(()), sync_dir);
-        let digest = |path: &Path, complete| {
-            let synced = sync(path).is_ok() && named.is_ok();
+        let named = self.paths.sync_names();
+        let digest = |stream, complete| {
+            let path = self.paths.of(stream);
+            let synced = self.paths.sync(stream).is_ok() && named.is_ok();
             if !synced {
                 log::warn!("{}: it cannot be synced, and may be lost with the host", path.display());
             }
             let (bytes, sha256) = seal::digest_file(path).ok()?;
             Some(LogDigest { bytes, sha256, complete: complete && synced })
         };
-        ending.stdout = digest(&self.paths.stdout, complete[0]);
-        ending.stderr = digest(&self.paths.stderr, complete[1]);
+        ending.stdout = digest(Stream::Stdout, complete[0]);
+        ending.stderr = digest(Stream::Stderr, complete[1]);
         ending
     }
 }
