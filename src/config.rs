@@ -51,6 +51,8 @@ pub enum Command {
     Verify(Verify),
     /// Offline: prints the ledger, one event per line, exactly the stored bytes.
     Dump(Dump),
+    /// Copies a data directory, also while its agent runs; `verify` accepts the copy.
+    Backup(Backup),
 }
 
 /// Flags of `serve`. Each is also an environment variable: `--mount-root` is `HACKBRAIN_MOUNT_ROOT`.
@@ -154,6 +156,17 @@ pub struct Dump {
     /// Only this job's events.
     #[arg(long, value_name = "ID")]
     pub job: Option<String>,
+}
+
+/// Flags of `backup`.
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// The copy. It must not exist, or be an empty directory; until it is whole it is made under DEST.partial.
+    #[arg(value_name = "DEST")]
+    pub dest: PathBuf,
+    /// The agent's data directory.
+    #[arg(long, value_name = "DIR", env = "HACKBRAIN_DATA", default_value = "./hackbrain-data")]
+    pub data: PathBuf,
 }
 
 impl Cli {

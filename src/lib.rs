@@ -5,6 +5,7 @@
 //! | [`config`] | flags, environment, every limit a named constant with its unit |
 //! | [`serve`] | the agent: starts threads in order, stops them in reverse |
 //! | [`verify`] | offline `verify` and `dump`, over the agent's own recovery and event code |
+//! | [`backup`] | a copy of a data directory, also while its agent runs |
 //! | [`sys`] | the only `unsafe` and libc: `O_DIRECT` files, descriptors of directories, mounts, locks |
 //! | [`wal`] | opaque records in, durable and in order, or an error that ends everything |
 //! | [`ledger`] | events, legal transitions, `decide` and `apply`: pure |
@@ -28,6 +29,7 @@
 //! has `unsafe`.
 
 pub mod admission;
+pub mod backup;
 pub mod canonical;
 pub mod config;
 pub mod engine;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hackbrain::config::{Cli, Command, Dump, Verify};
+use hackbrain::backup::{self, BackupError};
+use hackbrain::config::{Backup, Cli, Command, Dump, Verify};
 use hackbrain::ledger::time::Time;
 use hackbrain::serve::serve;
 use hackbrain::verify::{self, Verdict, VerifyError};
@@ -15,6 +16,7 @@ use hackbrain::wal::recovery::ScanError;
 const USAGE: u8 = 64;
 const CORRUPT: u8 = 65;
 const IO: u8 = 74;
+const IN_USE: u8 = 75;
 /// 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -45,15 +47,44 @@ fn main() -> ExitCode {
         },
         Command::Verify(options) => run_verify(&options),
         Command::Dump(options) => run_dump(&options),
+        Command::Backup(options) => run_backup(&options),
     }
 }
 
-fn run_verify(options: &Verify) -> ExitCode {
+/// What Ctrl-C sets.
+fn interruption() -> Arc<AtomicBool> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
     if let Err(error) = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)) {
-        log::debug!("Ctrl-C ends without a summary: {error}");
+        log::debug!("Ctrl-C ends it at once: {error}");
     }
+    interrupted
+}
+
+fn run_backup(options: &Backup) -> ExitCode {
+    let interrupted = interruption();
+    let mut stderr = io::stderr();
+    let progress: Option<&mut dyn Write> = if stderr.is_terminal() { Some(&mut stderr) } else { None };
+    let error = match backup::backup(options, &interrupted, &mut |note| complain(&format!("note: {note}")), progress) {
+        Ok(made) => {
+            // It is made, whether or not anybody hears of it.
+            let _ = write!(io::stdout(), "{made}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error,
+    };
+    complain(&error.to_string());
+    ExitCode::from(match error {
+        BackupError::Usage(_) => USAGE,
+        BackupError::Damaged(_) => CORRUPT,
+        BackupError::InUse(_) => IN_USE,
+        BackupError::Io(_) => IO,
+        BackupError::Interrupted => INTERRUPTED,
+    })
+}
+
+fn run_verify(options: &Verify) -> ExitCode {
+    let interrupted = interruption();
     let mut stderr = io::stderr();
     let progress: Option<&mut dyn Write> = if stderr.is_terminal() { Some(&mut stderr) } else { None };
     let mut out = io::stdout().lock();

@@ -22,11 +22,12 @@ use crate::wal::reader::Reader;
 use crate::wal::recovery::{Ending, Reading, Record, Scan, ScanError, scan, scan_parsed};
 use crate::wal::storage::Directory;
 use artifacts::Index;
-use report::{Meter, Progress, Report, Stop};
+pub use report::Progress;
+use report::{Meter, Report, Stop};
 
 /// How often a ledger that looks damaged is read again, and after which pause: an agent may be writing to it.
 const SECOND_LOOKS: u32 = 2;
-const SECOND_LOOK_AFTER: Duration = Duration::from_millis(50);
+pub(crate) const SECOND_LOOK_AFTER: Duration = Duration::from_millis(50);
 /// Events between two looks at the clock.
 const LOOK_EVERY: u64 = 1024;
 
@@ -212,7 +213,11 @@ fn is_of_job(event: &[u8], marker: &str) -> bool {
     event[..head_len].windows(marker.len()).any(|w| w == marker.as_bytes())
 }
 
-fn open(data: &Path) -> io::Result<Directory> {
+/// The ledger of a data directory, for reading.
+///
+/// # Errors
+/// `NotFound` where it is no data directory.
+pub fn open(data: &Path) -> io::Result<Directory> {
     let dir = wal_dir(data);
     if !dir.is_dir() {
         let message = format!("{} is not a data directory: it has no wal/ below it", data.display());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// Room, and the rooms it may name. A room may always name itself.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("admission", &["lists", "manifest", "rejection", "resources", "runner"]),
+    ("backup", &["config", "engine", "hash", "ledger", "manifest", "sys", "verify", "wal"]),
     ("canonical", &[]),
     ("config", &["hash", "wal"]),
     ("engine", &["hash", "ledger", "manifest", "rejection", "view", "wal"]),

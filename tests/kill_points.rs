@@ -69,6 +69,8 @@ fn points(dir: &Path, found: &mut BTreeSet<String>) {
 fn the_agent_dies_at_every_named_point_and_the_job_ends_as_if_nothing_had_been() {
     let mut all = BTreeSet::new();
     points(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
+    // No agent comes by those: tests/backup.rs.
+    all.retain(|point| !point.starts_with("backup-"));
     assert!(all.len() > 20, "{all:?}");
     let mut cases: Vec<Case> = all.iter().map(|point| case(point, false, None)).collect();
     // The later times at which a point is reached: the seal's two files, a marker in the middle, the second attempt.

@@ -75,7 +75,7 @@ impl Dir {
     /// `ELOOP` for a symlink, `EXDEV` for a way out, `ENOTDIR`, `ENOENT`; `ENOSYS` before Linux 5.6.
     pub fn open_beneath(&self, relative: &Path) -> io::Result<Self> {
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-        Ok(Self { fd: openat2_beneath(self.fd.as_raw_fd(), relative.as_os_str(), flags)? })
+        Ok(Self { fd: openat2_beneath(self.fd.as_raw_fd(), relative.as_os_str(), flags, 0)? })
     }
 
     /// Opens a file below this one for reading, under the same rules. A fifo is opened without waiting for its writer;
@@ -85,7 +85,27 @@ impl Dir {
     /// As [`Dir::open_beneath`].
     pub fn open_file_beneath(&self, relative: &Path) -> io::Result<File> {
         let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
-        Ok(openat2_beneath(self.fd.as_raw_fd(), relative.as_os_str(), flags)?.into())
+        Ok(openat2_beneath(self.fd.as_raw_fd(), relative.as_os_str(), flags, 0)?.into())
+    }
+
+    /// Opens the subdirectory `name` (`O_PATH`), unless something is mounted there.
+    ///
+    /// # Errors
+    /// As [`Dir::open_beneath`]; `EXDEV` for a mount point, also for one of the same file system.
+    pub fn open_child_unmounted(&self, name: &OsStr) -> io::Result<Self> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        single(name)?;
+        Ok(Self { fd: openat2_beneath(self.fd.as_raw_fd(), name, flags, libc::RESOLVE_NO_XDEV)? })
+    }
+
+    /// Opens the file `name` for reading, unless something is mounted there; a fifo does not block.
+    ///
+    /// # Errors
+    /// As [`Dir::open_child_unmounted`].
+    pub fn open_child_file_unmounted(&self, name: &OsStr) -> io::Result<File> {
+        let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+        single(name)?;
+        Ok(openat2_beneath(self.fd.as_raw_fd(), name, flags, libc::RESOLVE_NO_XDEV)?.into())
     }
 
     /// Opens the subdirectory `name`, a single component (`O_PATH`); a symlink is refused with `ENOTDIR`.
@@ -333,12 +353,12 @@ fn openat(at: RawFd, name: &CStr, flags: c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn openat2_beneath(at: RawFd, relative: &OsStr, flags: c_int) -> io::Result<OwnedFd> {
+fn openat2_beneath(at: RawFd, relative: &OsStr, flags: c_int, besides: u64) -> io::Result<OwnedFd> {
     let relative = c_string(relative)?;
     // SAFETY: open_how is three integers, for which zero is a value.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = flags as u64;
-    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS | besides;
     let fd = retry(|| {
         // SAFETY: `relative` is NUL-terminated, `how` is as large as we say, both outlive the call.
         let fd = unsafe { libc::syscall(libc::SYS_openat2, at, relative.as_ptr(), &how, size_of::<libc::open_how>()) };

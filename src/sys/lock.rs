@@ -3,11 +3,16 @@
 //! That is the point of using them: a child that inherited the descriptor keeps the lock for as long as it lives,
 //! and the kernel releases it however the child ends.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
-use super::dir::retry;
+use super::dir::{effective_uid, retry};
+
+/// Below a data directory: whoever reads all of it holds the lock of this file shared, whoever removes evidence exclusively.
+pub const BACKUP_LOCK: &str = "BACKUP";
 
 /// Takes the exclusive lock of `file`'s open file description without waiting.
 ///
@@ -19,6 +24,36 @@ pub fn try_lock_exclusive(file: &File) -> io::Result<bool> {
     match flock(file, libc::LOCK_EX | libc::LOCK_NB) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Keeps whoever copies a data directory and whoever removes evidence from it apart, until it is dropped or the process ends.
+#[derive(Debug)]
+pub struct Guard {
+    _file: File,
+}
+
+/// Takes the lock of `DATA/BACKUP`, which is made where it is missing: shared for a copy, `exclusive` for a removal.
+///
+/// `Ok(None)`: somebody holds it the other way.
+///
+/// # Errors
+/// The file cannot be made or opened, or what `flock` reports.
+pub fn backup_guard(data: &Path, exclusive: bool) -> io::Result<Option<Guard>> {
+    let path = data.join(BACKUP_LOCK);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(path)?;
+    // Whoever has the directory must be able to take the lock, too, when root was the first to do so.
+    let (owner, made) = (data.metadata()?, file.metadata()?);
+    if effective_uid() == 0 && (owner.uid(), owner.gid()) != (made.uid(), made.gid()) {
+        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    match flock(&file, operation | libc::LOCK_NB) {
+        Ok(()) => Ok(Some(Guard { _file: file })),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -58,5 +93,23 @@ mod tests {
         unlock(&fresh).unwrap();
         assert!(try_lock_exclusive(&open()).unwrap());
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn copies_share_a_data_directory_and_a_removal_has_it_alone() {
+        let data = std::env::temp_dir().join(format!("hb-backup-lock-{}", std::process::id()));
+        std::fs::create_dir_all(&data).unwrap();
+        let first = backup_guard(&data, false).unwrap().expect("nobody has it");
+        let second = backup_guard(&data, false).unwrap().expect("copies do not disturb each other");
+        assert!(backup_guard(&data, true).unwrap().is_none());
+        drop(first);
+        assert!(backup_guard(&data, true).unwrap().is_none(), "the second copy goes on");
+        drop(second);
+        let alone = backup_guard(&data, true).unwrap().expect("nobody copies any more");
+        assert!(backup_guard(&data, false).unwrap().is_none());
+        assert!(backup_guard(&data, true).unwrap().is_none());
+        drop(alone);
+        assert_eq!(std::fs::metadata(data.join(BACKUP_LOCK)).unwrap().mode() & 0o777, 0o600);
+        std::fs::remove_dir_all(&data).unwrap();
     }
 }

@@ -95,19 +95,20 @@ impl<'a> Meter<'a> {
 }
 
 /// A line that overwrites itself, on a terminal.
-pub(super) struct Progress<'a> {
+pub struct Progress<'a> {
     to: Option<&'a mut dyn Write>,
     shown: Instant,
     stands: bool,
 }
 
 impl<'a> Progress<'a> {
-    pub(super) fn new(to: Option<&'a mut dyn Write>) -> Self {
+    /// Shown on `to`, if anywhere.
+    pub fn new(to: Option<&'a mut dyn Write>) -> Self {
         Self { to, shown: Instant::now(), stands: false }
     }
 
     /// Shows what `text` says, where it is time to.
-    pub(super) fn show(&mut self, text: impl FnOnce() -> String) {
+    pub fn show(&mut self, text: impl FnOnce() -> String) {
         if let Some(to) = self.to.as_mut().filter(|_| self.shown.elapsed() >= PROGRESS_EVERY) {
             self.shown = Instant::now();
             self.stands = true;
@@ -117,7 +118,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Takes the line away, before another is written.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         if let Some(to) = self.to.as_mut().filter(|_| self.stands) {
             self.stands = false;
             let _ = write!(to, "\r\x1b[K").and_then(|()| to.flush());

@@ -5,6 +5,7 @@
 
 mod ahead;
 mod commit;
+pub mod duplicate;
 pub mod frame;
 pub mod meters;
 mod part;
