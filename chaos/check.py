@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
 """The promises of jobs, by what is on disk and served: run it once all of them have ended, and the agent serves.
 
-check.py --dump FILE --agent URL --jobs DIR [--exact] [--logs-may-be-lost] [--causes CAUSE,…] [--at-least NAME=N,…]
+check.py --dump FILE --agent URL --jobs DIR [--exact] [--causes CAUSE,…] [--at-least NAME=N,…]
          [--stream FILE…]
 
 * the chain: each event's `prev` is the SHA-256 of the one before, seq counts from 1, time never goes back
 * each job is SEALED; attempt 1 was begun once, and each later one once and in order, after a CRASH (of one of --causes)
 * no container was started twice, and no more were started than attempts begun; with --exact, just as many, and the output
   of a job of one attempt is stored as it was printed, and wal_physics has announced its last step
-* each marker in the ledger is in the log that the end of its attempt tells of; logs are synced at that end, so a power cut
-  before may lose their bytes: with --logs-may-be-lost such attempts are only counted
+* each marker in the ledger is in the log that the end of its attempt tells of, also behind a power cut
 * the result is the one that an undisturbed run has
 * wal_physics: a step that was announced is in its log when the next attempt reads that, and none is announced twice
 * --stream: what an observer got is the dump, byte by byte
@@ -106,19 +105,18 @@ def stdout_of(job_id, url, attempt):
         return b""
 
 
-def check_logs(job_id, events, may_be_lost):
-    """A marker in the ledger is also in the log whose digest the attempt's end tells. How many logs are shorter."""
-    marked, lost = collections.Counter(), 0
+def check_logs(job_id, events):
+    """A marker in the ledger is also in the log whose digest the attempt's end tells. How many such markers there are."""
+    marked, markers = collections.Counter(), 0
     for event in events:
         detail, attempt = event["detail"], event["attempt"]
         if event["state"] == "D1_STABLE" and detail["stream"] == "stdout":
             marked[attempt] = detail["offset"] + len(detail["line"])
+            markers += 1
         elif event["state"] in ("CRASH", "COMPLETED") and marked[attempt] > (detail["stdout"] or {"bytes": 0})["bytes"]:
-            lost += 1
-            if not may_be_lost:
-                log = json.dumps(detail["stdout"])
-                fault(f"{job_id}: attempt {attempt} has a marker up to {marked[attempt]} in a log of {log}")
-    return lost
+            log = json.dumps(detail["stdout"])
+            fault(f"{job_id}: attempt {attempt} has a marker up to {marked[attempt]} in a log of {log}")
+    return markers
 
 
 def check_output(job_id, place, url):
@@ -159,7 +157,6 @@ def main():
     for name in ("dump", "agent", "jobs"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--exact", action="store_true")
-    parser.add_argument("--logs-may-be-lost", action="store_true")
     parser.add_argument("--causes", default="")
     parser.add_argument("--at-least", default="")
     parser.add_argument("--stream", nargs="*", default=[])
@@ -182,7 +179,7 @@ def main():
         attempts, crashes, later = check_events(job_id, of_job, options.causes.split(","), starts_of_agents)
         causes.update(f"crashes_{cause}" for cause in crashes)
         counts.update(found_later=later, attempts=attempts, starts=check_starts(job_id, place, attempts, options.exact))
-        counts.update(logs_lost=check_logs(job_id, of_job, options.logs_may_be_lost))
+        counts.update(markers=check_logs(job_id, of_job))
         check_result(job_id, place, manifest["env"])
         if options.exact and attempts == 1 and (place / "printed").exists():
             check_output(job_id, place, options.agent)
