@@ -3,6 +3,7 @@
 # The fault: the file system below --data runs full while jobs are submitted.
 # The promise: new jobs are refused with 503 ledger_full, everything else goes on, it heals by itself once there is space, and
 # whatever was acknowledged is kept.
+# In short: new jobs refused, nothing lost, heals by itself.
 #
 # On an ext4 of 24 MiB on a loop device, then on a tmpfs of that size. HACKBRAIN_SEED repeats the sizes of the jobs;
 # HACKBRAIN_BIN names the binary. Needs root; skipped without.
@@ -14,7 +15,8 @@ MIB=24
 
 main() {
     usage_if_asked "$@"
-    begin
+    with_own_mounts "$@"
+    begin losetup mkfs.ext4 mount umount
     defer unmount_if_mounted
     make_loop_ext4 "$MIB"
     defer kill_agent
@@ -90,16 +92,6 @@ check_answers() {
     local other
     other="$(cat "$DIR"/answers/* | grep -v '} 200$' | grep -vc '"ledger_full".* 503$' || true)"
     [ "$other" -eq 0 ] || die "$other other answers: $(cat "$DIR"/answers/* | grep -v '} 200$' | grep -v '"ledger_full"' | head -n 3)"
-}
-
-# wait_for WHAT COMMAND
-wait_for() {
-    local tries
-    for ((tries = 0; tries < PATIENCE_S * 5; tries++)); do
-        if "$2"; then return 0; fi
-        sleep 0.2
-    done
-    die "waited ${PATIENCE_S} s for $1 in vain"
 }
 
 main "$@"

@@ -15,10 +15,18 @@ SEGMENT_BYTES=4194304
 # Nothing listens there: jobs are received and wait, and every event in the ledger is one that a client was told of.
 NO_ENGINE=unix:///nonexistent.sock
 
+# Told of the process that runs, by words that are put before it: a namespace to enter, a clock to believe.
+AGENT_PREFIX=()
+CLIENT_PREFIX=()
+AGENT_FLAGS=()
+LISTEN=127.0.0.1
+
 DEFERRED=()
 DIR=
 SEED=
+ROUNDS=
 BINARY=
+ENGINE_HOST=$NO_ENGINE
 AGENT_PID=
 URL=
 CLIENT_PIDS=()
@@ -28,15 +36,18 @@ skip() {
     exit "$SKIPPED"
 }
 
-# usage_if_asked "$@": the script's first comment lines are its help.
-usage_if_asked() {
-    case "${1:-}" in
-    -h | --help)
-        sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
-        exit 0
-        ;;
-    esac
+# a_number WHAT VALUE: a whole number from 1, or the script ends. Of no rounds, none would fail.
+a_number() { [[ "$2" =~ ^[1-9][0-9]{0,9}$ ]] || die "$1 must be a whole number from 1 to 9999999999, not '$2'"; }
+
+# rounds_of VALUE: sets ROUNDS.
+rounds_of() {
+    a_number "the number of rounds" "$1"
+    ROUNDS=$1
+    note rounds "$ROUNDS"
 }
+
+# note NAME VALUE: for the table of chaos/run.
+note() { echo "$1 $2" >>"${HACKBRAIN_NOTES:-/dev/null}"; }
 
 # defer COMMAND…: runs when the script ends, however it ends; the last one deferred runs first.
 defer() {
@@ -45,7 +56,7 @@ defer() {
 
 run_deferred() {
     local status=$? index
-    trap '' INT TERM
+    trap '' HUP INT TERM
     trap - EXIT
     for ((index = ${#DEFERRED[@]} - 1; index >= 0; index--)); do
         eval "${DEFERRED[index]}" || {
@@ -53,6 +64,7 @@ run_deferred() {
             status=1
         }
     done
+    [ -n "$DIR" ] || exit "$status"
     if losetup -a 2>/dev/null | grep -qF "$DIR/" || grep -qF " $DIR/" /proc/self/mountinfo; then
         say "left behind: a mount or a loop device below $DIR"
         status=1
@@ -60,24 +72,46 @@ run_deferred() {
     exit "$status"
 }
 
-# Directory, seed, clean-up, binary. What a disk needs is asked for first: who is to be skipped need not wait for a build.
+# begin [TOOL…]: directory, seed, clean-up, binary. What is needed is asked for first: who is to be skipped need not wait
+# for a build.
 begin() {
-    [ "$(id -u)" -eq 0 ] || skip "mounting a file system needs root"
+    [ "$(id -u)" -eq 0 ] || skip "it needs root: for mounts, namespaces, or the engine's processes"
     PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
     local tool
-    for tool in curl losetup mkfs.ext4 mount python3 umount; do
+    # Before anything is made. Bash would take a word for 0, or for a name to look up.
+    SEED="${HACKBRAIN_SEED:-$((RANDOM * 32768 + RANDOM + 1))}"
+    a_number HACKBRAIN_SEED "$SEED"
+    for tool in curl python3 "$@"; do
         have "$tool" || skip "there is no $tool"
     done
-    DIR="$(mktemp -d "${TMPDIR:-/tmp}/hackbrain-chaos.XXXXXX")"
     trap run_deferred EXIT
+    trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
+    DIR="$(mktemp -d "${TMPDIR:-/tmp}/hackbrain-chaos.XXXXXX")"
     defer rm -rf --one-file-system "$DIR"
-    SEED="${HACKBRAIN_SEED:-$((RANDOM * 32768 + RANDOM))}"
     RANDOM=$SEED
     say "seed $SEED"
+    note seed "$SEED"
     BINARY="${HACKBRAIN_BIN:-$("$ROOT/scripts/build")}"
     mkdir "$DIR/mnt" "$DIR/answers"
+}
+
+# draw FROM TO: a number, not below FROM and below TO, in DRAWN; a subshell's draws would not count.
+# shellcheck disable=SC2034 # for those who source this
+draw() { DRAWN=$(($1 + (RANDOM * 32768 + RANDOM) % ($2 - $1))); }
+
+# sleep_ms N
+sleep_ms() { sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"; }
+
+# with_own_mounts "$@": the script again, in a mount namespace of its own. In the host's, whoever makes a namespace meanwhile, a
+# container or a service, gets a copy of this script's mounts, and with it holds a file system that is to be gone.
+with_own_mounts() {
+    [ -z "${HACKBRAIN_OWN_MOUNTS:-}" ] || return 0
+    if [ "$(id -u)" -ne 0 ] || ! unshare --mount --propagation private true 2>/dev/null; then
+        skip "it needs root, and a mount namespace of its own"
+    fi
+    HACKBRAIN_OWN_MOUNTS=yes exec unshare --mount --propagation private "$0" "$@"
 }
 
 # make_loop_ext4 MIB: a new ext4 on a loop device, not mounted yet. Sets DEVICE.
@@ -101,28 +135,47 @@ unmount() {
     # A process that was just killed lets go of its files only when it is reaped.
     local tries
     for ((tries = 0; tries < 100; tries++)); do
-        umount "$DIR/mnt" 2>"$DIR/umount.log" && return 0
+        if umount "$DIR/mnt" 2>"$DIR/umount.log"; then break; fi
         sleep 0.1
     done
-    cat "$DIR/umount.log" >&2
+    if mountpoint -q "$DIR/mnt"; then
+        cat "$DIR/umount.log" >&2
+        return 1
+    fi
+    # A container's mount namespace that is just being made or ended may hold a copy. The same device mounted again would then be
+    # the same file system as before, cut off as it was.
+    for ((tries = 0; tries < 100; tries++)); do
+        if is_free "$DEVICE"; then return 0; fi
+        sleep 0.1
+    done
+    say "another mount namespace holds $DEVICE"
     return 1
 }
+
+# is_free DEVICE: no file system on it is mounted by anybody.
+is_free() { python3 -c 'import os, sys; os.open(sys.argv[1], os.O_RDONLY | os.O_EXCL)' "$1" 2>/dev/null; }
 
 unmount_if_mounted() {
     if mountpoint -q "$DIR/mnt"; then unmount; fi
 }
 
-# try_start_agent: an agent on the disk, with a free port. Sets AGENT_PID and URL; its exit code where it ends instead.
+# try_start_agent: an agent on the disk, with a free port. Sets AGENT_PID and URL, also written to $DIR/url for those who run
+# beside; its exit code where it ends instead.
 try_start_agent() {
     local log tries
     log="$(mktemp "$DIR/agent.XXXXXX")"
     AGENT_LOG="$log"
-    DOCKER_HOST="$NO_ENGINE" "$BINARY" serve --data "$DIR/mnt/data" --listen 127.0.0.1:0 \
-        --segment-size "$SEGMENT_BYTES" >/dev/null 2>"$log" &
+    DOCKER_HOST="$ENGINE_HOST" "${AGENT_PREFIX[@]}" "$BINARY" serve --data "$DIR/mnt/data" --listen "$LISTEN:0" \
+        --segment-size "$SEGMENT_BYTES" "${AGENT_FLAGS[@]}" >/dev/null 2>"$log" &
     AGENT_PID=$!
     for ((tries = 0; tries < PATIENCE_S * 20; tries++)); do
         URL="$(sed -n 's/.*listening on \(http:[^ ,]*\).*/\1/p' "$log")"
-        if [ -n "$URL" ] && [ "$(status_of GET /readyz)" = 200 ]; then return 0; fi
+        if [ -n "$URL" ] && [ "$(status_of GET /readyz)" = 200 ]; then
+            # Whole or not at all for who reads it meanwhile.
+            echo "$URL" >"$DIR/url.new"
+            mv "$DIR/url.new" "$DIR/url"
+            return 0
+        fi
         if ! kill -0 "$AGENT_PID" 2>/dev/null; then
             end_agent
             return "$AGENT_STATUS"
@@ -147,16 +200,22 @@ end_agent() {
 
 kill_agent() { end_agent KILL; }
 
+# kill_living_agent: one that has ended by itself was not killed, and nothing was tried.
+kill_living_agent() {
+    kill_agent
+    [ "$AGENT_STATUS" -eq 137 ] || die "the agent ended by itself, with $AGENT_STATUS: $(tail -n 5 "$AGENT_LOG")"
+}
+
 status_of() {
-    curl -s -m "$PATIENCE_S" -o /dev/null -w '%{http_code}' -X "$1" "$URL$2" || true
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" -o /dev/null -w '%{http_code}' -X "$1" "$URL$2" || true
 }
 
 # submit ID: one line, the answer and its status.
 submit() {
     local padding
     printf -v padding '%*s' $((RANDOM % PADDING_BYTES_MAX)) ''
-    curl -s -m "$PATIENCE_S" -w ' %{http_code}\n' -H 'Content-Type: application/json' "$URL/api/submit_job" \
-        -d "{\"job_id\":\"$1\",\"image_hash\":\"none\",\"command\":[\"true\"],\"env\":{\"A\":\"$padding\"}}" || true
+    "${CLIENT_PREFIX[@]}" curl -s -m "$PATIENCE_S" -w ' %{http_code}\n' -H 'Content-Type: application/json' \
+        "$URL/api/submit_job" -d "{\"job_id\":\"$1\",\"image_hash\":\"none\",\"command\":[\"true\"],\"env\":{\"A\":\"$padding\"}}" || true
 }
 
 # start_load ROUND: clients that submit until stop_load; what they were answered goes to $DIR/answers.
@@ -192,11 +251,26 @@ acknowledged() { cat "$DIR"/answers/* | grep -c '} 200$' || true; }
 # check_ledger: it verifies, and whatever was acknowledged is in it.
 check_ledger() {
     "$BINARY" verify --data "$DIR/mnt/data" >"$DIR/verify.log" 2>&1 || die "not sound: $(cat "$DIR/verify.log")"
+    # What is acknowledged while the dump is written need not be in it.
+    rm -rf "$DIR/told"
+    cp -r "$DIR/answers" "$DIR/told"
     "$BINARY" dump --data "$DIR/mnt/data" >"$DIR/dump" || die "hackbrain dump failed"
-    "$ROOT/chaos/acknowledged.py" --dump "$DIR/dump" "$DIR"/answers/* || die "the ledger lacks what was acknowledged"
+    "$ROOT/chaos/acknowledged.py" --dump "$DIR/dump" "$DIR"/told/* || die "the ledger lacks what was acknowledged"
 }
 
 # check_served: the agent that runs tells of each acknowledged job.
 check_served() {
-    "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* || die "the agent lacks what was acknowledged"
+    "${CLIENT_PREFIX[@]}" "$ROOT/chaos/acknowledged.py" --agent "$URL" "$DIR"/answers/* ||
+        die "the agent lacks what was acknowledged"
+}
+
+# wait_for WHAT COMMAND…
+wait_for() {
+    local what=$1 tries
+    shift
+    for ((tries = 0; tries < PATIENCE_S * 5; tries++)); do
+        if "$@"; then return 0; fi
+        sleep 0.2
+    done
+    die "waited in vain for $what"
 }

@@ -2,6 +2,7 @@
 # chaos/power_cut.sh [ROUNDS]
 # The fault: the file system below --data is cut off under load, without its journal being flushed, and mounted again.
 # The promise: the ledger is sound, and whatever was acknowledged is in it and is served again.
+# In short: whatever was acknowledged is there after the cut.
 #
 # An ext4 on a loop device is shut down with EXT4_IOC_SHUTDOWN at a random moment of each round (twenty, or HACKBRAIN_ROUNDS).
 # In every second round it is the moment after the ledger has got a segment more, whose name must be durable by then.
@@ -20,13 +21,15 @@ CUT_AFTER_NAME_MS_MAX=15
 
 main() {
     usage_if_asked "$@"
-    local rounds="${1:-${HACKBRAIN_ROUNDS:-20}}" round lost=0 after_ms
-    begin
+    with_own_mounts "$@"
+    rounds_of "${1:-${HACKBRAIN_ROUNDS:-20}}"
+    local round lost=0 after_ms
+    begin losetup mkfs.ext4 mount umount
     make_loop_ext4 "$MIB"
     mount_disk "$DEVICE"
     defer kill_agent
     defer stop_load
-    for ((round = 1; round <= rounds; round++)); do
+    for ((round = 1; round <= ROUNDS; round++)); do
         start_agent
         [ "$round" -eq 1 ] || check_served
         after_ms=$((CUT_AFTER_MS_MIN + RANDOM % (CUT_AFTER_MS_MAX - CUT_AFTER_MS_MIN)))
@@ -40,7 +43,7 @@ main() {
         mount_disk "$DEVICE"
         if ! cmp -s "$DIR/unsynced" "$DIR/mnt/unsynced"; then lost=$((lost + 1)); fi
         rm -f "$DIR/mnt/unsynced"
-        say "round $round of $rounds: cut after $after_ms ms, $(acknowledged) acknowledged so far, unsynced files lost: $lost"
+        say "round $round of $ROUNDS: cut after $after_ms ms, $(acknowledged) acknowledged so far, unsynced files lost: $lost"
         check_ledger
     done
     start_agent
@@ -49,8 +52,8 @@ main() {
     [ "$AGENT_STATUS" -eq 0 ] || die "the agent ended with $AGENT_STATUS"
     check_ledger
     # Otherwise the cuts took nothing away, and proved nothing.
-    [ "$lost" -gt 0 ] || die "not one of $rounds unsynced files was lost"
-    say "power_cut: $rounds rounds, $(acknowledged) acknowledged, all there; $lost of $rounds unsynced files lost"
+    [ "$lost" -gt 0 ] || die "not one of $ROUNDS unsynced files was lost"
+    say "power_cut: $ROUNDS rounds, $(acknowledged) acknowledged, all there; $lost of $ROUNDS unsynced files lost"
 }
 
 # cut AWAIT_SEGMENT DELAY_MS: writes a file without a sync, then EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
