@@ -232,3 +232,25 @@ test('a download has every byte, from a node that asks for a token too', async (
     { allowed: /401/ },
   );
 });
+
+test('a pruned job says by which event, in the place of its output and its artifacts, before and after a reload', async () => {
+  const id = `${RUN}-pruned`;
+  const node = await agent();
+  await node.submit({ job_id: id, ...job('echo kept > file; echo printed') });
+  await node.reached(id, 'SEALED');
+  await withPage(
+    `${node.base}/#/jobs/${id}`,
+    async (page) => {
+      await page.locator('.line', { hasText: 'printed' }).waitFor(WAIT);
+      const { events } = await node.json('/api/prune', { body: { older_than: '0s' } });
+      assert.equal(events.length, 1);
+      for (const again of [false, true]) {
+        if (again) await page.reload();
+        await note(page, `Pruned by event ${events[0]}`);
+        await page.locator('.artifacts .note', { hasText: `Pruned by event ${events[0]}` }).waitFor(WAIT);
+        await page.locator('.story', { hasText: 'sealed 1 artifact' }).waitFor(WAIT);
+      }
+    },
+    { allowed: /410/ },
+  );
+});
