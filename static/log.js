@@ -300,8 +300,8 @@ class LogPane {
 	/** Looks what has come, one look at a time. At first at the tail alone, which is shown while all is numbered. */
 	async poke() {
 		const { run, file } = this;
-		if (run.isBusy || (run.isSettled && !run.problem)) return;
 		if (this.page.pruned) return this.draw();
+		if (run.isBusy || (run.isSettled && !run.problem)) return;
 		run.isBusy = true;
 		const isEnded = this.page.job.phase === 'ended';
 		await this.trying(async () => {

@@ -242,6 +242,10 @@ test('a pruned job says by which event, in the place of its output and its artif
     `${node.base}/#/jobs/${id}`,
     async (page) => {
       await page.locator('.line', { hasText: 'printed' }).waitFor(WAIT);
+      // The pane has all of it, and looks no more.
+      let asked = Date.now();
+      page.on('request', (request) => request.url().includes('/stdout') && (asked = Date.now()));
+      await until('the output is not asked for any more', () => Date.now() - asked > 2500);
       const { events } = await node.json('/api/prune', { body: { older_than: '0s' } });
       assert.equal(events.length, 1);
       for (const again of [false, true]) {
