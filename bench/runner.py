@@ -18,6 +18,8 @@ import subprocess
 import sys
 import time
 
+from cli_line import cli_line
+
 CORES = os.cpu_count() or 1
 PATIENCE_S = 120
 # 200 jobs in slices of 40, taking turns.
@@ -126,16 +128,7 @@ class Bench:
 
     def cli(self, job_id):
         """The command line of the CLI that runs this job."""
-        def find():
-            for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    words = entry.read_bytes().decode(errors="replace").split("\0")[:-1]
-                except OSError:
-                    continue
-                if f"--name=hb-{job_id}-1" in words:
-                    return words
-            return None
-        return until("the CLI runs", find)
+        return until("the CLI runs", lambda: cli_line(f"hb-{job_id}-1"))
 
     def bare_line(self, words, directory):
         """The same with names of its own."""

@@ -126,7 +126,8 @@ fn files_stay_small() {
         assert!(text.lines().count() <= 600, "{file} has {} lines; is it one room?", text.lines().count());
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let allowed = fs::read_to_string(root.join("CONTRIBUTING.md")).unwrap();
+    let text = fs::read_to_string(root.join("CONTRIBUTING.md")).unwrap();
+    let allowed = text.lines().find(|line| line.contains("more than 600 lines")).unwrap();
     let mut files = Vec::new();
     for place in ["bench", "chaos", "examples", "fuzz", "scripts", "static", "tests"] {
         written(&root.join(place), &mut files);
@@ -134,7 +135,7 @@ fn files_stay_small() {
     assert!(files.len() > 100, "{}", files.len());
     for file in files {
         let lines = fs::read(&file).unwrap().iter().filter(|byte| **byte == b'\n').count();
-        let name = file.file_name().unwrap().to_str().unwrap();
-        assert!(lines <= 600 || allowed.contains(&format!("{name}`")), "{} has {lines} lines", file.display());
+        let name = file.strip_prefix(root).unwrap().display();
+        assert!(lines <= 600 || allowed.contains(&format!("`{name}`")), "{name} has {lines} lines");
     }
 }

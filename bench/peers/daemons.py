@@ -14,9 +14,13 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from cli_line import cli_line
 
 CORES = os.cpu_count() or 1
 PATIENCE_S = 120
@@ -26,14 +30,18 @@ BLOCKER_S = 86400
 IMAGE = "busybox:latest"
 
 
-def until(what, ask, pause=0.005):
-    deadline = time.monotonic() + PATIENCE_S
+def until(what, ask, pause=0.005, patience=PATIENCE_S):
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         answer = ask()
         if answer:
             return answer
         time.sleep(pause)
     raise RuntimeError(f"never came about: {what}")
+
+
+def until_long(what, ask):
+    until(what, ask, POLL_S, 10 * PATIENCE_S)
 
 
 def output_of(argv, env):
@@ -187,17 +195,7 @@ class HackBrain(Peer):
         """What `docker run` is given for a job, without what names this job: for the peers' own containers."""
         output_of(self.submission("template", ["sleep", "2"]), self.env)
 
-        def find():
-            for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    words = entry.read_bytes().decode(errors="replace").split("\0")[:-1]
-                except OSError:
-                    continue
-                if f"--name=hb-{self.prefix}template-1" in words:
-                    return words
-            return None
-
-        words = until("the CLI runs", find)
+        words = until("the CLI runs", lambda: cli_line(f"hb-{self.prefix}template-1"))
         until("the template has ended", lambda: self.ended() == 1, POLL_S)
         return words
 
@@ -214,15 +212,6 @@ class HackBrain(Peer):
         for tag in docker("images", "--format", "{{.Tag}}", "hackbrain/pin").split():
             if tag.startswith(self.log_id[:8]):
                 docker("rmi", "--no-prune", f"hackbrain/pin:{tag}")
-
-
-def until_long(what, ask):
-    """Asked every POLL_S."""
-    deadline = time.monotonic() + 10 * PATIENCE_S
-    while not ask():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"never came about: {what}")
-        time.sleep(POLL_S)
 
 
 def docker(*words):

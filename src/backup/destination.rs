@@ -1,10 +1,10 @@
 //! Where a copy goes. `DEST.partial` holds a lock and, in `data`, the copy until it is whole; then that is renamed to DEST. So
 //! a DEST that is there is complete, whenever the run that made it was killed.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::{BackupError, io_error};
@@ -169,42 +169,12 @@ fn is_ours(partial: &Path) -> io::Result<bool> {
 
 /// Removes a directory with all that is in it, whatever its modes, but for what is mounted there.
 fn remove(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(_) => {}
+    if let Err(error) = fs::symlink_metadata(path) {
+        return if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
     }
     if let Some(mounted) = mounts_below(path)?.first() {
         return Err(io::Error::other(format!("something is mounted at {}; unmount it", mounted.display())));
     }
-    match fs::remove_dir_all(path) {
-        // Without root's rights, directories that are read-only keep what is in them.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        other => other,
-    }
-}
-
-/// Gives the owner all rights to each directory below `path`.
-fn open_up(path: &Path) -> io::Result<()> {
     let above = Dir::open(path.parent().unwrap_or(Path::new("/")))?;
-    let mut levels = vec![(above, vec![path.file_name().unwrap_or_default().to_owned()])];
-    while let Some((dir, names)) = levels.last_mut() {
-        let Some(name) = names.pop() else {
-            levels.pop();
-            continue;
-        };
-        let child = dir.open_child(&name)?;
-        fs::set_permissions(dir.proc_path().join(&name), Permissions::from_mode(0o700))?;
-        let directories = |name: &OsString| is_directory(&child, name);
-        let below = child.names()?.into_iter().filter(directories).collect();
-        levels.push((child, below));
-    }
-    Ok(())
-}
-
-fn is_directory(dir: &Dir, name: &OsStr) -> bool {
-    dir.stat_child(name).is_ok_and(|stat| stat.file_type == FileType::Directory)
+    above.remove_tree(path.file_name().unwrap_or_default()).1
 }

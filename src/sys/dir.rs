@@ -462,10 +462,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    struct Scratch(PathBuf);
+    pub(super) struct Scratch(pub(super) PathBuf);
 
     impl Scratch {
-        fn new(name: &str) -> Self {
+        pub(super) fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("hackbrain-dir-{}-{name}", std::process::id()));
             std::fs::create_dir_all(&path).unwrap();
             Self(path.canonicalize().unwrap())

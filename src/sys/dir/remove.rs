@@ -145,26 +145,10 @@ impl Walk {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::tests::Scratch;
     use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
-
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("hackbrain-remove-{}-{name}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path.canonicalize().unwrap())
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = Dir::open(self.0.parent().unwrap()).unwrap().remove_tree(self.0.file_name().unwrap());
-        }
-    }
 
     #[test]
     fn what_links_lead_to_stays_and_closed_directories_go() {
