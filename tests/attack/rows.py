@@ -460,6 +460,7 @@ def threads(name, small):
 def threads_busy(name, small):
     """Where every thread there may be is answering, the rest is told 503, and nothing ends."""
     def run(agent):
+        before = agent.sample().threads
         # A stream is never cut for a newcomer.
         busy, more = Crowd(agent.address, FOUR, 200, EVENTS, opens=2000).run(1 if small else 8), []
         def newcomer_refused():
@@ -471,7 +472,9 @@ def threads_busy(name, small):
         note = busy.leave()
         for client in more:
             client.close()
+        # Those of the crowd that still waited to be accepted are before this one, and take the threads once more.
         eventually("it serves again", lambda: get(agent.address, "/healthz")[0] == 200)
+        eventually("their threads have ended", lambda: agent.sample().threads < before + 15)
         refused = agent.gained(REFUSED % "no_thread")
         require(refused >= 100, f"{refused} refused for want of a thread")
         return f"30 threads more than it has; 200 streams: {note}; {refused} refused, the probe's among them"
