@@ -139,10 +139,10 @@ class SubmitForm {
 		this.answer = h('p', { class: 'note', role: 'status' });
 		const command = h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent));
 		const same = h('div', null, elements.pop(), h('h2', null, 'The same as a command'), command);
-		const columns = h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements), same);
 		const at = nodes.length > 1 && h('label', null, 'Node', choice);
 		const submit = h('p', null, h('button', { class: 'main' }, 'Submit'));
-		this.element = h('form', { class: 'submit', submit: (event) => this.send(event) }, this.title, columns, at, submit, this.answer);
+		const fields = h('div', { class: 'fields' }, elements, at, submit, this.answer);
+		this.element = h('form', { class: 'submit', submit: (event) => this.send(event) }, this.title, h('div', { class: 'columns' }, fields, same));
 		this.take({});
 	}
 
@@ -150,7 +150,7 @@ class SubmitForm {
 
 	field(path, label, kind, placeholder) {
 		const error = h('small', { class: 'error', id: `error-${path}`, role: 'alert' });
-		const options = { name: path, placeholder, rows: path ? 3 : 14, autocomplete: 'off', spellcheck: false };
+		const options = { name: path, placeholder, rows: path ? 2 : 14, autocomplete: 'off', spellcheck: false };
 		const input = h(/text|number/.test(kind) ? 'input' : 'textarea', { ...options, 'aria-describedby': error.id, input: () => this.typed(field) });
 		const field = { path, kind, input, error, element: h('div', { class: kind }, h('label', null, label, input), error) };
 		return field;

@@ -50,7 +50,7 @@ function describe({ state, attempt, detail: d = {} }) {
 		case 'D1_STABLE': return join(marker(d.line), d.count > 1 && `stands for ${count(d.count, 'marker')}`);
 		case 'CRASH': return join(cause(d.cause), exit);
 		case 'SEALED': return join(d.files >= 0 && count(d.files, 'file'), d.bytes >= 0 && bytes(d.bytes), d.seal_hash && `seal ${hash(d.seal_hash)}`);
-		default: return join(d.asked, d.message ?? d.reason, exit, d.by && `by ${d.by}`);
+		default: return join(d.asked, d.reason !== 'exit' && (d.message ?? d.reason), exit, d.by && `by ${d.by}`);
 	}
 }
 

@@ -4,6 +4,7 @@
 const { h, setText, format } = HB;
 const ASK_TICKS = 3;
 const FAR = 1000; // events of the ledger that are checked without a word
+const FEW = 100; // events that have just come, without a word
 const AGAIN = 'then submit it under a new job id.';
 /** What to do about a failure, by its reason. */
 const ADVICE = {
@@ -53,6 +54,7 @@ class JobPage {
 		this.body = h('div', { class: 'job', hidden: '' }, [trace, charts].map(({ element }) => element), facts, columns, artifacts.element, graph.element);
 		const top = [h('nav', null, h('a', { href: '#/' }, '← All jobs')), h('header', null, this.title, this.state), this.story, this.waits, this.advice, this.chain];
 		this.element = h('article', { class: 'job' }, top, h('p', { class: 'checks' }, checks), actions.element, this.body);
+		this.known = [this.state, this.chain, actions.element]; // what a job has alone
 		this.load();
 	}
 
@@ -70,7 +72,9 @@ class JobPage {
 			this.drawSoon();
 		} catch ({ status, message }) {
 			setText(this.story, status === 404 ? 'This node has no job of that name.' : message);
-			if (status !== 404) setTimeout(() => this.isClosed || this.load(), 3000);
+			if (status !== 404) return setTimeout(() => this.isClosed || this.load(), 3000);
+			for (const element of this.known) element.hidden = true;
+			this.close();
 		}
 	}
 
@@ -155,8 +159,9 @@ class JobPage {
 		if (!this.events || this.body.hidden) return;
 		if (this.ticks++ % ASK_TICKS === 0) this.ask();
 		const { done, fault } = this.whole;
-		const isChecked = !fault && done.seq >= this.events.at(-1).seq;
-		setText(this.story, HB.model.story(this.events, this.now, isChecked && `chain checked by this browser to seq\u00a0${done.seq}`));
+		// Of a job that goes on there is always an event that is not checked yet.
+		const { seq } = this.events.at(this.job.phase === 'ended' ? -1 : 0);
+		setText(this.story, HB.model.story(this.events, this.now, !fault && done.seq >= seq && `chain checked by this browser to seq\u00a0${done.seq}`));
 		this.drawChecks();
 		for (const part of this.parts) part.tick();
 	}
@@ -176,7 +181,7 @@ class JobPage {
 		const limit = HB.model.attemptsMax(events, m);
 		setText(this.stable, format.marker(job.last_d1_stable));
 		// What stays is left alone: it may be being copied.
-		const key = [job.state === 'FAILED', job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
+		const key = [job.state === 'FAILED', job.phase, job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
 		if (key === this.factsKey) return;
 		this.factsKey = key;
 		const link = (id) => h('a', { href: HB.jobLink(this.node, id) }, id);
@@ -184,9 +189,9 @@ class JobPage {
 		const digest = (value) => value && [h('code', { title: value }, format.hash(value)), HB.copyButton('Copy', () => value)];
 		const facts = {
 			Command: m.command && h('pre', { tabindex: 0 }, m.command.join(' ')),
-			Image: m.image_hash,
+			Image: m.image_hash?.startsWith('sha256:') ? digest(m.image_hash) : m.image_hash,
 			Attempts: `${job.attempt} of ${limit}`,
-			'Exit code': job.exit_code?.toString(),
+			'Exit code': job.phase === 'ended' && job.exit_code?.toString(),
 			'Last stable': this.stable.textContent && this.stable,
 			Resources: lines(Object.entries(m.resources ?? {}).map((pair) => pair.join(' '))),
 			Timeout: m.timeout_s && `${m.timeout_s} s`,
@@ -210,9 +215,9 @@ class JobPage {
 		const { done, at, to, fault, isBusy: isWalking } = this.whole;
 		const total = this.all.length;
 		const all = format.count(total, 'event');
-		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : 'checking';
+		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : total - good < FEW && this.chain.dataset.is === 'checked' ? 'checked' : 'checking';
 		const words = {
-			checked: `This browser has checked all ${all} against the ledger’s hash chain.`,
+			checked: `This browser has checked ${good === total ? 'all' : `${format.number(good)} of`} ${all} against the ledger’s hash chain.`,
 			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. ${HB.VERIFY}`,
 			unread: `${good} of ${all} checked. ${problem}`,
 			checking: `Checking the hash chain: ${good} of ${all} …`,

@@ -190,7 +190,7 @@ class LogPane {
 			this.run.words = words;
 			this.draw();
 		};
-		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener', click: (event) => HB.save(event, this.api, this.file.size, say) }, 'Download');
+		this.raw = h('a', { class: 'quiet end', target: '_blank', rel: 'noopener', click: (event) => HB.save(event, this.api, this.file.size, say) }, 'Download');
 		this.text = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the output', search: () => this.text.value || this.find(''), keydown: ({ key, shiftKey }) => key === 'Enter' && this.find(this.text.value, shiftKey ? -1 : 1) });
 		this.hits = h('span', { class: 'note', role: 'status' });
 		this.steps = pair('', 'match', (way) => this.step(way));
@@ -198,7 +198,7 @@ class LogPane {
 		this.rows = h('div', { class: 'rows', click: (event) => this.pick(event), pointerover: ({ target }) => this.point(target.closest('[data-stable]')), pointerleave: () => this.point() });
 		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
 		this.note = h('p', { class: 'note' });
-		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.marks, this.end, this.raw), h('header', null, this.text, this.steps, this.hits, this.where), this.view, this.note);
+		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.marks, this.end), h('header', null, this.text, this.steps, this.hits, this.where, this.raw), this.view, this.note);
 		this.list = new HB.Windowed({
 			scroller: this.view,
 			rows: this.rows,
@@ -314,11 +314,20 @@ class LogPane {
 				this.fetch(); // beside its account
 			}
 			file.add(await this.scan(file.next));
+			if (!size || isEnded || size === file.size) this.peek(run);
 			run.isSettled = isEnded; // one look after the end sees all
 			if (file.size !== size && this.found?.total >= 0) await this.count(this.found);
 		});
 		run.isBusy = false;
 		if (file.size && !this.file.isWhole) run.numbers ??= this.number(run).finally(() => (run.numbers = null));
+	}
+
+	/** Marks the other stream where there is something in it. */
+	async peek(run) {
+		const other = this.tabs.find(({ textContent }) => textContent !== this.stream);
+		const path = this.path().replace(/std...(?=\?)/, other.textContent);
+		const answer = await this.api.request(path, { method: 'HEAD' }).catch(() => null);
+		if (run === this.run) other.toggleAttribute('data-more', answer?.headers.get('Content-Length') > 0);
 	}
 
 	/** The agent's account of all from a line's beginning on. `next` and `before`: where its growth begins, and matches before. */
@@ -412,12 +421,15 @@ class LogPane {
 		const pointed = cursor === null ? null : this.anchors[floor(this.anchors, cursor)]?.offset;
 		if (this.pointed !== pointed) list.refresh();
 		this.pointed = pointed;
-		setText(this.end, list.atEnd ? 'Following' : 'To the end');
+		setText(this.end, !list.atEnd ? 'To the end' : this.page.job.phase === 'ended' ? 'At the end' : 'Following');
 		this.end.toggleAttribute('data-on', list.atEnd);
 		this.steps.hidden = !found?.total;
 		const of = found?.n > 0 ? `${format.number(found.n)} of ` : '';
 		setText(this.hits, !found ? '' : found.total >= 0 ? of + format.count(found.total, 'line') : 'Searching …');
-		this.view.style.setProperty('--digits', `${String(list.count).length}ch`);
+		const { style } = this.view;
+		style.setProperty('--digits', `${String(list.count).length}ch`);
+		// Not while another stream is read: the page would jump.
+		if (run.problem !== undefined && file.isWhole) style.setProperty('--lines', list.count);
 		setText(this.note, run.words || this.page.pruned || run.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
 		if (file.wanted.size && run.problem == null) this.fetch();
 	}

@@ -259,7 +259,8 @@ class NodesPanel {
 		const { base, name, follower, badge, info, words } = node;
 		const remove = () => this.change(nodes.map(({ base }) => base).filter((other) => other !== base));
 		node.row ??= h('li', null, h('span', { class: 'badge' }, h('b'), h('span')), h('small'), node.tokenForm(), h('button', { class: 'quiet', 'aria-label': `Remove ${base}`, click: remove }, 'Remove'));
-		const [title, facts] = node.row.children;
+		const [title, facts, form] = node.row.children;
+		form.hidden = !node.api.token && node.link.name !== 'token needed';
 		setAttr(title, 'data-is', badge.name);
 		setText(title.firstChild, name);
 		setText(title.lastChild, words);

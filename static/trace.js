@@ -78,7 +78,7 @@ class Trace {
 	draw() {
 		const { time, page, room } = this;
 		Object.assign(this, life(page.events));
-		const [left, right] = room > 560 ? [92, 124] : [54, 20];
+		const [left, right] = room > 560 ? [92, 132] : [54, 92];
 		Object.assign(time, { left, right, width: room - left - right });
 		time.take(page.events, Math.max(page.now, this.last.ms));
 		const { attempt } = this.last;
@@ -122,7 +122,7 @@ class Trace {
 			if (to < time.from || from > time.to) return [];
 			const [x, end, y] = [time.px(from), time.px(to), /queue|rest/.test(kind) ? 0 : attempt * row];
 			const [isDown, middle, words] = [kind === 'down', y + bar / 2 + 3, length(part)];
-			const room = end - x - (folded ? 0 : kind === 'run' && attempt > 1 ? 120 : 24);
+			const room = end - x - (folded ? 0 : kind === 'run' && attempt > 1 ? 150 : 24);
 			const said = (folded || (bar > 9 && !isDown)) && [words, words.split(' ', 2).join(' ')].find((text) => text.length * 6 < room);
 			return [
 				// From a crash to where the next attempt begins.
@@ -151,7 +151,7 @@ class Trace {
 	/** Where an attempt begins to the left of it, where it ends to the right; with their words, but for the usual beginnings. */
 	icons() {
 		const { time, bar, row, marks, room } = this;
-				const size = Math.min(16, bar + 4);
+		const size = Math.min(16, bar + 4);
 		const taken = {}; // px by row
 		return marks.flatMap(({ state, ms, attempt }, i) => {
 			const kind = KIND[state];
@@ -160,12 +160,19 @@ class Trace {
 			const [at, y, isBack, word] = [time.px(ms), kind === 'queue' ? 0 : attempt * row, state === 'RECOVERY', state.length * 8.1 + size];
 			const x = isStart ? at - size - 1 : Math.min(Math.max(at + 2, taken[y] ?? 0), room - size);
 			const isLeft = isBack ? at - word > time.left - 34 : x + word > room;
-			const isSaid = isStart ? isBack && (isLeft || !(time.px(marks[i + 1]?.ms) - at < word)) : true;
-			if (!isStart) taken[y] = x + (isLeft ? size : word) + 4;
+			const next = marks.slice(i + 1).find(({ state }) => KIND[state]);
+			const end = time.px(next?.ms ?? time.to);
+			// With no room on the left it stands in its bar, or behind a short one; CRASH gives way to what follows at once.
+			const isIn = isBack && !isLeft && bar > 9 && end - at > word;
+			const isBehind = isBack && !isLeft && !isIn;
+			const isSaid = isStart ? isBack && !(isBehind && end + word > room) : !(end + 130 > room && end - at < size && /rest/.test(KIND[next?.state]));
+			const from = isLeft ? Math.min(x, at) - 4 : isBehind ? end + 7 : Math.max(x + size, at) + 3;
+			if (isSaid && (isBehind || !isStart)) taken[y] = isBehind ? end + word : x + (isLeft ? size : word) + 4;
+			else if (!isStart) taken[y] = x + size;
 			return [
 				state === 'CRASH' || isBack ? svg('path', { class: 'edge', d: `M${at} ${y}v${bar + 6}` }) : '',
 				svg('use', { href: `#i-${state === 'RETRIGGERED' ? 'RECEIVED' : state}`, class: 'icon', 'data-is': state, transform: `translate(${x} ${y + 3 + (bar - size) / 2}) scale(${size / 16})` }),
-				isSaid ? this.text(isLeft ? Math.min(x, at) - 4 : Math.max(x + size, at) + 3, y, state, isLeft ? 'name end' : 'name', state) : '',
+				isSaid ? this.text(from, y, state, `name ${isLeft ? 'end' : isIn ? 'in-run' : ''}`, state) : '',
 			];
 		});
 	}
