@@ -13,7 +13,7 @@ const CHARTS = [
 	{ name: 'Pids', lines: ['pids'], say: String, of: 'pids', unit: 1 },
 ];
 
-/** Samples by time, each once, with what was used since the one before. starts: attempt → ms, where all counters are 0. */
+/** Samples by time, with what was used since the one before. starts: attempt → ms, where all counters are 0. */
 function rates(samples, starts) {
 	const list = samples.sort((a, b) => a.ms - b.ms).filter(({ ms }, i) => ms !== samples[i - 1]?.ms);
 	list.forEach((sample, i) => since(sample, list[i - 1], starts));
@@ -84,7 +84,7 @@ class Charts {
 		})();
 	}
 
-	/** Reads an attempt's file, thinned by the node to some thousand lines; one after another. */
+	/** Reads an attempt's file, thinned by the node to some thousand lines. */
 	ask(attempt) {
 		this.reading = this.reading.then(async () => {
 			const { api, id } = this.page;

@@ -4,7 +4,6 @@
 const { h, setText, format } = HB;
 const ASK_TICKS = 3;
 const FAR = 1000; // events of the ledger that are checked without a word
-const FEW = 100; // events that have just come, without a word
 const AGAIN = 'then submit it under a new job id.';
 /** What to do about a failure, by its reason. */
 const ADVICE = {
@@ -54,14 +53,13 @@ class JobPage {
 		this.body = h('div', { class: 'job', hidden: '' }, [trace, charts].map(({ element }) => element), facts, columns, artifacts.element, graph.element);
 		const top = [h('nav', null, h('a', { href: '#/' }, '← All jobs')), h('header', null, this.title, this.state), this.story, this.waits, this.advice, this.chain];
 		this.element = h('article', { class: 'job' }, top, h('p', { class: 'checks' }, checks), actions.element, this.body);
-		this.known = [this.state, this.chain, actions.element]; // what a job has alone
 		this.load();
 	}
 
 	close() {
 		this.isClosed = true;
 		this.checker.close();
-		for (const part of this.parts) part.close();
+		for (const part of this.parts) part.close?.();
 	}
 
 	async load() {
@@ -73,12 +71,11 @@ class JobPage {
 		} catch ({ status, message }) {
 			setText(this.story, status === 404 ? 'This node has no job of that name.' : message);
 			if (status !== 404) return setTimeout(() => this.isClosed || this.load(), 3000);
-			for (const element of this.known) element.hidden = true;
+			this.element.replaceChildren(this.element.firstChild, this.title, this.story);
 			this.close();
 		}
 	}
 
-	/** Takes in records of the stream. */
 	take(records) {
 		if (!this.isLoaded) return this.early.push(...records);
 		const fresh = records.filter(({ event }) => event.seq > this.all.at(-1).seq);
@@ -93,7 +90,6 @@ class JobPage {
 		if (this.isLoaded || this.all.length === events.length) this.drawSoon();
 	}
 
-	/** What it uses, from the stream. */
 	telemetry(sample) {
 		for (const part of this.parts) part.sample?.(sample);
 	}
@@ -141,7 +137,7 @@ class JobPage {
 			this.state.update(this.job.state);
 			this.drawFacts();
 			this.tick();
-			for (const part of this.parts) part.update();
+			for (const part of this.parts) part.update?.();
 		}
 		this.drawChecks();
 	}
@@ -163,10 +159,9 @@ class JobPage {
 		const { seq } = this.events.at(this.job.phase === 'ended' ? -1 : 0);
 		setText(this.story, HB.model.story(this.events, this.now, !fault && done.seq >= seq && `chain checked by this browser to seq\u00a0${done.seq}`));
 		this.drawChecks();
-		for (const part of this.parts) part.tick();
+		for (const part of this.parts) part.tick?.();
 	}
 
-	/** What no event of it tells: how far the ledger is checked, what it waits for, that it was pruned. */
 	async ask() {
 		const { done } = this.whole;
 		await this.whole.look();
@@ -215,7 +210,10 @@ class JobPage {
 		const { done, at, to, fault, isBusy: isWalking } = this.whole;
 		const total = this.all.length;
 		const all = format.count(total, 'event');
-		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : total - good < FEW && this.chain.dataset.is === 'checked' ? 'checked' : 'checking';
+		// Those that have just come are on their way.
+		const isChecked = total - good < (this.wasChecked ? FAR : 1);
+		const name = bad ? 'mismatch' : good < total && (left || problem) ? 'unread' : isChecked ? 'checked' : 'checking';
+		this.wasChecked = name === 'checked';
 		const words = {
 			checked: `This browser has checked ${good === total ? 'all' : `${format.number(good)} of`} ${all} against the ledger’s hash chain.`,
 			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. ${HB.VERIFY}`,
@@ -232,7 +230,6 @@ class JobPage {
 		this.broken.update('mismatch', fault);
 	}
 
-	/** True where the key meant something here. */
 	key(key, event) {
 		if (this.parts.some((part) => part.key?.(key, event))) return true;
 		if (key === 'l') this.log.view.focus();

@@ -84,7 +84,7 @@ class Trace {
 		const { attempt } = this.last;
 		[this.row, this.bar] = attempt > 8 ? [18, 9] : [34, 16];
 		this.height = this.row * (attempt + 1);
-		const ticks = time.ticks(left + 10);
+		const ticks = time.ticks(Math.max(84, left + 10));
 		this.fill(this.rows, this.height, [...this.backdrop(ticks), ...this.bars(), this.diamonds(), ...this.icons()]);
 		this.fill(this.axis, 20, this.clock(ticks));
 		this.fill(this.map, 20, this.overview());
@@ -148,7 +148,7 @@ class Trace {
 		return svg('path', { class: 'stable', d: shapes.join('') });
 	}
 
-	/** Where an attempt begins to the left of it, where it ends to the right; with their words, but for the usual beginnings. */
+	/** Where an attempt begins to the left of it, where it ends to the right; with their words. */
 	icons() {
 		const { time, bar, row, marks, room } = this;
 		const size = Math.min(16, bar + 4);
@@ -162,13 +162,12 @@ class Trace {
 			const isLeft = isBack ? at - word > time.left - 34 : x + word > room;
 			const next = marks.slice(i + 1).find(({ state }) => KIND[state]);
 			const end = time.px(next?.ms ?? time.to);
-			// With no room on the left it stands in its bar, or behind a short one; CRASH gives way to what follows at once.
+			// Without room on the left it stands in its bar, or behind a short one. CRASH gives way to an end at once.
 			const isIn = isBack && !isLeft && bar > 9 && end - at > word;
 			const isBehind = isBack && !isLeft && !isIn;
-			const isSaid = isStart ? isBack && !(isBehind && end + word > room) : !(end + 130 > room && end - at < size && /rest/.test(KIND[next?.state]));
+			const isSaid = isBehind ? end + word < room : isBack || !(isStart || (KIND[next?.state] === 'rest' && end < at + size && end + 132 > room));
 			const from = isLeft ? Math.min(x, at) - 4 : isBehind ? end + 7 : Math.max(x + size, at) + 3;
-			if (isSaid && (isBehind || !isStart)) taken[y] = isBehind ? end + word : x + (isLeft ? size : word) + 4;
-			else if (!isStart) taken[y] = x + size;
+			if (isBehind || !isStart) taken[y] = (isBehind ? end : x) + (!isSaid || isLeft ? size : word + 8);
 			return [
 				state === 'CRASH' || isBack ? svg('path', { class: 'edge', d: `M${at} ${y}v${bar + 6}` }) : '',
 				svg('use', { href: `#i-${state === 'RETRIGGERED' ? 'RECEIVED' : state}`, class: 'icon', 'data-is': state, transform: `translate(${x} ${y + 3 + (bar - size) / 2}) scale(${size / 16})` }),
@@ -209,7 +208,6 @@ class Trace {
 		}
 	}
 
-	/** What is at the cursor, in words. */
 	tell() {
 		const { time } = this;
 		if (time.cursor === null) return setText(this.words, 'times in UTC');
@@ -226,7 +224,6 @@ class Trace {
 		if (state === 'D1_STABLE') page.log.showOffset(detail.stream, attempt, detail.offset);
 	}
 
-	/** To the event before or after. */
 	go(back) {
 		const { time, marks } = this;
 		const event = back ? marks.findLast(({ ms }) => ms < (time.cursor ?? Infinity)) : marks.find(({ ms }) => ms > (time.cursor ?? 0));
@@ -245,7 +242,7 @@ class Trace {
 		act();
 	}
 
-	/** Dragged, the plot goes along, and on the map its brush does; where that shows all, another stretch is drawn. */
+	/** Dragged, the plot goes along, and on the map its brush; where that shows all, another is drawn. */
 	drag(element, isMap) {
 		const { time } = this;
 		let start;

@@ -7,7 +7,7 @@ const EDGE = 1e5; // px at both ends of a taller list that scroll one to one, so
 const NEAR = 3000; // px: a shorter way is a wheel's, a key's or a finger's, which moves by rows
 const SETTLE_MS = 200;
 
-/** A scroll position `at` of 0…from as one of 0…to: the same near both ends, in proportion between. Pure. */
+/** A scroll position of 0…from as one of 0…to: the same near both ends, in proportion between. Pure. */
 function rescale(at, from, to) {
 	if (from === to || at <= EDGE) return at;
 	if (from - at <= EDGE) return to - (from - at);
