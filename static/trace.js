@@ -122,7 +122,7 @@ class Trace {
 			if (to < time.from || from > time.to) return [];
 			const [x, end, y] = [time.px(from), time.px(to), /queue|rest/.test(kind) ? 0 : attempt * row];
 			const [isDown, middle, words] = [kind === 'down', y + bar / 2 + 3, length(part)];
-			const room = end - x - (folded ? 0 : kind === 'run' && attempt > 1 ? 150 : 24);
+			const room = end - x - (folded ? 0 : attempt > 1 && x < time.left + 48 ? 150 : 24);
 			const said = (folded || (bar > 9 && !isDown)) && [words, words.split(' ', 2).join(' ')].find((text) => text.length * 6 < room);
 			return [
 				// From a crash to where the next attempt begins.
