@@ -102,7 +102,6 @@ function read(kind, text) {
 	return pairs.every(Boolean) ? Object.fromEntries(pairs) : bare;
 }
 
-/** The other way: short where that says the same, else JSON. */
 function write(kind, value) {
 	const json = JSON.stringify(value);
 	let text = typeof value === 'string' ? value : json;

@@ -24,7 +24,7 @@ const hide = (id, isHidden) => ($(id).hidden = Boolean(isHidden));
 const on = (id, type, run) => $(id).addEventListener(type, run);
 const sum = (list, value) => list.reduce((total, one) => total + value(one), 0);
 
-/** Where the page is: '#/jobs/ID?n=1' is the path ['jobs', 'ID'] and n. */
+/** '#/jobs/ID?n=1' is the path ['jobs', 'ID'] and n. */
 const route = (HB.route = {
 	read() {
 		const [path, query] = location.hash.replace(/^#\/?/, '').split('?');
@@ -32,7 +32,7 @@ const route = (HB.route = {
 		route.query = new URLSearchParams(query);
 	},
 	get: (name) => route.query.get(name) ?? (name === 'at' ? new URLSearchParams(location.search).get(name) : null),
-	/** null takes a name out. No step in the browser's history. */
+	/** null takes a name out. */
 	set(change, search = location.search) {
 		for (const [name, value] of Object.entries(change)) {
 			if (value) route.query.set(name, value);
@@ -281,6 +281,7 @@ on('replay-open', 'click', () => {
 	else drawReplay();
 });
 addEventListener('hashchange', go);
+for (const type of ['beforeprint', 'afterprint']) addEventListener(type, () => page?.paper?.(type[0] === 'b'));
 addEventListener('keydown', onKey);
 addEventListener('pagehide', () => nodes.forEach((node) => node.remember()));
 addEventListener('online', () => nodes.forEach((node) => node.stream.retry()));

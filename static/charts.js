@@ -129,7 +129,6 @@ class Charts {
 		const isEmpty = this.charts.length === 0;
 		this.element.hidden = isEmpty && (page.job.phase !== 'ended' || !this.starts.size);
 		setText(this.note, isEmpty ? page.pruned || 'The node did not measure what this job used.' : '');
-		// Of a job that has ended the last sample tells nothing.
 		const isPeak = time.cursor === null && page.job.phase === 'ended';
 		const last = samples[floor(samples, time.cursor ?? Infinity)];
 		const sample = last && !(time.cursor - last.ms > Math.max(GAP, 3 * last.every)) ? last : {};

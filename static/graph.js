@@ -29,7 +29,6 @@ function arrange({ jobs, edges }, id, most = SHOWN) {
 	return { nodes, layers: found, left: jobs.length - nodes.size };
 }
 
-/** Each beside the middle of those it hangs on. */
 function settle(layer, side, index) {
 	for (const node of layer) node.wish = node[side].reduce((sum, { y = 0 }) => sum + y, 0) / node[side].length || 0;
 	layer.sort((a, b) => a.wish - b.wish).forEach((node, i) => Object.assign(node, { layer: index, y: i - (layer.length - 1) / 2 }));
@@ -92,6 +91,7 @@ class Graph {
 		const more = isCut ? ' and more' : '';
 		setText(this.text, `${relatives(nodes.get(id))} Arrow keys move.${left || more ? ` Not shown: ${format.count(left, 'job')}${more}.` : ''}`);
 		this.drawStates();
+		field.parentNode.scrollLeft ||= (nodes.get(id).layer - 1) * ACROSS;
 		this.reach(nodes.has(focused) ? focused : id, focused);
 	}
 

@@ -105,6 +105,11 @@ class JobPage {
 		return this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
 	}
 
+	/** Lists are whole on paper. */
+	paper(isPaper) {
+		for (const { list } of this.parts) if (list && list !== this.log.list) Object.assign(list, { isPaper }).paint();
+	}
+
 	select(seq) {
 		this.list.select(seq, true);
 	}
@@ -184,7 +189,7 @@ class JobPage {
 		const digest = (value) => value && [h('code', { title: value }, format.hash(value)), HB.copyButton('Copy', () => value)];
 		const facts = {
 			Command: m.command && h('pre', { tabindex: 0 }, m.command.join(' ')),
-			Image: m.image_hash?.startsWith('sha256:') ? digest(m.image_hash) : m.image_hash,
+			Image: m.image_hash?.replace(/^sha256:(.{12}).*/, '$1'),
 			Attempts: `${job.attempt} of ${limit}`,
 			'Exit code': job.phase === 'ended' && job.exit_code?.toString(),
 			'Last stable': this.stable.textContent && this.stable,

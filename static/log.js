@@ -236,7 +236,6 @@ class LogPane {
 		if (this.text.value) this.find(this.text.value);
 	}
 
-	/** Marks lines [first, last], from 1. */
 	mark(lines) {
 		this.picked = lines;
 		HB.route?.set({ s: this.stream === 'stdout' ? null : this.stream, a: this.attempt || null, l: lines && [...new Set(lines)].join('-') });
@@ -440,12 +439,10 @@ class LogPane {
 		return value;
 	}
 
-	/** Scrolls so that a line is a third down. */
 	go(line) {
 		this.list.to(line - Math.floor(this.view.clientHeight / this.list.rowHeight() / 3));
 	}
 
-	/** To lines [first, last], from 1. */
 	async jump(lines) {
 		if (!lines) return;
 		this.mark(lines);

@@ -72,7 +72,6 @@ class Node {
 		return this.doubt ? { ...this.link, name: this.doubt.name } : this.link;
 	}
 
-	/** The badge in words. */
 	get words() {
 		const { name, since, behind } = this.badge;
 		if (name === 'catching up') return `${name}, ${format.number(behind)} behind`;

@@ -113,7 +113,7 @@ class Replay {
 		this.tell(this);
 	}
 
-	/** Plays by the ledger's clock to the end, or pauses. */
+	/** Plays by the ledger's clock, or pauses. */
 	play() {
 		const { times } = this.history;
 		const isPlaying = !this.playing && this.goal < times.length;
