@@ -62,7 +62,7 @@ test('the page of a job that goes on stands still while its events are checked',
           const steps = () => HB.nodes[0].model.jobs.get(HB.route.path[1]).seq;
           const from = steps();
           const look = () => {
-            const clause = document.querySelector('.story').textContent.includes('chain checked');
+            const clause = document.querySelector('.job .story').textContent.includes('chain checked');
             seen.add(`${document.querySelector('.job > .verdict').dataset.is} ${clause}`);
             if (steps() < from + 25) requestAnimationFrame(look);
             else resolve([...seen]);
