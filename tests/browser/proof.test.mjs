@@ -53,6 +53,7 @@ test('the page of a job that goes on stands still while its events are checked',
   const id = `${RUN}-ticks`;
   await agent.submit({ job_id: id, image_hash: 'busybox:latest', command: ['sh', '-c', 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo "[D1_STABLE] step=$i"; sleep 0.2; done'] });
   await withPage(job(id), async (page) => {
+    await live(page);
     await checked(page);
     await page.locator('.story', { hasText: 'chain checked by this browser to seq' }).waitFor(WAIT);
     const seen = await page.evaluate(
