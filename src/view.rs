@@ -58,6 +58,17 @@ pub struct Filter {
     pub execution_hash: Option<Hash>,
 }
 
+/// Jobs, newest first.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Seq and hash of the last event that they tell of.
+    pub head: (u64, Hash),
+    /// As they are after it.
+    pub jobs: Vec<Arc<Job>>,
+    /// The `before` of the next page, if there may be more.
+    pub next: Option<u64>,
+}
+
 /// The durable world.
 pub struct View {
     inner: RwLock<Inner>,
@@ -270,10 +281,11 @@ impl View {
         self.read().by_state[state as usize]
     }
 
-    /// Up to `limit` jobs, newest first, whose RECEIVED events have seqs below `before`. The second value is the `before` of
-    /// the next page, if there may be more; a page may be short, even empty, before the last.
-    pub fn page(&self, filter: &Filter, before: Option<u64>, limit: usize) -> (Vec<Arc<Job>>, Option<u64>) {
+    /// Up to `limit` jobs, newest first, whose RECEIVED events have seqs below `before`. A page may be short, even empty,
+    /// before the last.
+    pub fn page(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Page {
         let inner = self.read();
+        let head = inner.head;
         let end = match before {
             Some(seq) => inner.jobs.partition_point(|entry| entry.job.received_seq < seq),
             None => inner.jobs.len(),
@@ -284,13 +296,13 @@ impl View {
                 && filter.state.is_none_or(|state| job.state == state)
                 && filter.execution_hash.is_none_or(|hash| job.execution_hash == Some(hash));
             if jobs.len() == limit || looked_at == SCAN_MAX {
-                return (jobs, Some(job.received_seq + 1));
+                return Page { head, jobs, next: Some(job.received_seq + 1) };
             }
             if fits {
                 jobs.push(job.clone());
             }
         }
-        (jobs, None)
+        Page { head, jobs, next: None }
     }
 
     /// Calls `each` with the stored bytes of the events of a job, in order, until it returns `false`: those that there are
