@@ -350,6 +350,20 @@ impl View {
     /// Durable events after `after`, at most `limit` of them or about 64 KiB, with where to go on. From memory where
     /// it reaches back so far, else from the segments. With `job`, only that job's.
     pub fn events_after(&self, after: u64, job: Option<&str>, limit: usize) -> io::Result<(Vec<EventBytes>, u64)> {
+        self.events_on(&mut Cursor::default(), after, job, limit)
+    }
+
+    /// The same, for who reads on from where the last call ended: `cursor` knows where that is.
+    ///
+    /// # Errors
+    /// What reading the segments gives.
+    pub fn events_on(
+        &self,
+        cursor: &mut Cursor,
+        after: u64,
+        job: Option<&str>,
+        limit: usize,
+    ) -> io::Result<(Vec<EventBytes>, u64)> {
         const BATCH_BYTES: usize = 64 << 10;
         let (mut events, mut bytes_left) = (Vec::new(), BATCH_BYTES);
         let inner = self.read();
@@ -375,7 +389,7 @@ impl View {
             None => {
                 drop(inner);
                 let mut reached = after;
-                self.reader.read(after + 1, head, &mut |seq, bytes| {
+                self.reader.read_on(cursor, after + 1, head, &mut |seq, bytes| {
                     reached = seq;
                     bytes_left = bytes_left.saturating_sub(bytes.len());
                     events.push((seq, bytes.into()));
@@ -394,9 +408,11 @@ impl View {
                 drop(inner);
                 let all = wanted.len() < limit;
                 for seq in wanted {
-                    let bytes = self.reader.get(seq)?;
-                    bytes_left = bytes_left.saturating_sub(bytes.len());
-                    events.push((seq, bytes.into()));
+                    self.reader.read_on(cursor, seq, seq, &mut |_, bytes| {
+                        bytes_left = bytes_left.saturating_sub(bytes.len());
+                        events.push((seq, bytes.into()));
+                        true
+                    })?;
                     if bytes_left == 0 {
                         return Ok((events, seq));
                     }
