@@ -160,7 +160,6 @@ class SubmitForm {
 		}
 	}
 
-	/** All other fields are made to say the same. */
 	take(change, typed) {
 		HB.draft = Object.assign(this, change);
 		for (const field of this.fields) {

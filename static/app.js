@@ -32,7 +32,6 @@ const route = (HB.route = {
 		route.query = new URLSearchParams(query);
 	},
 	get: (name) => route.query.get(name) ?? (name === 'at' ? new URLSearchParams(location.search).get(name) : null),
-	/** null takes a name out. */
 	set(change, search = location.search) {
 		for (const [name, value] of Object.entries(change)) {
 			if (value) route.query.set(name, value);
@@ -84,7 +83,7 @@ function onAux(node, name, data) {
 	if (name === 'telemetry') page.telemetry(event);
 }
 
-/** Reads the parts that are not here yet: early, since the node may be gone by the time they are needed. */
+/** Reads the parts that are not here yet: early, since the node may be gone later. */
 function readLater() {
 	const names = [...later];
 	coming ??= Promise.allSettled(names.map(HB.script)).then((all) => {

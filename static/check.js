@@ -6,11 +6,9 @@ const PAGE = 1000; // events per request of a walk
 const SLICE = 250; // events between two pauses, where there are any
 const DAY_MS = 86_400_000; // so long may be what is read
 
-/** An Api again, of what a message leaves of one. */
 const revive = ({ base, token }) => Object.assign(new HB.Api(base), { token });
 const load = (api, path) => revive(api).request(path, { accept: '*/*', timeout: DAY_MS });
 const read = async (api, path) => new Uint8Array(await (await load(api, path)).arrayBuffer());
-/** An event without what only a proof needs. */
 const bare = ({ prev, ...event }) => event;
 
 /** Each takes (scope: what lives as long as the worker, args, tell). */

@@ -13,7 +13,6 @@ const h = (tag, attributes, ...children) => {
 	return element;
 };
 
-/** An SVG element of that text; null is left out. */
 const svg = (tag, attributes, text = '') => {
 	const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
 	for (const [name, value] of Object.entries(attributes ?? {})) if (value != null) element.setAttribute(name, value);

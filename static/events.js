@@ -93,7 +93,7 @@ class Events {
 		this.proof.replaceChildren();
 	}
 
-	/** Reads the event and its neighbours anew; no bytes are held but these. */
+	/** Reads the event and its neighbours anew. */
 	async prove(seq) {
 		const { api, checker } = this.page;
 		const run = (this.proved = {});

@@ -33,7 +33,7 @@ class LogFile {
 		Object.assign(this, { size, points, lines, next: points[0] });
 	}
 
-	/** False: its tail alone is known, without line numbers. */
+	/** False: its tail alone is known. */
 	get isWhole() {
 		return this.points[0][1] === 0;
 	}

@@ -139,7 +139,6 @@ class TimeView {
 		return this.when(this.u + x * (this.v - this.u));
 	}
 
-	/** px within the plot. */
 	px(ms) {
 		return this.left + clamp(this.x(ms)) * this.width;
 	}
