@@ -3,6 +3,7 @@
 {
 const { h, setText, format } = HB;
 const ASK_TICKS = 3;
+const PAPER = 500; // rows
 const FAR = 1000; // events of the ledger that are checked without a word
 const AGAIN = 'then submit it under a new job id.';
 /** What to do about a failure, by its reason. */
@@ -105,9 +106,9 @@ class JobPage {
 		return this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
 	}
 
-	/** Lists are whole on paper. */
+	/** Lists are whole on paper; of a very long one there is the first. */
 	paper(isPaper) {
-		for (const { list } of this.parts) if (list && list !== this.log.list) Object.assign(list, { isPaper }).paint();
+		for (const { list } of this.parts) if (list && list !== this.log.list) Object.assign(list, { isPaper: isPaper && list.count <= PAPER }).paint();
 	}
 
 	select(seq) {

@@ -6,7 +6,6 @@ const HEIGHT_MAX = 8e6; // px: browsers cut off taller elements
 const EDGE = 1e5; // px at both ends of a taller list that scroll one to one, so that its ends can be reached
 const NEAR = 3000; // px: a shorter way is a wheel's, a key's or a finger's, which moves by rows
 const SETTLE_MS = 200;
-const PAPER = 5000; // rows that are printed
 
 /** A scroll position of 0…from as one of 0…to: the same near both ends, in proportion between. Pure. */
 function rescale(at, from, to) {
@@ -66,7 +65,7 @@ class Windowed {
 		this.y = scroller.scrollTop;
 		this.atEnd = room - this.top < 2;
 		const first = this.isPaper ? 0 : Math.max(0, Math.floor(this.top / row) - OVERSCAN);
-		const last = Math.min(this.count, this.isPaper ? PAPER : Math.ceil((this.top + view) / row) + OVERSCAN);
+		const last = Math.min(this.count, this.isPaper ? this.count : Math.ceil((this.top + view) / row) + OVERSCAN);
 		const size = Math.max(0, last - first);
 		while (this.pool.length < size) this.rows.append(this.pool[this.pool.push(this.make()) - 1]);
 		while (this.pool.length > size) this.pool.pop().remove();
