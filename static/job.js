@@ -106,7 +106,7 @@ class JobPage {
 		return this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
 	}
 
-	/** Lists are whole on paper; of a very long one there is the first. */
+	/** Lists are whole on paper, but for very long ones. */
 	paper(isPaper) {
 		for (const { list } of this.parts) if (list && list !== this.log.list) Object.assign(list, { isPaper: isPaper && list.count <= PAPER }).paint();
 	}
