@@ -130,7 +130,9 @@ pub enum Pull {
 
 /// Flags of `verify`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit: 0 sound, 65 not sound, 74 some file could not be read, 130 interrupted. The last line is the ledger's head.")]
+#[command(
+    after_help = "Exit: 0 sound, 65 not sound, 74 some file could not be read, 130 interrupted. The last line is the ledger's head."
+)]
 pub struct Verify {
     /// The agent's data directory.
     #[arg(long, value_name = "DIR", env = "HACKBRAIN_DATA", default_value = "./hackbrain-data")]

@@ -139,6 +139,9 @@ fn a_port_and_a_data_directory_have_one_agent_each() {
     assert_eq!(ups, 1, "the second agent wrote nothing");
     assert_eq!(first.terminate(), Some(0));
     sound(&site, std::slice::from_ref(&receipt));
+    let none = site.dump(&["--job", "misspelt"]);
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""));
+    ends(&none, 0, &["no event of job \"misspelt\""]);
     // The lock is the process's, not the file's: it is free again, also after a kill.
     site.start(&[]).kill();
     assert_eq!(site.start(&[]).get(&format!("/api/jobs/{id}")).json()["state"], "SEALED");

@@ -86,7 +86,8 @@ impl Rules {
         };
         let form = "a name, or a name and a port, such as node.mesh or node.mesh:4005";
         let hosts = lower("--allow-host", &sources.hosts, is_host, form)?;
-        let form = "`null`, or what a browser's address begins with, such as https://lab.example or http://node.mesh:4005";
+        let form =
+            "`null`, or what a browser's address begins with, such as https://lab.example or http://node.mesh:4005";
         let origins = lower("--allow-origin", &sources.origins, is_origin, form)?;
         let Some(path) = &sources.token_file else {
             return Ok(Self { tokens: None, mask: Mask::default(), hosts, origins });
