@@ -285,7 +285,11 @@ pub(super) fn find(request: &Request) -> Result<Found, Rejection> {
             return Err(not_utf8());
         }
         if !files::is_viewer(path) {
-            return Err(Rejection::new(404, "no_such_route", format!("there is nothing at {path:?}")));
+            return Err(Rejection::new(
+                404,
+                "no_such_route",
+                format!("there is nothing at {path:?}; GET /openapi.json has every route"),
+            ));
         }
         found.routes.push(&VIEWER_FILE);
     }
