@@ -4,6 +4,7 @@
 mod agent;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use agent::{Agent, Site, eventually, job_id, manifest};
@@ -44,6 +45,34 @@ fn running(agent: &Agent, id: &str, dir: &std::path::Path) {
     eventually(&format!("{id} runs"), || {
         (starts(dir) > 0 && agent.get(&format!("/api/jobs/{id}")).json()["state"] != "SCHEDULED").then_some(())
     });
+}
+
+/// As after a kill of agent and CLI while a slow engine makes the container: it holds the name, and shows nothing under it.
+/// No real engine can be held there, so its words of that moment are said for it.
+#[test]
+fn a_name_that_the_engine_still_holds_is_waited_for() {
+    let site = Site::new("held");
+    let dir = site.dir().join("bin");
+    fs::create_dir_all(&dir).unwrap();
+    let script = "#!/bin/sh\nn=$(cat \"$0.runs\" 2>/dev/null || echo 0)\n\
+        if [ \"$1\" = run ]; then\n  echo $((n + 1)) > \"$0.runs\"\n  if [ $n -lt 2 ]; then\n\
+        echo 'docker: Error response from daemon: Conflict. The container name \"/x\" is already in use by container \"0a\". You \
+        have to remove (or rename) that container to be able to reuse that name.' >&2\n    exit 125\n  fi\nfi\n\
+        PATH=${PATH#*:} exec docker \"$@\"\n";
+    let wrapper = dir.join("docker");
+    fs::write(&wrapper, script).unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let agent = site.start_command(site.serve(&[]).env("PATH", path));
+    let id = job_id("held");
+    let (job, work) = shell(&site, &id, "true");
+    agent.accepted(&job);
+    assert_eq!(agent.ended(&id)["state"], "SEALED");
+    assert_eq!(fs::read_to_string(dir.join("docker.runs")).unwrap().trim(), "3");
+    assert_eq!(
+        (starts(&work), states(&events(&agent, &id)).iter().filter(|state| **state == "RUNNING").count()),
+        (1, 1)
+    );
 }
 
 #[test]

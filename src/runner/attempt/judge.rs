@@ -123,14 +123,11 @@ impl Attempt<'_> {
         }
         // Nothing was created, so what is in stderr are Docker's own words.
         let words = self.paths.take_dockers_words().unwrap_or_default();
+        let later = |words: &str| if self.try_again_later(words) { self.launch() } else { Next::LetGo };
         match (EngineError::from_words(&words), cli) {
-            (EngineError::Unavailable(words), _) => {
-                if self.try_again_later(&words) {
-                    self.launch()
-                } else {
-                    Next::LetGo
-                }
-            }
+            (EngineError::Unavailable(words), _) => later(&words),
+            // The engine still makes what a CLI asked for that was killed since. Whose it is will be seen once it can be.
+            (EngineError::Other(words), _) if is_name_taken(&words) => later(&words),
             // The CLI was killed before it could ask: the intent stands, so it is started now, in the same attempt.
             (EngineError::Other(words), None | Some(CliEnd::Signalled(_))) if words.is_empty() => self.launch(),
             (EngineError::Other(words), _) => failed(reason_without_container(&words), words),
@@ -236,6 +233,12 @@ pub(super) fn is_of(state: &ContainerState, log_id: &str, job: &Job) -> bool {
 
 fn label<'s>(state: &'s ContainerState, name: &str) -> &'s str {
     state.labels.get(name).map_or("", String::as_str)
+}
+
+/// Whether Docker's words are that a container of this name exists, or is being made.
+fn is_name_taken(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    words.contains("container name") && words.contains("already in use")
 }
 
 /// Which of FAILED's reasons Docker's words are, where it did not even make the container.
