@@ -67,10 +67,12 @@ struct Places(Vec<(&'static str, Dir)>);
 
 impl Places {
     fn open(data: &Path) -> io::Result<Self> {
-        let data = Dir::open(data)?;
+        // One that is missing is not the same as a data directory that is not there.
+        let dir = Dir::open(data)?;
         let mut places = Vec::new();
         for name in PLACES {
-            match data.open_child(OsStr::new(name)) {
+            // The operator may have put it elsewhere, by a mount or a symlink; no payload can write in DATA itself.
+            match Dir::open(&dir.proc_path().join(name)) {
                 Ok(dir) => places.push((name, dir)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
