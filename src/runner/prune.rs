@@ -8,6 +8,10 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::RecvTimeoutError;
 
 use super::Runner;
 use crate::engine::Engine;
@@ -21,6 +25,9 @@ use crate::sys::lock::{Guard, backup_guard};
 
 /// Where what may be removed lies below the data directory, each in a directory named like its job.
 const PLACES: [&str; 3] = ["logs", "scratch", "staged"];
+
+/// How often whoever waits for the event looks whether it is still worth it.
+const RECORD_LOOK: Duration = Duration::from_secs(1);
 
 /// What somebody asks for.
 pub struct Wish<'w> {
@@ -152,7 +159,7 @@ pub fn look(data: &Path, jobs: &[Arc<Job>], pruned: &Prunings, wish: &Wish<'_>, 
 /// Records what is to be removed, and removes it. What an earlier one has left goes first, without being told of.
 ///
 /// # Errors
-/// 409 `backup_running`; 503 where the ledger takes no events; 500 where the data directory cannot be read.
+/// 409 `backup_running`; 503 where the ledger takes no events, or the disk is too full for one; 500 where the data directory cannot be read.
 pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> Result<Done, Rejection> {
     let fault = |error: io::Error| {
         log::error!("prune: {}: {error}", data.display());
@@ -173,7 +180,7 @@ pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> R
             (job.job_id.clone(), counted.files, counted.bytes)
         });
         let jobs = counted.collect();
-        engine.execute(Command::Prune(Prune { by: wish.by.into(), older_than_s: wish.older_than_s, jobs }))?;
+        record(engine, Prune { by: wish.by.into(), older_than_s: wish.older_than_s, jobs }, wish.is_over)?;
         kill_point::reached("prune-durable");
         for job in batch {
             // Some may be needed by now; those the event does not name.
@@ -192,6 +199,31 @@ pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> R
     }
     log::info!("prune: {} jobs, {} files, {} bytes, by {}", done.jobs, done.files, done.bytes, wish.by);
     Ok(done)
+}
+
+/// Records what is to be removed. A full disk does not hold up who wants to make space: that is told.
+fn record(engine: &Engine, prune: Prune, is_over: &dyn Fn() -> bool) -> Result<(), Rejection> {
+    let asked = engine.ask(Command::Prune(prune));
+    let gives_up = |why: &str, what: &str| {
+        let message = format!(
+            "{why}, so it is not recorded what is to be removed, and that stays: {what} (should it be recorded yet, the next \
+             prune or start removes it)"
+        );
+        Err(Rejection::new(503, "ledger_full", message))
+    };
+    loop {
+        match asked.wait_timeout(RECORD_LOOK) {
+            Ok(answer) => return answer.map(drop),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Rejection::new(503, "ledger_latched", "the ledger takes no more events"));
+            }
+            Err(RecvTimeoutError::Timeout) if engine.log_meters().out_of_space.load(Ordering::Relaxed) => {
+                return gives_up("the disk is full", "free some 8 MiB below --data, and prune again");
+            }
+            Err(RecvTimeoutError::Timeout) if is_over() => return gives_up("interrupted", "prune again"),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
 }
 
 /// Removes what there still is of jobs that were pruned. Only what is there is looked at, however many jobs there are.

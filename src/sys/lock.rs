@@ -6,10 +6,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::dir::{effective_uid, retry};
+use super::block::give_to_owner;
+use super::dir::retry;
 
 /// Below a data directory: whoever reads all of it holds the lock of this file shared, whoever removes evidence exclusively.
 pub const BACKUP_LOCK: &str = "BACKUP";
@@ -45,11 +46,7 @@ pub fn backup_guard(data: &Path, exclusive: bool) -> io::Result<Option<Guard>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     let file = options.open(path)?;
-    // Whoever has the directory must be able to take the lock, too, when root was the first to do so.
-    let (owner, made) = (data.metadata()?, file.metadata()?);
-    if effective_uid() == 0 && (owner.uid(), owner.gid()) != (made.uid(), made.gid()) {
-        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-    }
+    give_to_owner(&file, data);
     let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
     match flock(&file, operation | libc::LOCK_NB) {
         Ok(()) => Ok(Some(Guard { _file: file })),
@@ -76,6 +73,7 @@ fn flock(file: &File, operation: libc::c_int) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs::OpenOptions;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_duplicate_keeps_the_lock_and_a_fresh_descriptor_sees_it() {
