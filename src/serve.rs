@@ -35,7 +35,7 @@ use crate::runner::sealed::Verified;
 use crate::runner::{Queues, Runner, Setup};
 use crate::sys::block::{Caching, give_to_owner, raise_descriptor_limit, random_bytes, sync_dir};
 use crate::sys::listen::deepen_backlog;
-use crate::sys::lock::try_lock_exclusive;
+use crate::sys::lock::{make_backup_lock, try_lock_exclusive};
 use crate::sys::service_manager::{inherited_listeners, notify};
 use crate::verify::wal_dir;
 use crate::wal::recovery::{Ending, ScanError};
@@ -334,6 +334,8 @@ pub fn take_data_dir(data: &Path) -> Result<File, Fault> {
         .open(&path)
         .map_err(|error| io_fault("opening", &path, &error))?;
     give_to_owner(&file, data);
+    // `verify` makes none, and needs it to keep a removal away.
+    make_backup_lock(data);
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match try_lock_exclusive(&file) {

@@ -12,10 +12,14 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use agent::{Agent, Answer, Ended, Site, debug_build, eventually, hackbrain, job_id, manifest};
+use hackbrain::config::Verify;
 use hackbrain::sys::dir::{effective_uid, may_mount};
+use hackbrain::sys::lock::backup_guard;
+use hackbrain::verify::{Verdict, verify};
 use serde_json::{Value, json};
 
 /// A job that prints and leaves a file in its scratch directory.
@@ -436,4 +440,44 @@ fn a_ledger_that_is_full_is_told_and_not_waited_for() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(left_of(&site, &id).is_empty());
     drop(disk);
+}
+
+/// Tries to take what a removal needs as soon as something is written.
+struct Meddler<'d>(&'d Path, Vec<bool>);
+
+impl Write for Meddler<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.1.push(backup_guard(self.0, true)?.is_some());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn nothing_is_removed_while_it_is_verified() {
+    let site = Site::new("prune-verify");
+    let agent = site.start(&[]);
+    let id = sealed(&agent, &scratch_job(&job_id("old")));
+    let (data, running) = (site.data(), AtomicBool::new(false));
+    let mut out = Meddler(&data, Vec::new());
+    let mut options = Verify { data: data.clone(), expect: Vec::new(), artifacts: true };
+    let verdict = verify(&options, &running, &mut out, None).unwrap();
+    assert!(matches!(verdict, Verdict::Sound), "{verdict:?}");
+    assert!(!out.1.is_empty() && !out.1.contains(&true), "{:?}", out.1);
+    // The ledger alone is not pruned.
+    options.artifacts = false;
+    out.1.clear();
+    verify(&options, &running, &mut out, None).unwrap();
+    assert!(!out.1.contains(&false), "{:?}", out.1);
+    // One that waits for a prune can be ended.
+    options.artifacts = true;
+    let prune = backup_guard(&data, true).unwrap().unwrap();
+    let verdict = verify(&options, &AtomicBool::new(true), &mut Vec::new(), None).unwrap();
+    assert!(matches!(verdict, Verdict::Interrupted), "{verdict:?}");
+    drop(prune);
+    assert_eq!(pruned(&agent, "0s")["jobs"], 1);
+    assert!(left_of(&site, &id).is_empty());
 }
