@@ -64,8 +64,9 @@ pub struct Serve {
     /// Ledger, logs, seals, scratch workspaces.
     #[arg(long, value_name = "DIR", env = "HACKBRAIN_DATA", default_value = "./hackbrain-data")]
     pub data: PathBuf,
-    /// Address and port; repeatable. A non-loopback one needs --token-file or --trust-network.
-    #[arg(long, value_name = "ADDR")]
+    /// Address and port; repeatable. A non-loopback one needs --token-file or --trust-network
+    /// [env: HACKBRAIN_LISTEN, split on `,`] [default: 127.0.0.1:4005].
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub listen: Vec<SocketAddr>,
     /// Nobody named an address.
     #[arg(skip)]
@@ -76,20 +77,23 @@ pub struct Serve {
     /// Listens on non-loopback addresses without tokens: everyone who can reach them may submit jobs.
     #[arg(long, env = "HACKBRAIN_TRUST_NETWORK")]
     pub trust_network: bool,
-    /// Only directories below one of these may be mounted; repeatable.
+    /// Only directories below one of these may be mounted; repeatable [env: HACKBRAIN_MOUNT_ROOT, split on `:`].
     #[arg(long, value_name = "DIR")]
     pub mount_root: Vec<PathBuf>,
     /// Images that manifests may name, `*` matching any characters; repeatable. @FILE holds one a line and is read again
-    /// on SIGHUP, as are those of --allow-origin and --allow-host and the tokens.
+    /// on SIGHUP, as are those of --allow-origin and --allow-host and the tokens
+    /// [env: HACKBRAIN_ALLOW_IMAGE, split on `:`] [default: *].
     #[arg(long, value_name = "GLOB")]
     pub allow_image: Vec<String>,
     /// Lets a manifest ask for "network":"bridge".
     #[arg(long, env = "HACKBRAIN_ALLOW_NETWORK")]
     pub allow_network: bool,
-    /// Origins whose pages may call the API, or @FILE; repeatable.
+    /// Origins whose pages may call the API, such as https://lab.example, or @FILE; repeatable
+    /// [env: HACKBRAIN_ALLOW_ORIGIN, split on `,`].
     #[arg(long, value_name = "ORIGIN")]
     pub allow_origin: Vec<String>,
-    /// Further names under which the agent may be addressed, or @FILE; repeatable.
+    /// Further names under which the agent may be addressed, such as node.mesh, or @FILE; repeatable
+    /// [env: HACKBRAIN_ALLOW_HOST, split on `,`].
     #[arg(long, value_name = "HOST")]
     pub allow_host: Vec<String>,
     /// Whether an absent image is pulled before SCHEDULED.
@@ -126,6 +130,9 @@ pub enum Pull {
 
 /// Flags of `verify`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit: 0 sound, 65 not sound, 74 some file could not be read, 130 interrupted. The last line is the ledger's head."
+)]
 pub struct Verify {
     /// The agent's data directory.
     #[arg(long, value_name = "DIR", env = "HACKBRAIN_DATA", default_value = "./hackbrain-data")]
@@ -224,8 +231,8 @@ impl Serve {
                 texts.push(LISTEN_DEFAULT.to_owned());
             }
             for text in texts {
-                self.listen.push(text.parse().map_err(|_| {
-                    let message = format!("HACKBRAIN_LISTEN: {text:?} is not an address like {LISTEN_DEFAULT}\n");
+                self.listen.push(address(&text).map_err(|says| {
+                    let message = format!("HACKBRAIN_LISTEN: {text:?} {says}\n");
                     clap::Error::raw(clap::error::ErrorKind::ValueValidation, message)
                 })?);
             }
@@ -235,6 +242,10 @@ impl Serve {
         }
         Ok(())
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("must be a literal address and a port, such as {LISTEN_DEFAULT} or [::1]:4005"))
 }
 
 fn segment_size(text: &str) -> Result<u64, String> {

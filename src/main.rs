@@ -115,8 +115,15 @@ fn run_verify(options: &Verify) -> ExitCode {
 fn run_dump(options: &Dump) -> ExitCode {
     let mut out = BufWriter::new(io::stdout().lock());
     let outcome = verify::dump(&options.data, options.from, options.job.as_deref(), &mut out);
-    match outcome.and_then(|()| out.flush().map_err(VerifyError::from)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match outcome.and_then(|printed| out.flush().map(|()| printed).map_err(VerifyError::from)) {
+        Ok(printed) => {
+            // Nothing on standard output is an answer that a misspelt id has too.
+            if printed == 0 {
+                let of = options.job.as_ref().map_or_else(String::new, |job| format!(" of job {job:?}"));
+                complain(&format!("note: this ledger has no event{of} from seq {} on", options.from));
+            }
+            ExitCode::SUCCESS
+        }
         Err(VerifyError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }

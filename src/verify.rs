@@ -188,11 +188,11 @@ pub fn ledger(data: &Path) -> Result<Ledger, VerifyError> {
     Ok(ledger)
 }
 
-/// Prints events, exactly the stored bytes, one a line.
-pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> Result<(), VerifyError> {
+/// Prints events, exactly the stored bytes, one a line. Gives how many.
+pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> Result<u64, VerifyError> {
     let storage = open(data)?;
     let marker = job.map(|id| format!("\"job_id\":\"{id}\",\"attempt\":"));
-    let mut failed = None;
+    let (mut failed, mut printed) = (None, 0);
     let mut prev = Hash::ZERO;
     let mut visit = |record: &Record<'_>, ()| {
         crate::ledger::event::check_link(record.bytes, record.seq, &prev)?;
@@ -201,15 +201,16 @@ pub fn dump(data: &Path, from: u64, job: Option<&str>, out: &mut dyn Write) -> R
         let is_wanted = marker.as_deref().is_none_or(|marker| is_of_job(record.bytes, marker));
         if record.seq >= from && is_wanted && failed.is_none() {
             failed = out.write_all(record.bytes).and_then(|()| out.write_all(b"\n")).err();
+            printed += 1;
         }
         if failed.is_some() { Err("the output is closed".to_owned()) } else { Ok(()) }
     };
     let outcome = scan_live(&storage, &|_| (), &mut visit);
     match failed {
         // `hackbrain dump | head` is a fine thing to do.
-        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(printed),
         Some(error) => Err(error.into()),
-        None => outcome.map(drop).map_err(VerifyError::from),
+        None => outcome.map(|_| printed).map_err(VerifyError::from),
     }
 }
 

@@ -58,6 +58,17 @@ pub struct Filter {
     pub execution_hash: Option<Hash>,
 }
 
+/// Jobs, newest first.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Seq and hash of the last event that they tell of.
+    pub head: (u64, Hash),
+    /// As they are after it.
+    pub jobs: Vec<Arc<Job>>,
+    /// The `before` of the next page, if there may be more.
+    pub next: Option<u64>,
+}
+
 /// The durable world.
 pub struct View {
     inner: RwLock<Inner>,
@@ -270,10 +281,11 @@ impl View {
         self.read().by_state[state as usize]
     }
 
-    /// Up to `limit` jobs, newest first, whose RECEIVED events have seqs below `before`. The second value is the `before` of
-    /// the next page, if there may be more; a page may be short, even empty, before the last.
-    pub fn page(&self, filter: &Filter, before: Option<u64>, limit: usize) -> (Vec<Arc<Job>>, Option<u64>) {
+    /// Up to `limit` jobs, newest first, whose RECEIVED events have seqs below `before`. A page may be short, even empty,
+    /// before the last.
+    pub fn page(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Page {
         let inner = self.read();
+        let head = inner.head;
         let end = match before {
             Some(seq) => inner.jobs.partition_point(|entry| entry.job.received_seq < seq),
             None => inner.jobs.len(),
@@ -284,13 +296,13 @@ impl View {
                 && filter.state.is_none_or(|state| job.state == state)
                 && filter.execution_hash.is_none_or(|hash| job.execution_hash == Some(hash));
             if jobs.len() == limit || looked_at == SCAN_MAX {
-                return (jobs, Some(job.received_seq + 1));
+                return Page { head, jobs, next: Some(job.received_seq + 1) };
             }
             if fits {
                 jobs.push(job.clone());
             }
         }
-        (jobs, None)
+        Page { head, jobs, next: None }
     }
 
     /// Calls `each` with the stored bytes of the events of a job, in order, until it returns `false`: those that there are
@@ -338,6 +350,20 @@ impl View {
     /// Durable events after `after`, at most `limit` of them or about 64 KiB, with where to go on. From memory where
     /// it reaches back so far, else from the segments. With `job`, only that job's.
     pub fn events_after(&self, after: u64, job: Option<&str>, limit: usize) -> io::Result<(Vec<EventBytes>, u64)> {
+        self.events_on(&mut Cursor::default(), after, job, limit)
+    }
+
+    /// The same, for who reads on from where the last call ended: `cursor` knows where that is.
+    ///
+    /// # Errors
+    /// What reading the segments gives.
+    pub fn events_on(
+        &self,
+        cursor: &mut Cursor,
+        after: u64,
+        job: Option<&str>,
+        limit: usize,
+    ) -> io::Result<(Vec<EventBytes>, u64)> {
         const BATCH_BYTES: usize = 64 << 10;
         let (mut events, mut bytes_left) = (Vec::new(), BATCH_BYTES);
         let inner = self.read();
@@ -363,7 +389,7 @@ impl View {
             None => {
                 drop(inner);
                 let mut reached = after;
-                self.reader.read(after + 1, head, &mut |seq, bytes| {
+                self.reader.read_on(cursor, after + 1, head, &mut |seq, bytes| {
                     reached = seq;
                     bytes_left = bytes_left.saturating_sub(bytes.len());
                     events.push((seq, bytes.into()));
@@ -382,9 +408,11 @@ impl View {
                 drop(inner);
                 let all = wanted.len() < limit;
                 for seq in wanted {
-                    let bytes = self.reader.get(seq)?;
-                    bytes_left = bytes_left.saturating_sub(bytes.len());
-                    events.push((seq, bytes.into()));
+                    self.reader.read_on(cursor, seq, seq, &mut |_, bytes| {
+                        bytes_left = bytes_left.saturating_sub(bytes.len());
+                        events.push((seq, bytes.into()));
+                        true
+                    })?;
                     if bytes_left == 0 {
                         return Ok((events, seq));
                     }

@@ -43,7 +43,7 @@ class JobGrid {
 		setAttr(this.element, 'data-many', isMany ? '' : null);
 		const [, down, name] = /^(-?)(.*)$/.exec(sorted ?? '-received');
 		this.headings.forEach((heading, i) => setAttr(heading, 'aria-sort', COLUMNS[i][0] === name ? (down ? 'descending' : 'ascending') : null));
-		this.list.refresh();
+		this.list.paint();
 	}
 
 	/** What a press of a heading sorts by: one way, the other, not at all. */

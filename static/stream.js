@@ -64,7 +64,8 @@ const breath = () =>
 	});
 
 /**
- * Keeps a stream to the node alive. Before each connection `await on.head(head)` gives the seq to resume after; then come
+ * Keeps a stream to the node alive. Before each connection `await on.head(head)` gives the seq to resume after, where the
+ * head is what `await on.first()` gives, or, where that gives nothing, what the node says; then come
  * on.record({bytes, event}), on.aux(name, data), on.state({name, since, behind, message}).
  */
 class Stream {
@@ -119,7 +120,7 @@ class Stream {
 
 	async connection() {
 		const wasLive = /^(live|catching)/.test(this.name);
-		const head = await this.api.json('/api/ledger/head', wasLive ? PROBE_MS : undefined);
+		const head = await (this.on.first?.() ?? this.api.json('/api/ledger/head', wasLive ? PROBE_MS : undefined));
 		this.seq = await this.on.head(head);
 		this.abort = new AbortController();
 		const response = await this.api.request(`/api/events?after=${this.seq}`, { accept: 'text/event-stream', signal: this.abort.signal });

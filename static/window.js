@@ -40,6 +40,7 @@ class Windowed {
 	}
 
 	paint(goal) {
+		cancelAnimationFrame(this.frame);
 		this.frame = null;
 		const row = this.rowHeight();
 		const { scroller } = this;

@@ -51,6 +51,11 @@ fn usage() {
     ends(&plain(&["serve", "--no-such-flag"]), 64, &["--no-such-flag"]);
     ends(&plain(&["serve", "stray"]), 64, &["stray"]);
     assert_eq!((plain(&["--help"]).code, plain(&["--version"]).code), (Some(0), Some(0)));
+    let help = plain(&["serve", "--help"]).stdout;
+    for flag in help.split_whitespace().filter_map(|word| word.strip_prefix("--")).filter(|word| *word != "help") {
+        let variable = format!("HACKBRAIN_{}", flag.trim_matches(|c: char| !c.is_alphanumeric()).to_uppercase());
+        assert!(help.contains(&variable.replace('-', "_")), "the help does not tell of {variable}");
+    }
 
     let nowhere = site.dir().join("nowhere").display().to_string();
     let empty = site.dir().join("empty");
@@ -68,7 +73,7 @@ fn usage() {
     ends(&site.dump(&["--from", "one"]), 64, &["--from"]);
 
     for (args, says) in [
-        (["--listen", "localhost"], "--listen"),
+        (["--listen", "localhost"], "such as 127.0.0.1:4005"),
         (["--listen", "0.0.0.0:0"], "--trust-network"),
         (["--listen", "[::]:0"], "--token-file"),
         (["--pull", "always"], "missing, never"),
@@ -78,6 +83,10 @@ fn usage() {
         (["--mount-root", "/"], "can be a mount root"),
         (["--mount-root", "/proc/self"], "can be a mount root"),
         (["--token-file", &nowhere], "nowhere"),
+        (["--allow-host", "http://node.mesh"], "such as node.mesh"),
+        (["--allow-host", "*"], "such as node.mesh"),
+        (["--allow-origin", "lab.example"], "such as https://lab.example"),
+        (["--allow-origin", "https://lab.example/"], "such as https://lab.example"),
     ] {
         ends(&site.refused(&args), 64, &[says]);
     }
@@ -130,6 +139,9 @@ fn a_port_and_a_data_directory_have_one_agent_each() {
     assert_eq!(ups, 1, "the second agent wrote nothing");
     assert_eq!(first.terminate(), Some(0));
     sound(&site, std::slice::from_ref(&receipt));
+    let none = site.dump(&["--job", "misspelt"]);
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""));
+    ends(&none, 0, &["no event of job \"misspelt\""]);
     // The lock is the process's, not the file's: it is free again, also after a kill.
     site.start(&[]).kill();
     assert_eq!(site.start(&[]).get(&format!("/api/jobs/{id}")).json()["state"], "SEALED");

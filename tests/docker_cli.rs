@@ -194,6 +194,10 @@ fn memory_runs_out() {
     let seen = (0..5).any(|_| {
         let case = Case::new("oomchild");
         let (_, state) = case.run("(head -c 200000000 /dev/zero | tail -c 190000000 >/dev/null); exit 0");
+        // On a busy machine the kernel takes the shell as well, before the child's memory is free.
+        if state.exit_code == 137 {
+            return false;
+        }
         assert!(matches!(judge(&state), Verdict::Completed { .. }), "{state:?}");
         state.oom_killed
     });

@@ -218,6 +218,17 @@ class Documents(unittest.TestCase):
     def test_shell_blocks_can_be_read(self):
         self.check(bad_shell)
 
+    def test_every_script_takes_help(self):
+        scripts = [name for name in tracked() if re.match(r"(scripts|chaos)/|tests/browser/run$", name)
+                   and os.access(ROOT / name, os.X_OK) and (ROOT / name).read_bytes().startswith(b"#!/usr/bin/env bash")]
+        self.assertGreater(len(scripts), 20)
+        # One that does not look at it would go to work.
+        deaf = [name for name in scripts if not re.search("usage_if_asked|--help", (ROOT / name).read_text())]
+        self.assertEqual(deaf, [])
+        for name in scripts:
+            told = subprocess.run([ROOT / name, "--help"], capture_output=True, text=True, check=False, timeout=60)
+            self.assertEqual((told.returncode, len(told.stdout) > 40), (0, True), (name, told.stdout, told.stderr))
+
     def test_every_error_code_has_its_row_and_no_other(self):
         schemas = json.loads((ROOT / "src/http/openapi.json").read_text())["components"]["schemas"]
         codes = schemas["Error"]["properties"]["error"]["properties"]["code"]["enum"]

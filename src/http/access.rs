@@ -74,11 +74,21 @@ impl Rules {
     }
 
     fn read(sources: &Sources) -> io::Result<Self> {
-        let lower = |flag: &str, list: &[String]| -> io::Result<Vec<String>> {
-            Ok(lists::expand(flag, list)?.iter().map(|entry| entry.to_ascii_lowercase()).collect())
+        // One that no request can match would be refused to its owner's surprise, and long after the start.
+        let lower = |flag: &str, list: &[String], fits: fn(&str) -> bool, form: &str| -> io::Result<Vec<String>> {
+            let entries = lists::expand(flag, list)?;
+            match entries.iter().find(|entry| !fits(entry)) {
+                Some(entry) => {
+                    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{flag} {entry:?}: must be {form}")))
+                }
+                None => Ok(entries.iter().map(|entry| entry.to_ascii_lowercase()).collect()),
+            }
         };
-        let hosts = lower("--allow-host", &sources.hosts)?;
-        let origins = lower("--allow-origin", &sources.origins)?;
+        let form = "a name, or a name and a port, such as node.mesh or node.mesh:4005";
+        let hosts = lower("--allow-host", &sources.hosts, is_host, form)?;
+        let form =
+            "`null`, or what a browser's address begins with, such as https://lab.example or http://node.mesh:4005";
+        let origins = lower("--allow-origin", &sources.origins, is_origin, form)?;
         let Some(path) = &sources.token_file else {
             return Ok(Self { tokens: None, mask: Mask::default(), hosts, origins });
         };
@@ -255,6 +265,17 @@ impl Access {
             || name.parse::<IpAddr>().is_ok()
             || self.rules.get().hosts.iter().any(|own| own == name || own == host)
     }
+}
+
+/// Whether a `Host` can be that.
+fn is_host(entry: &str) -> bool {
+    !entry.is_empty() && !entry.contains(|c: char| c.is_whitespace() || c.is_control() || "/*@?#".contains(c))
+}
+
+/// Whether an `Origin` can be that: no browser sends a path, nor a slash at its end.
+fn is_origin(entry: &str) -> bool {
+    entry.eq_ignore_ascii_case("null")
+        || entry.split_once("://").is_some_and(|(scheme, host)| is_host(scheme) && is_host(host))
 }
 
 fn same(a: &Hash, b: &Hash) -> bool {

@@ -19,7 +19,7 @@ use crate::rejection::Rejection;
 /// The document that `/openapi.json` answers.
 pub const DOCUMENT: &[u8] = include_bytes!("openapi.json");
 /// Jobs on a page, at most.
-pub const PAGE_MAX: u64 = 1000;
+pub const PAGE_MAX: u64 = 10_000;
 /// Events of one `/api/ledger` answer, at most.
 pub const LEDGER_MAX: u64 = 100_000;
 /// Jobs of one graph, at most.
@@ -285,7 +285,11 @@ pub(super) fn find(request: &Request) -> Result<Found, Rejection> {
             return Err(not_utf8());
         }
         if !files::is_viewer(path) {
-            return Err(Rejection::new(404, "no_such_route", format!("there is nothing at {path:?}")));
+            return Err(Rejection::new(
+                404,
+                "no_such_route",
+                format!("there is nothing at {path:?}; GET /openapi.json has every route"),
+            ));
         }
         found.routes.push(&VIEWER_FILE);
     }

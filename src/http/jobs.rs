@@ -22,14 +22,57 @@ use crate::manifest::{self, Parsed};
 use crate::rejection::Rejection;
 use crate::runner::output::OutputPaths;
 use crate::runner::telemetry;
-use crate::view::{Filter, TraceCursor};
+use crate::view::{Filter, Page, TraceCursor, View};
 
 /// Jobs on a page, unless asked otherwise.
 const PAGE: u64 = 100;
+/// Jobs of a page that are held at a time: hundreds of clients may be slow to read theirs.
+const HELD: usize = 1000;
 /// `?timeout_s=` of `?wait=`, unless asked otherwise.
 const WAIT_S: u64 = 60;
 /// How often a waiting request looks whether the agent stops.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// The jobs of an answer, newest first, looked up some at a time.
+#[derive(Clone)]
+struct Pages {
+    view: Arc<View>,
+    filter: Filter,
+    page: Page,
+    given: usize,
+    /// How many there may be behind this page.
+    left: usize,
+}
+
+impl Pages {
+    fn new(view: Arc<View>, filter: Filter, before: Option<u64>, limit: usize) -> Self {
+        let page = view.page(&filter, before, limit.min(HELD));
+        let mut pages = Self { view, filter, page, given: 0, left: limit };
+        pages.turned(limit.min(HELD));
+        pages
+    }
+
+    /// A page of `asked` has come. Where it has fewer, enough was looked at for one answer.
+    fn turned(&mut self, asked: usize) {
+        self.given = 0;
+        self.left = if self.page.jobs.len() == asked { self.left - asked } else { 0 };
+    }
+}
+
+impl Iterator for Pages {
+    type Item = Arc<Job>;
+
+    fn next(&mut self) -> Option<Arc<Job>> {
+        if self.given == self.page.jobs.len() && self.left > 0 && self.page.next.is_some() {
+            let asked = self.left.min(HELD);
+            self.page = self.view.page(&self.filter, self.page.next, asked);
+            self.turned(asked);
+        }
+        let job = self.page.jobs.get(self.given)?.clone();
+        self.given += 1;
+        Some(job)
+    }
+}
 
 impl App {
     /// `POST /api/submit_job`.
@@ -64,15 +107,18 @@ impl App {
             execution_hash: query.read("execution_hash", |text| text.parse().ok()),
         };
         let limit = usize::try_from(query.number("limit").unwrap_or(PAGE)).unwrap_or(usize::MAX);
-        let (jobs, next) = self.engine.view().page(&filter, query.number("after"), limit);
         let is_brief = query.text("brief") == Some("yes");
+        let first = Pages::new(self.engine.view().clone(), filter, query.number("after"), limit);
+        let (seq, hash) = first.page.head;
+        let head = format!("{{\"head\":{},\"jobs\":", json!({ "seq": seq, "hash": hash }));
         pieces("application/json", move |each| {
-            let summary = |job: &Arc<Job>, text: &mut Vec<u8>| match job.summary() {
+            let summary = |job: Arc<Job>, text: &mut Vec<u8>| match job.summary() {
                 all if is_brief => Ok(serde_json::to_writer(text, &Brief::from(all))?),
                 all => Ok(serde_json::to_writer(text, &all)?),
             };
-            if each(b"{\"jobs\":") && list(&jobs, summary, each)? {
-                each(format!(",\"next\":{}}}", json!(next)).as_bytes());
+            let mut jobs = first.clone();
+            if each(head.as_bytes()) && list(jobs.by_ref(), summary, each)? {
+                each(format!(",\"next\":{}}}", json!(jobs.page.next)).as_bytes());
             }
             Ok(())
         })

@@ -156,20 +156,22 @@ pub(super) fn add_line(text: &mut Vec<u8>, bytes: &[u8]) -> bool {
 
 /// The items of a JSON list, after `[` or a comma each; `false` as soon as `each` says so.
 pub(super) fn list<T>(
-    items: &[T],
-    write: impl Fn(&T, &mut Vec<u8>) -> io::Result<()>,
+    items: impl IntoIterator<Item = T>,
+    write: impl Fn(T, &mut Vec<u8>) -> io::Result<()>,
     each: EachPiece<'_>,
 ) -> io::Result<bool> {
     let mut text = Vec::new();
-    for (index, item) in items.iter().enumerate() {
+    let mut before = b'[';
+    for item in items {
         text.clear();
-        text.push(if index == 0 { b'[' } else { b',' });
+        text.push(before);
+        before = b',';
         write(item, &mut text)?;
         if !each(&text) {
             return Ok(false);
         }
     }
-    Ok(each(if items.is_empty() { b"[]" } else { b"]" }))
+    Ok(each(if before == b'[' { b"[]" } else { b"]" }))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use self::hub::{Joined, Subscriber, Verdict};
 use self::text::{Place, Text};
 use super::reply::StreamWriter;
 use crate::sys::socket::{self, Writable};
+use crate::view::Cursor;
 
 /// What the kernel may hold of a stream's unsent bytes; it doubles that. Enough for a burst, and what 512 subscribers that
 /// never read can cost.
@@ -142,8 +143,9 @@ impl Stream<'_> {
         let mut greeting = Text::new(self.chunked);
         greeting.lines(&format!("retry: {RETRY_MS}\n: after {after}"));
         let mut at = Place { after, skip: 0, rest: greeting.bytes };
+        let mut cursor = Cursor::default();
         loop {
-            let Some(verdict) = self.catch_up(&mut at)? else { return self.say_farewell(at) };
+            let Some(verdict) = self.catch_up(&mut at, &mut cursor)? else { return self.say_farewell(at) };
             // The hub never drops a subscriber without a word.
             match verdict.recv().unwrap_or(Verdict::Cut) {
                 Verdict::Behind(place) => at = place,
@@ -157,7 +159,7 @@ impl Stream<'_> {
     }
 
     /// Brings the stream up to the hub and hands it over; `None` where the agent stops.
-    fn catch_up(&self, at: &mut Place) -> Result<Option<Receiver<Verdict>>, Cut> {
+    fn catch_up(&self, at: &mut Place, cursor: &mut Cursor) -> Result<Option<Receiver<Verdict>>, Cut> {
         let hub = &self.subscription.hub;
         let mut pace = Pace::new();
         while !hub.is_stopping() {
@@ -165,7 +167,7 @@ impl Stream<'_> {
                 return Err(Cut::Revoked);
             }
             let is_full = if !at.rest.is_empty() || at.skip > 0 {
-                !self.send_some(at, &mut pace, BATCH)?
+                !self.send_some(at, cursor, &mut pace, BATCH)?
             } else {
                 let subscriber = Subscriber::new(
                     &self.socket,
@@ -178,7 +180,7 @@ impl Stream<'_> {
                     Joined::Stopping => break,
                     Joined::Revoked => return Err(Cut::Revoked),
                     Joined::Full => true,
-                    Joined::Behind => !self.send_some(at, &mut pace, BATCH)?,
+                    Joined::Behind => !self.send_some(at, cursor, &mut pace, BATCH)?,
                 }
             };
             if is_full {
@@ -190,7 +192,7 @@ impl Stream<'_> {
 
     /// Sends what is next, as far as the socket takes it; whether it took all of it. Nothing is held in memory after that: a
     /// thousand such streams may wait.
-    fn send_some(&self, at: &mut Place, pace: &mut Pace, limit: usize) -> Result<bool, Cut> {
+    fn send_some(&self, at: &mut Place, cursor: &mut Cursor, pace: &mut Pace, limit: usize) -> Result<bool, Cut> {
         if !at.rest.is_empty() {
             let sent = self.send(&at.rest, pace)?;
             at.rest.drain(..sent);
@@ -200,7 +202,7 @@ impl Stream<'_> {
         let began = Instant::now();
         let _turn = hub.turn_to_read();
         let job = self.subscription.job.as_deref();
-        let (events, reached) = hub.view().events_after(at.after, job, limit).map_err(Cut::Unreadable)?;
+        let (events, reached) = hub.view().events_on(cursor, at.after, job, limit).map_err(Cut::Unreadable)?;
         // It did not wait for its peer.
         pace.paused(began.elapsed());
         let mut text = Text::new(self.chunked);
@@ -244,7 +246,7 @@ impl Stream<'_> {
             },
         };
         while !at.rest.is_empty() || at.skip > 0 {
-            if !self.send_some(&mut at, &mut pace, 1)? {
+            if !self.send_some(&mut at, &mut Cursor::default(), &mut pace, 1)? {
                 wait()?;
             }
         }
