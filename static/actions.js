@@ -2,7 +2,7 @@
 'use strict';
 {
 const { h, setText, setAttr } = HB;
-/** Name → label, which `STATE reason` allow it, what that is in words. */
+/** Name → label, which `STATE reason` allow it, in words. */
 const DEEDS = {
 	cancel: ['Cancel', /^(?!SEALED|FAILED|CANCELLED)/, 'jobs that have not ended'],
 	retrigger: ['Retrigger', /^CANCELLED|^FAILED (attempt_limit|oom|dependency)$/, 'jobs CANCELLED, or FAILED by crashes or a parent'],
@@ -11,7 +11,7 @@ const DEEDS = {
 const JSON_TYPE = { 'Content-Type': 'application/json' };
 const post = async (api, path, sent) => (await api.request(path, { method: 'POST', headers: JSON_TYPE, body: JSON.stringify(sent) })).json();
 
-/** Shell text that fetches the bundle and checks it, up to the record that this page has read. */
+/** Shell text that fetches the bundle and checks it, up to the last record here. */
 const offline = (api, id, last) => `(cd "$(mktemp -d)" && pwd &&
 curl -fsS${api.auth} -o ${id}.tar ${api.base}/api/jobs/${id}/bundle &&
 tar xf ${id}.tar && (cd ${id} && sha256sum -c --quiet SHA256SUMS) &&
@@ -38,10 +38,6 @@ class Actions {
 		this.element = h('div', { class: 'actions' }, this.deeds, this.atEnd, always, this.answer);
 		this.update();
 	}
-
-	close() {}
-
-	tick() {}
 
 	update() {
 		const { state, reason, phase } = this.page.job;
@@ -90,7 +86,7 @@ network|Network|text|none
 const ORDER = FIELDS.flatMap(([path]) => path.split('.'));
 const SHORT = { command: (value) => value[2], lines: (value) => value.join('\n'), pairs: (value) => Object.entries(value).map((pair) => pair.join('=')).join('\n') };
 
-/** A field's text → the manifest's value; undefined leaves it out. What makes no sense is sent as it is: the node says why not. */
+/** A field's text → the manifest's value. What makes no sense is sent as it is: the node says why not. */
 function read(kind, text) {
 	const bare = text.trim();
 	if (!bare) return undefined;
@@ -106,7 +102,6 @@ function read(kind, text) {
 	return pairs.every(Boolean) ? Object.fromEntries(pairs) : bare;
 }
 
-/** The other way: short where that says the same, else JSON. */
 function write(kind, value) {
 	const json = JSON.stringify(value);
 	let text = typeof value === 'string' ? value : json;
@@ -139,18 +134,16 @@ class SubmitForm {
 		this.answer = h('p', { class: 'note', role: 'status' });
 		const command = h('div', { class: 'lesson' }, this.curl, HB.copyButton('Copy', () => this.curl.textContent));
 		const same = h('div', null, elements.pop(), h('h2', null, 'The same as a command'), command);
-		const columns = h('div', { class: 'columns' }, h('div', { class: 'fields' }, elements), same);
 		const at = nodes.length > 1 && h('label', null, 'Node', choice);
 		const submit = h('p', null, h('button', { class: 'main' }, 'Submit'));
-		this.element = h('form', { class: 'submit', submit: (event) => this.send(event) }, this.title, columns, at, submit, this.answer);
+		const fields = h('div', { class: 'fields' }, elements, at, submit, this.answer);
+		this.element = h('form', { class: 'submit', submit: (event) => this.send(event) }, this.title, h('div', { class: 'columns' }, fields, same));
 		this.take({});
 	}
 
-	close() {}
-
 	field(path, label, kind, placeholder) {
 		const error = h('small', { class: 'error', id: `error-${path}`, role: 'alert' });
-		const options = { name: path, placeholder, rows: path ? 3 : 14, autocomplete: 'off', spellcheck: false };
+		const options = { name: path, placeholder, rows: path ? 2 : 14, autocomplete: 'off', spellcheck: false };
 		const input = h(/text|number/.test(kind) ? 'input' : 'textarea', { ...options, 'aria-describedby': error.id, input: () => this.typed(field) });
 		const field = { path, kind, input, error, element: h('div', { class: kind }, h('label', null, label, input), error) };
 		return field;
@@ -167,7 +160,6 @@ class SubmitForm {
 		}
 	}
 
-	/** All other fields are made to say the same. */
 	take(change, typed) {
 		HB.draft = Object.assign(this, change);
 		for (const field of this.fields) {

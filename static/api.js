@@ -14,7 +14,6 @@ class ApiError extends Error {
 class Api {
 	token = '';
 
-	/** base: 'http://host:port'. */
 	constructor(base) {
 		this.base = base;
 	}

@@ -1,4 +1,4 @@
-/* The entry: which nodes are watched, what of them is drawn, and the way between the list, a job and the form. */
+/* The entry: which nodes are watched, and the way between the list, a job and the form. */
 'use strict';
 {
 const { h, setText, setAttr, format, nodes } = HB;
@@ -24,7 +24,7 @@ const hide = (id, isHidden) => ($(id).hidden = Boolean(isHidden));
 const on = (id, type, run) => $(id).addEventListener(type, run);
 const sum = (list, value) => list.reduce((total, one) => total + value(one), 0);
 
-/** Where the page is: '#/jobs/ID?n=1' is the path ['jobs', 'ID'] and n. */
+/** '#/jobs/ID?n=1' is the path ['jobs', 'ID'] and n. */
 const route = (HB.route = {
 	read() {
 		const [path, query] = location.hash.replace(/^#\/?/, '').split('?');
@@ -32,7 +32,6 @@ const route = (HB.route = {
 		route.query = new URLSearchParams(query);
 	},
 	get: (name) => route.query.get(name) ?? (name === 'at' ? new URLSearchParams(location.search).get(name) : null),
-	/** null takes a name out. No step in the browser's history. */
 	set(change, search = location.search) {
 		for (const [name, value] of Object.entries(change)) {
 			if (value) route.query.set(name, value);
@@ -53,7 +52,7 @@ const panel = new HB.NodesPanel((bases) => {
 	go();
 });
 
-/** Watches these nodes, in this order; those that are watched already stay as they are. */
+/** Watches these nodes, in this order; those that are watched already stay. */
 function watch(bases) {
 	const list = [...new Set(bases)].map((base) => nodes.find((node) => node.base === base) ?? new HB.Node(base, { change: onChange, record: onRecord, aux: onAux, reset: () => go() }));
 	for (const node of nodes) if (!list.includes(node)) node.close();
@@ -62,7 +61,6 @@ function watch(bases) {
 	HB.memory.set('nodes', { list: bases });
 }
 
-/** The nodes that the list shows. */
 const shown = () => nodes.filter(({ key }) => key === (route.get('n') ?? key));
 const chosen = () => page?.node ?? shown()[0];
 
@@ -85,7 +83,7 @@ function onAux(node, name, data) {
 	if (name === 'telemetry') page.telemetry(event);
 }
 
-/** Reads the parts that are not here yet: early, since the node they come from may be gone by the time they are needed. */
+/** Reads the parts that are not here yet: early, since the node may be gone later. */
 function readLater() {
 	const names = [...later];
 	coming ??= Promise.allSettled(names.map(HB.script)).then((all) => {
@@ -100,7 +98,7 @@ function readLater() {
 
 const nodeOf = (id) => nodes.find(({ key }) => key === route.get('n')) ?? nodes.find(({ model }) => model.jobs.has(id)) ?? nodes[0];
 
-/** To where the address says; after a change of it, within the job that is open where it names that. */
+/** To where the address says; within the job that is open where it names that. */
 function go(change) {
 	route.read();
 	const [place, id] = route.path;
@@ -109,7 +107,7 @@ function go(change) {
 	hide('jobs', isHeld);
 	if (isHeld) return readLater();
 	const was = page;
-	page?.close();
+	page?.close?.();
 	fresh.length = 0;
 	page = null;
 	if (place === 'new' && nodes.length > 0) page = new HB.SubmitForm(nodes, open);
@@ -130,7 +128,7 @@ function go(change) {
 	draw(true);
 }
 
-/** Begins the replay where the address says so; the list and the job's page follow it. */
+/** Begins the replay where the address says so; the page follows it. */
 function drawReplay() {
 	const node = chosen();
 	if (!replay && route.get('at') && node?.follower && later.size === 0) {
@@ -282,6 +280,7 @@ on('replay-open', 'click', () => {
 	else drawReplay();
 });
 addEventListener('hashchange', go);
+for (const type of ['beforeprint', 'afterprint']) addEventListener(type, () => page?.paper?.(type[0] === 'b'));
 addEventListener('keydown', onKey);
 addEventListener('pagehide', () => nodes.forEach((node) => node.remember()));
 addEventListener('online', () => nodes.forEach((node) => node.stream.retry()));

@@ -20,7 +20,7 @@ async function* chunks({ body }) {
 	}
 }
 
-/** Every % of a seal's text stands before a byte in hex, as in a URL. */
+/** Every % of a seal's text stands before a byte in hex. */
 const escaped = (text) => encodeURI(text).replaceAll('%25', '%');
 const urlPath = (text) => escaped(text.slice(1)).replace(/[?#]/g, encodeURIComponent);
 
@@ -67,7 +67,7 @@ const VERIFY = 'Run “hackbrain verify --artifacts” on the node.';
 /** What has no status was no answer of the node. */
 const reason = ({ status, message }) => (status === undefined ? 'The transfer broke off, as it does where a file has changed.' : message);
 
-/** Follows a link with what a link cannot do: send a token, and show why the node refuses. */
+/** Follows a link, but sends a token, and shows why the node refuses. */
 async function save(event, api, size, say) {
 	const { href, download } = event.currentTarget;
 	if (size > LARGE && !api.token) return; // the browser writes it to the disk
@@ -100,8 +100,6 @@ class Artifacts {
 		this.element = h('section', { class: 'artifacts', hidden: '' }, h('h2', null, 'Artifacts'), this.verdict, this.facts, this.body);
 	}
 
-	close() {}
-
 	tick() {
 		const { pruned, manifest: m } = this.page;
 		if (pruned && (m.reproduces || !/(^|,)\//.test(m.mount_spec))) this.say(pruned); // not those of the host
@@ -109,9 +107,9 @@ class Artifacts {
 
 	update() {
 		const sealed = this.page.events.findLast(({ state }) => state === 'SEALED');
+		this.element.hidden = !sealed;
 		if (!sealed || this.sealed) return;
 		this.sealed = sealed;
-		this.element.hidden = false;
 		const { seal_hash, artifacts_root, files, bytes, reproduction: r } = sealed.detail;
 		const facts = { Sealed: format.join(format.count(files, 'file'), format.bytes(bytes)), Seal: seal_hash, 'Artifacts root': artifacts_root };
 		if (r) facts[`Reproduces ${r.of}`] = format.join(...OUTCOMES.map((name) => r[name] > 0 && `${r[name]} ${name}`), `stdout ${r.stdout}`, `stderr ${r.stderr}`);

@@ -13,7 +13,7 @@ const CHARTS = [
 	{ name: 'Pids', lines: ['pids'], say: String, of: 'pids', unit: 1 },
 ];
 
-/** Samples by time, each once, with what was used since the one before. starts: attempt → ms, where all counters are 0. */
+/** Samples by time, with what was used since the one before. starts: attempt → ms, where all counters are 0. */
 function rates(samples, starts) {
 	const list = samples.sort((a, b) => a.ms - b.ms).filter(({ ms }, i) => ms !== samples[i - 1]?.ms);
 	list.forEach((sample, i) => since(sample, list[i - 1], starts));
@@ -66,7 +66,9 @@ class Charts {
 		cancelAnimationFrame(this.frame);
 	}
 
-	tick() {}
+	tick() {
+		if (this.page.pruned) this.soon();
+	}
 
 	update() {
 		const { events, node, api, manifest } = this.page;
@@ -82,7 +84,7 @@ class Charts {
 		})();
 	}
 
-	/** Reads an attempt's file, thinned by the node to some thousand lines; one after another. */
+	/** Reads an attempt's file, thinned by the node to some thousand lines. */
 	ask(attempt) {
 		this.reading = this.reading.then(async () => {
 			const { api, id } = this.page;
@@ -117,15 +119,16 @@ class Charts {
 	}
 
 	draw() {
-		const { time, samples, page, limits } = this;
+		const { time, page, limits } = this;
+		// A replay knows none that came later.
+		const samples = page.at === null ? this.samples : this.samples.slice(0, floor(this.samples, page.now) + 1);
 		// Not for each event of a long run, which moves them by less than a pixel.
 		const lines = [time.from, time.width, samples.length, samples.at(-1)?.ms, limits.pids].join();
-		if (lines !== this.drawn || Math.abs(time.all(this.to) - time.v) * time.width > (time.v - time.u) / 2) this.drawLines();
+		if (lines !== this.drawn || Math.abs(time.all(this.to) - time.v) * time.width > (time.v - time.u) / 2) this.drawLines(samples);
 		this.drawn = lines;
 		const isEmpty = this.charts.length === 0;
 		this.element.hidden = isEmpty && (page.job.phase !== 'ended' || !this.starts.size);
-		setText(this.note, isEmpty ? 'The node did not measure what this job used.' : '');
-		// Of a job that has ended the last sample tells nothing.
+		setText(this.note, isEmpty ? page.pruned || 'The node did not measure what this job used.' : '');
 		const isPeak = time.cursor === null && page.job.phase === 'ended';
 		const last = samples[floor(samples, time.cursor ?? Infinity)];
 		const sample = last && !(time.cursor - last.ms > Math.max(GAP, 3 * last.every)) ? last : {};
@@ -140,8 +143,8 @@ class Charts {
 		setAttr(this.view, 'aria-label', words.join('; '));
 	}
 
-	drawLines() {
-		const { time, samples, view } = this;
+	drawLines(samples) {
+		const { time, view } = this;
 		this.to = time.to;
 		const [low, high] = [time.from, time.to].map((ms) => floor(samples, ms));
 		const shown = samples.slice(Math.max(0, low), high + 2);

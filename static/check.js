@@ -6,11 +6,9 @@ const PAGE = 1000; // events per request of a walk
 const SLICE = 250; // events between two pauses, where there are any
 const DAY_MS = 86_400_000; // so long may be what is read
 
-/** An Api again, of what a message leaves of one. */
 const revive = ({ base, token }) => Object.assign(new HB.Api(base), { token });
 const load = (api, path) => revive(api).request(path, { accept: '*/*', timeout: DAY_MS });
 const read = async (api, path) => new Uint8Array(await (await load(api, path)).arrayBuffer());
-/** An event without what only a proof needs. */
 const bare = ({ prev, ...event }) => event;
 
 /** Each takes (scope: what lives as long as the worker, args, tell). */
@@ -33,7 +31,7 @@ HB.tasks = {
 		return last;
 	},
 
-	/** Judges what waits and what is fresh, newest first: that is where the reader looks. → how many wait still. */
+	/** Judges what waits and what is fresh, newest first. → how many wait still. */
 	async judge(scope, { api, fresh, most }, tell) {
 		const waiting = (scope.waiting ??= new Map());
 		for (const record of fresh) waiting.set(record.event.seq, record);
@@ -54,7 +52,7 @@ HB.tasks = {
 		return waiting.size;
 	},
 
-	/** The chain from {seq, hash} on → {ok (null: undecided), seq and hash: how far it holds, words}. `hash`: the last one's. */
+	/** The chain from {seq, hash} on → {ok (null: undecided), seq and hash: how far it holds, words}. */
 	async walk(scope, { api, from: at, to, hash, wants }, tell) {
 		const say = (ok, words) => ({ ok, ...at, words });
 		const page = async (seq) => seq < to && read(api, `/api/ledger?from=${seq + 1}&limit=${Math.min(PAGE, to - seq)}`);
@@ -164,7 +162,7 @@ class Checker {
 	}
 }
 
-/** The whole chain of a node, as far as this browser has checked it: up to `done`; at `at` of `to` while it reads on. */
+/** The whole chain of a node, as far as this browser has checked it: up to `done`. */
 class Whole {
 	fault = ''; // what is wrong with it
 	at = 0;

@@ -13,7 +13,6 @@ const h = (tag, attributes, ...children) => {
 	return element;
 };
 
-/** An SVG element of that text; null and undefined are left out. */
 const svg = (tag, attributes, text = '') => {
 	const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
 	for (const [name, value] of Object.entries(attributes ?? {})) if (value != null) element.setAttribute(name, value);
@@ -30,7 +29,7 @@ const setAttr = (element, name, value) => {
 	else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
 };
 
-/** Makes `nodes` the children of parent, in place: focus and open rows survive. */
+/** Makes `nodes` the children of parent, in place: focus survives. */
 function reconcile(parent, nodes) {
 	const wanted = new Set(nodes);
 	for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
@@ -76,7 +75,7 @@ async function copy(text) {
 }
 
 const policy = globalThis.trustedTypes?.createPolicy('hackbrain', { createScriptURL: (url) => url });
-/** The address of a script or worker of this page's own, as the browser wants it. */
+/** The address of this page's own script or worker, as the browser wants it. */
 const trusted = (url) => policy?.createScriptURL(url) ?? url;
 
 /** Reads and runs one of this page's files. */

@@ -17,17 +17,12 @@ class Events {
 		this.list = new HB.Windowed({ scroller: this.box, rows, make: () => this.make(), draw: (row, i) => this.draw(row, i), sticky: true });
 	}
 
-	close() {}
-
-	tick() {}
-
 	update() {
 		this.list.count = this.page.events.length;
 		this.list.paint();
 		if (this.seq === null) this.follow();
 	}
 
-	/** To the event that the address names. */
 	follow() {
 		this.select(Number(HB.route.get('e')), true);
 	}
@@ -98,7 +93,7 @@ class Events {
 		this.proof.replaceChildren();
 	}
 
-	/** Reads the event and its neighbours anew; no bytes are held but these. */
+	/** Reads the event and its neighbours anew. */
 	async prove(seq) {
 		const { api, checker } = this.page;
 		const run = (this.proved = {});

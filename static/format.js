@@ -31,7 +31,6 @@ const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many
 const day = (time) => time.slice(0, 10);
 /** 08:09:47 today, 11-23 08:09 on any other day. */
 const moment = (time, now) => (day(time) === day(new Date(now).toISOString()) ? time.slice(11, 19) : `${time.slice(5, 10)} ${time.slice(11, 16)}`);
-/** The first digits of a hash, for reading. */
 const hash = (value) => (value ?? '').replace(/^sha256:/, '').slice(0, 12);
 const cause = (name) => CAUSES[name] ?? name ?? 'cause unknown';
 const join = (...parts) => parts.filter(Boolean).join(' · ');
@@ -39,7 +38,6 @@ const join = (...parts) => parts.filter(Boolean).join(' · ');
 /** What a D1_STABLE line says beyond its marker. */
 const marker = (line) => (line ?? '').replace(/^\[D1_STABLE\]\s*(?=\S)/, '').trim();
 
-/** What an event tells beyond its state, in one line. */
 function describe({ state, attempt, detail: d = {} }) {
 	const exit = d.exit_code == null ? '' : `exit ${d.exit_code}`;
 	switch (state) {
@@ -50,7 +48,7 @@ function describe({ state, attempt, detail: d = {} }) {
 		case 'D1_STABLE': return join(marker(d.line), d.count > 1 && `stands for ${count(d.count, 'marker')}`);
 		case 'CRASH': return join(cause(d.cause), exit);
 		case 'SEALED': return join(d.files >= 0 && count(d.files, 'file'), d.bytes >= 0 && bytes(d.bytes), d.seal_hash && `seal ${hash(d.seal_hash)}`);
-		default: return join(d.asked, d.message ?? d.reason, exit, d.by && `by ${d.by}`);
+		default: return join(d.asked, d.reason !== 'exit' && (d.message ?? d.reason), exit, d.by && `by ${d.by}`);
 	}
 }
 

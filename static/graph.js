@@ -7,7 +7,7 @@ const READ_MS = 15_000; // new children come without an event of this job
 const [WIDTH, HEIGHT, ACROSS, DOWN] = [176, 46, 232, 58]; // px: a box, and from one to the next
 const SIDES = { ArrowLeft: 'parents', ArrowRight: 'children' };
 
-/** As many whole rings around `id` as fit, in layers by the longest path, whatever the order of the answer. Pure. */
+/** As many whole rings around `id` as fit, in layers by the longest path. Pure. */
 function arrange({ jobs, edges }, id, most = SHOWN) {
 	const near = new Set([id]);
 	for (let ring = [id]; ring.length && near.size < most; ring.forEach((name) => near.add(name))) {
@@ -19,7 +19,7 @@ function arrange({ jobs, edges }, id, most = SHOWN) {
 	for (const [parent, child] of [...edges].sort().map((edge) => edge.map((name) => nodes.get(name)))) {
 		if (parent && child) parent.children.push(child) && child.parents.push(parent);
 	}
-	// No path has more steps; in a cycle, which no sound node tells of, this ends as well.
+	// No path has more steps; in a cycle this ends as well.
 	for (const _ of nodes) for (const [, node] of nodes) node.layer = Math.max(0, ...node.parents.map(({ layer }) => layer + 1));
 	const layers = [];
 	for (const [, node] of nodes) (layers[node.layer] ??= []).push(node);
@@ -29,13 +29,12 @@ function arrange({ jobs, edges }, id, most = SHOWN) {
 	return { nodes, layers: found, left: jobs.length - nodes.size };
 }
 
-/** Each beside the middle of those it hangs on. */
 function settle(layer, side, index) {
 	for (const node of layer) node.wish = node[side].reduce((sum, { y = 0 }) => sum + y, 0) / node[side].length || 0;
 	layer.sort((a, b) => a.wish - b.wish).forEach((node, i) => Object.assign(node, { layer: index, y: i - (layer.length - 1) / 2 }));
 }
 
-/** Where an arrow key leads: along an edge, or to a neighbour in the layer. */
+/** Where an arrow key leads, along an edge or in the layer. */
 function step(layers, node, key) {
 	const far = ({ layer, y }) => 99 * Math.abs(layer - node.layer) + Math.abs(y - node.y);
 	if (SIDES[key]) return [...node[SIDES[key]]].sort((a, b) => far(a) - far(b))[0];
@@ -54,9 +53,6 @@ class Graph {
 		this.text = h('p', { class: 'note' });
 		this.element = h('section', { class: 'graph', hidden: '' }, h('h2', null, 'Graph'), h('div', { class: 'scroll' }, this.field), this.text);
 	}
-
-	close() {}
-	update() {}
 
 	tick() {
 		if (Date.now() - this.readAt > READ_MS) this.read();
@@ -95,6 +91,7 @@ class Graph {
 		const more = isCut ? ' and more' : '';
 		setText(this.text, `${relatives(nodes.get(id))} Arrow keys move.${left || more ? ` Not shown: ${format.count(left, 'job')}${more}.` : ''}`);
 		this.drawStates();
+		field.parentNode.scrollLeft ||= (nodes.get(id).layer - 1) * ACROSS;
 		this.reach(nodes.has(focused) ? focused : id, focused);
 	}
 

@@ -3,6 +3,7 @@
 {
 const { h, setText, format } = HB;
 const ASK_TICKS = 3;
+const PAPER = 500; // rows
 const FAR = 1000; // events of the ledger that are checked without a word
 const AGAIN = 'then submit it under a new job id.';
 /** What to do about a failure, by its reason. */
@@ -59,7 +60,7 @@ class JobPage {
 	close() {
 		this.isClosed = true;
 		this.checker.close();
-		for (const part of this.parts) part.close();
+		for (const part of this.parts) part.close?.();
 	}
 
 	async load() {
@@ -70,11 +71,12 @@ class JobPage {
 			this.drawSoon();
 		} catch ({ status, message }) {
 			setText(this.story, status === 404 ? 'This node has no job of that name.' : message);
-			if (status !== 404) setTimeout(() => this.isClosed || this.load(), 3000);
+			if (status !== 404) return setTimeout(() => this.isClosed || this.load(), 3000);
+			this.element.replaceChildren(this.element.firstChild, this.title, this.story);
+			this.close();
 		}
 	}
 
-	/** Takes in records of the stream. */
 	take(records) {
 		if (!this.isLoaded) return this.early.push(...records);
 		const fresh = records.filter(({ event }) => event.seq > this.all.at(-1).seq);
@@ -89,7 +91,6 @@ class JobPage {
 		if (this.isLoaded || this.all.length === events.length) this.drawSoon();
 	}
 
-	/** What it uses, from the stream. */
 	telemetry(sample) {
 		for (const part of this.parts) part.sample?.(sample);
 	}
@@ -103,6 +104,11 @@ class JobPage {
 	/** Stands still in a replay. */
 	get now() {
 		return this.at === null ? Date.now() : Date.parse(this.events.at(-1).time);
+	}
+
+	/** Lists are whole on paper, but for very long ones. */
+	paper(isPaper) {
+		for (const { list } of this.parts) if (list && list !== this.log.list) Object.assign(list, { isPaper: isPaper && list.count <= PAPER }).paint();
 	}
 
 	select(seq) {
@@ -137,7 +143,7 @@ class JobPage {
 			this.state.update(this.job.state);
 			this.drawFacts();
 			this.tick();
-			for (const part of this.parts) part.update();
+			for (const part of this.parts) part.update?.();
 		}
 		this.drawChecks();
 	}
@@ -155,13 +161,13 @@ class JobPage {
 		if (!this.events || this.body.hidden) return;
 		if (this.ticks++ % ASK_TICKS === 0) this.ask();
 		const { done, fault } = this.whole;
-		const isChecked = !fault && done.seq >= this.events.at(-1).seq;
-		setText(this.story, HB.model.story(this.events, this.now, isChecked && `chain checked by this browser to seq\u00a0${done.seq}`));
+		// Of a job that goes on there is always an event that is not checked yet.
+		const { seq } = this.events.at(this.job.phase === 'ended' ? -1 : 0);
+		setText(this.story, HB.model.story(this.events, this.now, !fault && done.seq >= seq && `chain checked by this browser to seq\u00a0${done.seq}`));
 		this.drawChecks();
-		for (const part of this.parts) part.tick();
+		for (const part of this.parts) part.tick?.();
 	}
 
-	/** What no event of it tells: how far the ledger is checked, what it waits for, that it was pruned. */
 	async ask() {
 		const { done } = this.whole;
 		await this.whole.look();
@@ -176,7 +182,7 @@ class JobPage {
 		const limit = HB.model.attemptsMax(events, m);
 		setText(this.stable, format.marker(job.last_d1_stable));
 		// What stays is left alone: it may be being copied.
-		const key = [job.state === 'FAILED', job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
+		const key = [job.state === 'FAILED', job.phase, job.attempt, limit, job.exit_code, job.image_id, !this.stable.textContent].join();
 		if (key === this.factsKey) return;
 		this.factsKey = key;
 		const link = (id) => h('a', { href: HB.jobLink(this.node, id) }, id);
@@ -184,9 +190,9 @@ class JobPage {
 		const digest = (value) => value && [h('code', { title: value }, format.hash(value)), HB.copyButton('Copy', () => value)];
 		const facts = {
 			Command: m.command && h('pre', { tabindex: 0 }, m.command.join(' ')),
-			Image: m.image_hash,
+			Image: m.image_hash?.replace(/^sha256:(.{12}).*/, '$1'),
 			Attempts: `${job.attempt} of ${limit}`,
-			'Exit code': job.exit_code?.toString(),
+			'Exit code': job.phase === 'ended' && job.exit_code?.toString(),
 			'Last stable': this.stable.textContent && this.stable,
 			Resources: lines(Object.entries(m.resources ?? {}).map((pair) => pair.join(' '))),
 			Timeout: m.timeout_s && `${m.timeout_s} s`,
@@ -210,9 +216,12 @@ class JobPage {
 		const { done, at, to, fault, isBusy: isWalking } = this.whole;
 		const total = this.all.length;
 		const all = format.count(total, 'event');
-		const name = bad ? 'mismatch' : good === total ? 'checked' : left || problem ? 'unread' : 'checking';
+		// Those that have just come are on their way.
+		const isChecked = total - good < (this.wasChecked ? FAR : 1);
+		const name = bad ? 'mismatch' : good < total && (left || problem) ? 'unread' : isChecked ? 'checked' : 'checking';
+		this.wasChecked = name === 'checked';
 		const words = {
-			checked: `This browser has checked all ${all} against the ledger’s hash chain.`,
+			checked: `This browser has checked ${good === total ? 'all' : `${format.number(good)} of`} ${all} against the ledger’s hash chain.`,
 			mismatch: `Mismatch at event ${bad?.seq}: ${bad?.words}. ${HB.VERIFY}`,
 			unread: `${good} of ${all} checked. ${problem}`,
 			checking: `Checking the hash chain: ${good} of ${all} …`,
@@ -227,7 +236,6 @@ class JobPage {
 		this.broken.update('mismatch', fault);
 	}
 
-	/** True where the key meant something here. */
 	key(key, event) {
 		if (this.parts.some((part) => part.key?.(key, event))) return true;
 		if (key === 'l') this.log.view.focus();

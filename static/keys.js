@@ -10,7 +10,7 @@ const keys = {
 	/** more: [names, words, run(event)]. Without `run`, the part that told it listens by itself. */
 	add: (where, more) => rows.push(...more.map(([names, ...rest]) => [where, names.split(' '), ...rest])),
 
-	/** Does what a key means in one of these places; whether it means anything. */
+	/** Does what a key means in one of these places, if anything. */
 	run(places, event) {
 		const run = rows.find(([where, names, , run]) => run && places.includes(where) && names.includes(event.key))?.[3];
 		run?.(event);

@@ -103,7 +103,7 @@ function makeRow() {
 /** Why it failed, or how far it is. */
 function lastWord(job) {
 	if (job.state === 'CRASH') return format.cause(job.reason);
-	if (job.state === 'FAILED') return format.join(job.reason, job.exit_code != null && `exit ${job.exit_code}`);
+	if (job.state === 'FAILED') return format.join(job.reason !== 'exit' && job.reason, job.exit_code != null && `exit ${job.exit_code}`);
 	return format.marker(job.last_d1_stable);
 }
 

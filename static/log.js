@@ -1,4 +1,4 @@
-/* A payload's output, by line: the agent says where lines begin, their bytes come by ranges as they are looked at. */
+/* A payload's output, by line: the agent says where lines begin, their bytes come by ranges. */
 'use strict';
 {
 const { h, setText, setAttr, format } = HB;
@@ -24,7 +24,7 @@ const join = (a, b) => {
 };
 const rising = (a, b) => a - b;
 
-/** A log of which some blocks are here, parted by points [newlines before, offset]. undefined: a block is lacking. Pure. */
+/** A log of which some blocks are here, parted by points [newlines before, offset]. Pure. */
 class LogFile {
 	held = new Map(); // offset of a block → bytes; the last looked at is last
 	wanted = new Set(); // offsets of blocks that lookups lacked
@@ -33,7 +33,7 @@ class LogFile {
 		Object.assign(this, { size, points, lines, next: points[0] });
 	}
 
-	/** False: its tail alone is known, without line numbers. */
+	/** False: its tail alone is known. */
 	get isWhole() {
 		return this.points[0][1] === 0;
 	}
@@ -41,7 +41,7 @@ class LogFile {
 	/** The agent's account of all from `next` on. */
 	add({ points, lines, next, size }) {
 		Object.assign(this, { lines, next, size });
-		// So far apart that what is held stays, and that a look makes no point of its own.
+		// So far apart that what is held stays.
 		for (const point of points) if (point[1] > this.points.at(-1)[1] + STEP) this.points.push(point);
 	}
 
@@ -62,7 +62,7 @@ class LogFile {
 		return bytes;
 	}
 
-	/** What the block at `from` has of its bytes now. A full one lets another begin. */
+	/** What the block at `from` has now. A full one lets another begin. */
 	put(from, bytes) {
 		this.held.delete(from);
 		if (this.held.set(from, bytes).size > HELD) this.held.delete(this.held.keys().next().value);
@@ -71,7 +71,6 @@ class LogFile {
 		if (bytes.length === STEP && next < (this.points[i + 1]?.[1] ?? this.size)) this.points.splice(i + 1, 0, [this.points[i][0] + newlines(bytes), next]);
 	}
 
-	/** The offset of a line. */
 	start(n) {
 		if (n === 0) return this.points[0][1];
 		if (this.near?.n === n) return this.near.offset;
@@ -83,7 +82,6 @@ class LogFile {
 		return from + at;
 	}
 
-	/** The line that holds a byte. */
 	lineAt(offset) {
 		const i = this.at(offset);
 		if (i < 0) return undefined;
@@ -114,7 +112,7 @@ const nearest = (...rgb) => rgb.reduce((sum, part, i) => sum + (part > 50 && par
 const of256 = (n) => (n < 16 ? n : n > 231 ? 7 * (n > 243) : nearest(...[36, 6, 1].map((unit) => (Math.floor((n - 16) / unit) % 6) * 51)));
 const colour = (n, layer) => `a${n % 8}${n > 7 ? ' bright' : ''}${layer === 'paper' ? ' paper' : ''}`;
 
-/** A look {ink, paper, bold, under}, all of them class names, after the codes of an SGR sequence. */
+/** A look {ink, paper, bold, under}, class names, after the codes of an SGR sequence. */
 function sgr(look, codes) {
 	look = { ...look };
 	for (let i = 0; i < codes.length; i++) {
@@ -137,7 +135,7 @@ const ODD = /[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/; // controls
 const TOKEN = /\x1b\[([0-9;:?]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|./gsu;
 const visible = (c) => (!ODD.test(c) ? c : c < ' ' ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : `<${c.charCodeAt(0).toString(16)}>`);
 
-/** A line as a terminal leaves it, other controls made visible: runs {text, look: class names, found: part of `word`}. Pure. */
+/** A line as a terminal leaves it: runs {text, look: class names, found: part of `word`}. Pure. */
 function terminal(raw, word) {
 	raw = raw.replace(/\r+$/, '');
 	const isFound = word && raw.includes(word);
@@ -190,7 +188,7 @@ class LogPane {
 			this.run.words = words;
 			this.draw();
 		};
-		this.raw = h('a', { class: 'quiet', target: '_blank', rel: 'noopener', click: (event) => HB.save(event, this.api, this.file.size, say) }, 'Download');
+		this.raw = h('a', { class: 'quiet end', target: '_blank', rel: 'noopener', click: (event) => HB.save(event, this.api, this.file.size, say) }, 'Download');
 		this.text = h('input', { type: 'search', placeholder: 'Find', 'aria-label': 'Find in the output', search: () => this.text.value || this.find(''), keydown: ({ key, shiftKey }) => key === 'Enter' && this.find(this.text.value, shiftKey ? -1 : 1) });
 		this.hits = h('span', { class: 'note', role: 'status' });
 		this.steps = pair('', 'match', (way) => this.step(way));
@@ -198,7 +196,7 @@ class LogPane {
 		this.rows = h('div', { class: 'rows', click: (event) => this.pick(event), pointerover: ({ target }) => this.point(target.closest('[data-stable]')), pointerleave: () => this.point() });
 		this.view = h('div', { class: 'log', tabindex: 0, role: 'region', 'aria-label': 'Output' }, this.rows);
 		this.note = h('p', { class: 'note' });
-		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.marks, this.end, this.raw), h('header', null, this.text, this.steps, this.hits, this.where), this.view, this.note);
+		this.element = h('section', { class: 'logpane' }, h('header', null, h('h2', null, 'Output'), this.tabs, this.attempts, this.marks, this.end), h('header', null, this.text, this.steps, this.hits, this.where, this.raw), this.view, this.note);
 		this.list = new HB.Windowed({
 			scroller: this.view,
 			rows: this.rows,
@@ -213,9 +211,6 @@ class LogPane {
 		this.timer = setInterval(() => this.poke(), POLL_MS);
 	}
 
-	tick() {}
-
-	/** To where the address says. */
 	follow() {
 		const [stream, attempt, lines] = ['s', 'a', 'l'].map((name) => HB.route?.get(name) ?? '');
 		// attempt '': always the newest
@@ -241,7 +236,6 @@ class LogPane {
 		if (this.text.value) this.find(this.text.value);
 	}
 
-	/** Marks lines [first, last], from 1. */
 	mark(lines) {
 		this.picked = lines;
 		HB.route?.set({ s: this.stream === 'stdout' ? null : this.stream, a: this.attempt || null, l: lines && [...new Set(lines)].join('-') });
@@ -281,7 +275,7 @@ class LogPane {
 		this.draw();
 	}
 
-	/** Asks the agent, and draws. A failure is told below the lines; nothing is fetched until a poll succeeds. */
+	/** Asks the agent, and draws. A failure is told below the lines. */
 	async trying(work) {
 		const { run } = this;
 		let value;
@@ -297,7 +291,7 @@ class LogPane {
 		return value;
 	}
 
-	/** Looks what has come, one look at a time. At first at the tail alone, which is shown while all is numbered. */
+	/** Looks what has come. At first at the tail alone, which is shown while all is numbered. */
 	async poke() {
 		const { run, file } = this;
 		if (this.page.pruned) return this.draw();
@@ -314,6 +308,7 @@ class LogPane {
 				this.fetch(); // beside its account
 			}
 			file.add(await this.scan(file.next));
+			if (!size || isEnded || size === file.size) this.peek(run);
 			run.isSettled = isEnded; // one look after the end sees all
 			if (file.size !== size && this.found?.total >= 0) await this.count(this.found);
 		});
@@ -321,7 +316,15 @@ class LogPane {
 		if (file.size && !this.file.isWhole) run.numbers ??= this.number(run).finally(() => (run.numbers = null));
 	}
 
-	/** The agent's account of all from a line's beginning on. `next` and `before`: where its growth begins, and matches before. */
+	/** Marks the other stream where there is something in it. */
+	async peek(run) {
+		const other = this.tabs.find(({ textContent }) => textContent !== this.stream);
+		const path = this.path().replace(/std...(?=\?)/, other.textContent);
+		const answer = await this.api.request(path, { method: 'HEAD' }).catch(() => null);
+		if (run === this.run) other.toggleAttribute('data-more', answer?.headers.get('Content-Length') > 0);
+	}
+
+	/** The agent's account from a line on. `next` and `before`: where its growth begins, and matches before. */
 	async scan(start, find) {
 		let [line, from] = start;
 		const [points, matches] = [[], []];
@@ -345,7 +348,7 @@ class LogPane {
 		}
 	}
 
-	/** Puts a file whose lines are numbered in place of the tail. What is looked at stays where it is. */
+	/** Puts a file whose lines are numbered in place of the tail. */
 	number(run) {
 		const { list, file: tail } = this;
 		const file = new LogFile();
@@ -412,12 +415,15 @@ class LogPane {
 		const pointed = cursor === null ? null : this.anchors[floor(this.anchors, cursor)]?.offset;
 		if (this.pointed !== pointed) list.refresh();
 		this.pointed = pointed;
-		setText(this.end, list.atEnd ? 'Following' : 'To the end');
+		setText(this.end, !list.atEnd ? 'To the end' : this.page.job.phase === 'ended' ? 'At the end' : 'Following');
 		this.end.toggleAttribute('data-on', list.atEnd);
 		this.steps.hidden = !found?.total;
 		const of = found?.n > 0 ? `${format.number(found.n)} of ` : '';
 		setText(this.hits, !found ? '' : found.total >= 0 ? of + format.count(found.total, 'line') : 'Searching …');
-		this.view.style.setProperty('--digits', `${String(list.count).length}ch`);
+		const { style } = this.view;
+		style.setProperty('--digits', `${String(list.count).length}ch`);
+		// Not while another stream is read: the page would jump.
+		if (run.problem !== undefined && file.isWhole) style.setProperty('--lines', list.count);
 		setText(this.note, run.words || this.page.pruned || run.problem || format.join(format.bytes(file.size), file.isWhole ? format.count(list.count, 'line') : 'the end'));
 		if (file.wanted.size && run.problem == null) this.fetch();
 	}
@@ -433,12 +439,10 @@ class LogPane {
 		return value;
 	}
 
-	/** Scrolls so that a line is a third down. */
 	go(line) {
 		this.list.to(line - Math.floor(this.view.clientHeight / this.list.rowHeight() / 3));
 	}
 
-	/** To lines [first, last], from 1. */
 	async jump(lines) {
 		if (!lines) return;
 		this.mark(lines);
@@ -473,7 +477,7 @@ class LogPane {
 		this.draw();
 	}
 
-	/** First the match at or below what is shown, the last one while following. The same text again: the next, or previous. */
+	/** First the match at or below what is shown, the last one while following. */
 	async find(text, way) {
 		if (this.found?.text === text) return this.step(way);
 		const { atEnd, top } = this.list;
@@ -504,7 +508,7 @@ class LogPane {
 		const pick = () => found.matches[way > 0 ? 'find' : 'findLast'](([n]) => (n - line) * way > 0);
 		let match = pick();
 		await this.trying(async () => {
-			// Those not held: behind the line; or in the lines before it, of which so many have no more matches than are told.
+			// Those not held: behind the line, or in the lines before it.
 			let low = way > 0 ? line + 1 + FOUND : Math.min(line, file.lines);
 			while (!match && found.total > FOUND && low > 0 && low < file.lines + FOUND) {
 				low = Math.max(0, low - FOUND);

@@ -7,7 +7,7 @@ const phaseOf = (state) => PHASE[state] ?? 'active';
 /** node: whose jobs these are. */
 const create = (node) => ({ node, jobs: new Map(), order: [], seq: 0 });
 
-/** Takes in a page of summaries. They never overwrite what later events have told; of equal times, the page's order counts. */
+/** Takes in a page of summaries. They never overwrite what later events have told. */
 function merge(model, summaries) {
 	for (const summary of summaries) {
 		const known = model.jobs.get(summary.job_id);
@@ -18,7 +18,7 @@ function merge(model, summaries) {
 	}
 }
 
-/** The summary, with what its job's events have told since, but for what they could not know. */
+/** The summary, with what its job's events have told since. */
 function completed(summary, { received, image_hash, partial, started, ...newer }) {
 	const job = { ...summary };
 	for (const name in newer) if (newer[name] !== undefined) job[name] = newer[name];
@@ -56,7 +56,7 @@ function apply(job, { seq, time, attempt, state, detail: d = {} }) {
 	if (['SCHEDULED', 'RETRIGGERED', 'FAILED'].includes(state)) job.ancestor = d.ancestor ?? null;
 }
 
-/** Times sort as text. Of equal ones, a job from the stream goes first, one from a page last. */
+/** Times sort as text. Of equal ones, a job from the stream goes first. */
 function insert({ node, jobs, order }, job, isNewest) {
 	job.node = node;
 	jobs.set(job.job_id, job);
@@ -123,7 +123,7 @@ function select(models, { text, show = 'all', sort } = {}, now = 0) {
 /** Milliseconds from the first start to the end, or now; null before. */
 const runTime = ({ started, ended }, now) => (started ? Math.max(0, (ended ? Date.parse(ended) : now) - Date.parse(started)) : null);
 
-/** A job's events → its summary in one sentence, to which `more` clauses are added. */
+/** A job's events → its summary in one sentence, with `more` clauses. */
 function story(events, now, ...more) {
 	const { duration, count, cause, marker, describe } = HB.format;
 	const last = events.at(-1);

@@ -9,7 +9,7 @@ const SHOW_MS = 300; // between two looks at a list that is being read
 const INFO_MS = 15_000;
 const REMEMBER_MS = 2000;
 
-/** What this browser remembers of a node, by its address: {head: {seq, hash}, checked: {seq, hash}}. */
+/** Remembered of a node, by its address: {head: {seq, hash}, checked: {seq, hash}}. */
 const nodes = [];
 const kept = {}; // where there is no storage
 const memory = {
@@ -38,7 +38,7 @@ function token(base, value) {
 	}
 }
 
-/** Once what is known stands on the screen. Frames do not come in a tab that nobody looks at. */
+/** Once what is known stands on the screen. A tab that nobody looks at has no frames. */
 const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then))), new Promise((then) => setTimeout(then, 250))]);
 
 class Node {
@@ -73,7 +73,6 @@ class Node {
 		return this.doubt ? { ...this.link, name: this.doubt.name } : this.link;
 	}
 
-	/** The badge in words. */
 	get words() {
 		const { name, since, behind } = this.badge;
 		if (name === 'catching up') return `${name}, ${format.number(behind)} behind`;
@@ -193,7 +192,7 @@ class Node {
 		return said;
 	}
 
-	/** The troubles as an element, with what can be done here; null where there are none. */
+	/** The troubles as an element, or null, with what can be done here. */
 	notice(isNamed) {
 		const { troubles, name, doubt, link } = this;
 		const said = `${isNamed ? `${name}: ` : ''}${troubles.join(' ')}`;
@@ -265,8 +264,9 @@ class NodesPanel {
 	row(node) {
 		const { base, name, follower, badge, info, words } = node;
 		const remove = () => this.change(nodes.map(({ base }) => base).filter((other) => other !== base));
-		node.row ??= h('li', null, h('span', { class: 'badge' }, h('b'), h('span')), h('small'), node.tokenForm(), h('button', { class: 'quiet', 'aria-label': `Remove ${base}`, click: remove }, 'Remove'));
-		const [title, facts] = node.row.children;
+		node.row ??= h('li', null, h('span', { class: 'badge' }, h('b'), h('span')), h('button', { class: 'quiet end', 'aria-label': `Remove ${base}`, click: remove }, 'Remove'), h('small'), node.tokenForm());
+		const [title, , facts, form] = node.row.children;
+		form.hidden = !node.api.token && node.link.name !== 'token needed';
 		setAttr(title, 'data-is', badge.name);
 		setText(title.firstChild, name);
 		setText(title.lastChild, words);

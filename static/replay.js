@@ -6,7 +6,7 @@ const LIMIT = 500_000; // events held
 const STILL_MS = 1000; // of the reader's time: no pause is longer
 const STEPS = { PageUp: -100, PageDown: 100 }; // a slider has the other keys itself
 
-/** What each job was after each of its events, so that any seq is found without folding anew. Pure. */
+/** What each job was after each of its events. Pure. */
 class History {
 	times = []; // ms of event i + 1
 	jobs = new Map(); // id → versions, by seq
@@ -113,7 +113,7 @@ class Replay {
 		this.tell(this);
 	}
 
-	/** Plays by the ledger's clock to the end, or pauses. */
+	/** Plays by the ledger's clock, or pauses. */
 	play() {
 		const { times } = this.history;
 		const isPlaying = !this.playing && this.goal < times.length;

@@ -55,7 +55,7 @@ class SseParser {
 	}
 }
 
-/** A new task: what waits goes first. Unlike a timer, it is not slowed down where nobody looks at the page. */
+/** A new task: what waits goes first. Unlike a timer, it is not slowed down where nobody looks. */
 const breath = () =>
 	new Promise((resolve) => {
 		const { port1, port2 } = new MessageChannel();

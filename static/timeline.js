@@ -1,4 +1,4 @@
-/* Time on a job's page: stretches, a scale that folds idle ones, the visible part, the instant pointed at. Pure. */
+/* Time on a job's page: stretches, a scale that folds idle ones, the visible part. Pure. */
 'use strict';
 {
 /** What begins with an event of that state. */
@@ -25,7 +25,7 @@ let known = { size: 0 };
 
 /**
  * What a job's events tell: parts {kind, attempt, from}, `stable` (D1_STABLE) with `sums` of what those stand for, other `marks`.
- * A list that begins as the one before is looked at from where that ended: of a long history each event is seen once.
+ * A list that begins as the one before is looked at from where that ended.
  */
 function life(events) {
 	if (!known.size || events[known.size - 1] !== known.last) known = { size: 0, parts: [], marks: [], stable: [], sums: [] };
@@ -40,13 +40,13 @@ function life(events) {
 	return Object.assign(known, { size: events.length, last: events.at(-1) });
 }
 
-/** Events → stretches {kind, attempt, from, to (ms), open} without a gap: queue, run, down, stop, seal, rest (ended, then retriggered). */
+/** Events → stretches {kind, attempt, from, to (ms), open} without a gap; rest: ended, then retriggered. */
 const stretches = (events, now) =>
 	life(events)
 		.parts.map((part, i, { [i + 1]: next }) => ({ ...part, to: next?.from ?? Math.max(part.from, now), open: !next }))
 		.filter(({ kind, open }) => !open || kind !== 'rest');
 
-/** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each until the others are half of the work. */
+/** Stretches → pieces {…, u, v, folded} of 0..1. The longest idle ones fold to `room` each. */
 function fold(parts, room) {
 	const size = ({ from, to }) => to - from;
 	const sum = (list) => list.reduce((total, part) => total + size(part), 0);
@@ -63,7 +63,7 @@ function fold(parts, room) {
 	});
 }
 
-/** D1_STABLE of a life → {attempt, from, to, count} per `step` ms: bins that stay where they are while time goes on. */
+/** D1_STABLE of a life → {attempt, from, to, count} per `step` ms: bins that stay while time goes on. */
 function bins({ stable, sums }, from, to, step) {
 	const out = [];
 	for (let i = floor(stable, from - step) + 1, next; stable[i]?.ms <= to + step; i = next) {
@@ -80,7 +80,7 @@ function bins({ stable, sums }, from, to, step) {
 class TimeView {
 	cursor = null; // ms since 1970, or null
 	listeners = [];
-	// px before the plot, of it, and behind it: the parts of a page stand below each other.
+	// px before the plot, of it, and behind it.
 	left = 0;
 	width = 600;
 	right = 0;
@@ -139,7 +139,6 @@ class TimeView {
 		return this.when(this.u + x * (this.v - this.u));
 	}
 
-	/** px within the plot. */
 	px(ms) {
 		return this.left + clamp(this.x(ms)) * this.width;
 	}
@@ -168,7 +167,7 @@ class TimeView {
 		this.showShare(u, u + size * factor);
 	}
 
-	/** Visible round instants in UTC, `gap` px apart at least, none in a break; and their step. */
+	/** Visible round instants in UTC, `gap` px apart, none in a break; and their step. */
 	ticks(gap) {
 		const least = gap * this.density;
 		const step = STEPS.find((ms) => ms >= least) ?? DAY * 2 ** Math.max(0, Math.ceil(Math.log2(least / DAY)));

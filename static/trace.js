@@ -78,13 +78,13 @@ class Trace {
 	draw() {
 		const { time, page, room } = this;
 		Object.assign(this, life(page.events));
-		const [left, right] = room > 560 ? [92, 124] : [54, 20];
+		const [left, right] = room > 560 ? [92, 132] : [54, 92];
 		Object.assign(time, { left, right, width: room - left - right });
 		time.take(page.events, Math.max(page.now, this.last.ms));
 		const { attempt } = this.last;
 		[this.row, this.bar] = attempt > 8 ? [18, 9] : [34, 16];
 		this.height = this.row * (attempt + 1);
-		const ticks = time.ticks(left + 10);
+		const ticks = time.ticks(Math.max(84, left + 10));
 		this.fill(this.rows, this.height, [...this.backdrop(ticks), ...this.bars(), this.diamonds(), ...this.icons()]);
 		this.fill(this.axis, 20, this.clock(ticks));
 		this.fill(this.map, 20, this.overview());
@@ -122,7 +122,7 @@ class Trace {
 			if (to < time.from || from > time.to) return [];
 			const [x, end, y] = [time.px(from), time.px(to), /queue|rest/.test(kind) ? 0 : attempt * row];
 			const [isDown, middle, words] = [kind === 'down', y + bar / 2 + 3, length(part)];
-			const room = end - x - (folded ? 0 : kind === 'run' && attempt > 1 ? 120 : 24);
+			const room = end - x - (folded ? 0 : attempt > 1 && x < time.left + 48 ? 150 : 24);
 			const said = (folded || (bar > 9 && !isDown)) && [words, words.split(' ', 2).join(' ')].find((text) => text.length * 6 < room);
 			return [
 				// From a crash to where the next attempt begins.
@@ -148,10 +148,10 @@ class Trace {
 		return svg('path', { class: 'stable', d: shapes.join('') });
 	}
 
-	/** Where an attempt begins to the left of it, where it ends to the right; with their words, but for the usual beginnings. */
+	/** Where an attempt begins to the left of it, where it ends to the right; with their words. */
 	icons() {
 		const { time, bar, row, marks, room } = this;
-				const size = Math.min(16, bar + 4);
+		const size = Math.min(16, bar + 4);
 		const taken = {}; // px by row
 		return marks.flatMap(({ state, ms, attempt }, i) => {
 			const kind = KIND[state];
@@ -160,12 +160,18 @@ class Trace {
 			const [at, y, isBack, word] = [time.px(ms), kind === 'queue' ? 0 : attempt * row, state === 'RECOVERY', state.length * 8.1 + size];
 			const x = isStart ? at - size - 1 : Math.min(Math.max(at + 2, taken[y] ?? 0), room - size);
 			const isLeft = isBack ? at - word > time.left - 34 : x + word > room;
-			const isSaid = isStart ? isBack && (isLeft || !(time.px(marks[i + 1]?.ms) - at < word)) : true;
-			if (!isStart) taken[y] = x + (isLeft ? size : word) + 4;
+			const next = marks.slice(i + 1).find(({ state }) => KIND[state]);
+			const end = time.px(next?.ms ?? time.to);
+			// Without room on the left it stands in its bar, or behind a short one. CRASH gives way to an end at once.
+			const isIn = isBack && !isLeft && bar > 9 && end - at > word;
+			const isBehind = isBack && !isLeft && !isIn;
+			const isSaid = isBehind ? end + word < room : isBack || !(isStart || (KIND[next?.state] === 'rest' && end < at + size && end + 132 > room));
+			const from = isLeft ? Math.min(x, at) - 4 : isBehind ? end + 7 : Math.max(x + size, at) + 3;
+			if (isBehind || !isStart) taken[y] = (isBehind ? end : x) + (!isSaid || isLeft ? size : word + 8);
 			return [
 				state === 'CRASH' || isBack ? svg('path', { class: 'edge', d: `M${at} ${y}v${bar + 6}` }) : '',
 				svg('use', { href: `#i-${state === 'RETRIGGERED' ? 'RECEIVED' : state}`, class: 'icon', 'data-is': state, transform: `translate(${x} ${y + 3 + (bar - size) / 2}) scale(${size / 16})` }),
-				isSaid ? this.text(isLeft ? Math.min(x, at) - 4 : Math.max(x + size, at) + 3, y, state, isLeft ? 'name end' : 'name', state) : '',
+				isSaid ? this.text(from, y, state, `name ${isLeft ? 'end' : isIn ? 'in-run' : ''}`, state) : '',
 			];
 		});
 	}
@@ -202,7 +208,6 @@ class Trace {
 		}
 	}
 
-	/** What is at the cursor, in words. */
 	tell() {
 		const { time } = this;
 		if (time.cursor === null) return setText(this.words, 'times in UTC');
@@ -219,7 +224,6 @@ class Trace {
 		if (state === 'D1_STABLE') page.log.showOffset(detail.stream, attempt, detail.offset);
 	}
 
-	/** To the event before or after. */
 	go(back) {
 		const { time, marks } = this;
 		const event = back ? marks.findLast(({ ms }) => ms < (time.cursor ?? Infinity)) : marks.find(({ ms }) => ms > (time.cursor ?? 0));
@@ -238,7 +242,7 @@ class Trace {
 		act();
 	}
 
-	/** Dragged, the plot goes along, and on the map its brush does; where that shows all, another stretch is drawn. */
+	/** Dragged, the plot goes along, and on the map its brush; where that shows all, another is drawn. */
 	drag(element, isMap) {
 		const { time } = this;
 		let start;

@@ -7,7 +7,7 @@ const EDGE = 1e5; // px at both ends of a taller list that scroll one to one, so
 const NEAR = 3000; // px: a shorter way is a wheel's, a key's or a finger's, which moves by rows
 const SETTLE_MS = 200;
 
-/** A scroll position `at` of 0…from as one of 0…to: the same near both ends, in proportion between. Pure. */
+/** A scroll position of 0…from as one of 0…to: the same near both ends, in proportion between. Pure. */
 function rescale(at, from, to) {
 	if (from === to || at <= EDGE) return at;
 	if (from - at <= EDGE) return to - (from - at);
@@ -64,8 +64,8 @@ class Windowed {
 		}
 		this.y = scroller.scrollTop;
 		this.atEnd = room - this.top < 2;
-		const first = Math.max(0, Math.floor(this.top / row) - OVERSCAN);
-		const last = Math.min(this.count, Math.ceil((this.top + view) / row) + OVERSCAN);
+		const first = this.isPaper ? 0 : Math.max(0, Math.floor(this.top / row) - OVERSCAN);
+		const last = Math.min(this.count, this.isPaper ? this.count : Math.ceil((this.top + view) / row) + OVERSCAN);
 		const size = Math.max(0, last - first);
 		while (this.pool.length < size) this.rows.append(this.pool[this.pool.push(this.make()) - 1]);
 		while (this.pool.length > size) this.pool.pop().remove();

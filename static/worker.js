@@ -52,7 +52,6 @@ class Work {
 		if (this.isClosed) throw new Error('given up');
 	}
 
-	/** What runs is given up: it never settles. */
 	close() {
 		this.isClosed = true;
 		this.worker?.terminate();

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
 import { Agent } from './agent.mjs';
-import { FLAGS, INDEX, WAIT, whole } from './support.mjs';
+import { FLAGS, INDEX, WAIT, row, whole } from './support.mjs';
 
 const RUN = `d${process.pid}`; // job ids become container names, which are shared by all agents of one Docker
 const FILES = 'mkdir -p d; for i in 1 2 3; do echo $i > d/file$i; done; echo x > "a b%c?#"; echo "[D1_STABLE] step=3"';
@@ -342,4 +342,28 @@ test('on paper: no controls, whole hashes, black on white', async () => {
     },
     { colorScheme: 'dark' },
   );
+});
+
+test('on paper a list is whole, and in order', async () => {
+  const id = `${RUN}-forty`;
+  await sh(id, 'for i in $(seq 10 49); do echo $i > file-$i; done');
+  await agent.reached(id, 'SEALED');
+  await withPage(`#/jobs/${id}`, async (page) => {
+    await page.locator('.file').first().waitFor(WAIT);
+    const files = () => page.$$eval('.file .f0', (cells) => cells.map((cell) => cell.textContent));
+    assert.ok((await files()).length < 40, 'on the screen those that can be seen');
+    await page.evaluate(() => addEventListener('beforeprint', () => (window.printed = [...document.querySelectorAll('.file .f0')].map((cell) => cell.textContent))));
+    await page.pdf({ format: 'A4' });
+    assert.deepEqual(await page.evaluate(() => window.printed), Array.from({ length: 40 }, (_, i) => `/job/workdir/file-${i + 10}`));
+    assert.ok((await files()).length < 40);
+  });
+});
+
+test('of a job that is not there, nothing is said and nothing offered', async () => {
+  await withPage(`#/jobs/${RUN}-nowhere`, async (page) => {
+    await page.locator('.story', { hasText: 'no job of that name' }).waitFor(WAIT);
+    assert.equal(await page.locator('.job .state, .job .verdict, .job button').count(), 0);
+    await page.getByRole('link', { name: 'All jobs' }).click();
+    await row(page, `${RUN}-made`).waitFor(WAIT);
+  }, { allowed: /404/ });
 });

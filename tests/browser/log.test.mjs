@@ -222,6 +222,7 @@ test('a download has every byte, from a node that asks for a token too', async (
     async (page) => {
       await page.evaluate(([base, token]) => sessionStorage.setItem(`hackbrain token ${base}`, token), [node.base, node.token]);
       await page.goto(`${node.base}/?again#/jobs/${id}`);
+      await page.locator('.chip[data-more]', { hasText: 'stderr' }).waitFor(WAIT); // where the other has something, it says so
       for (const stream of ['stdout', 'stderr']) {
         await page.locator('.chip', { hasText: stream }).click();
         const [download] = await Promise.all([page.waitForEvent('download', WAIT), page.locator('.logpane a').click()]);
@@ -253,6 +254,7 @@ test('a pruned job says by which event, in the place of its output and its artif
         await note(page, `Pruned by event ${events[0]}`);
         await page.locator('.artifacts .note', { hasText: `Pruned by event ${events[0]}` }).waitFor(WAIT);
         await page.locator('.story', { hasText: 'sealed 1 artifact' }).waitFor(WAIT);
+        if (again) await page.locator('.charts + .note', { hasText: `Pruned by event ${events[0]}` }).waitFor(WAIT);
       }
     },
     { allowed: /410/ },

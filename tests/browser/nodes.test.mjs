@@ -161,6 +161,7 @@ test('a token for each node, which ends with the tab; nodes added and removed in
       await page.locator('dialog [data-is="token needed"]').waitFor(WAIT);
       assert.equal(new URL(page.url()).search, `?node=${open.base}&node=${locked.base}`);
       const field = panel.getByLabel(`Access token of ${locked.base}`);
+      assert.equal(await panel.getByLabel(`Access token of ${open.base}`).isVisible(), false, 'it wants none');
       await field.fill('wrong');
       await field.press('Enter');
       await page.waitForResponse((response) => response.url().startsWith(locked.base) && response.status() === 401);

@@ -49,6 +49,34 @@ test('an event’s proof: the stored bytes, and the hashes that node:crypto give
   });
 });
 
+test('the page of a job that goes on stands still while its events are checked', async () => {
+  const id = `${RUN}-ticks`;
+  await agent.submit({ job_id: id, image_hash: 'busybox:latest', command: ['sh', '-c', 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo "[D1_STABLE] step=$i"; sleep 0.2; done'] });
+  await withPage(job(id), async (page) => {
+    await live(page);
+    await checked(page);
+    await page.locator('.story', { hasText: 'chain checked by this browser to seq' }).waitFor(WAIT);
+    const seen = await page.evaluate(
+      () =>
+        new Promise((resolve) => {
+          const seen = new Set();
+          const steps = () => HB.nodes[0].model.jobs.get(HB.route.path[1]).seq;
+          const from = steps();
+          const look = () => {
+            const clause = document.querySelector('.job .story').textContent.includes('chain checked');
+            seen.add(`${document.querySelector('.job > .verdict').dataset.is} ${clause}`);
+            if (steps() < from + 25) requestAnimationFrame(look);
+            else resolve([...seen]);
+          };
+          look();
+        }),
+    );
+    assert.deepEqual(seen, ['checked true']);
+  });
+  await agent.json(`/api/jobs/${id}/cancel`, { body: {} });
+  await agent.reached(id, 'CANCELLED');
+});
+
 test('where workers are refused, the page itself checks, with the same verdicts', async () => {
   await withPage(
     'about:blank',
@@ -182,6 +210,9 @@ test('a job’s page in a replay has the events until then; closed, it has all',
     await page.getByText('At event 1 it had not been received.').waitFor(WAIT);
     await slider.fill(String(seq));
     await page.locator('.job > header .state[data-is=RUNNING]').waitFor(WAIT);
+    // Nor what it used and left behind later.
+    await page.locator('.artifacts').waitFor({ state: 'hidden', ...WAIT });
+    assert.equal(await page.locator('.charts').isVisible(), false);
     await page.locator('.replay').getByRole('button', { name: 'Close' }).click();
     await page.locator('.job > header .state[data-is=SEALED]').waitFor(WAIT);
     assert.equal((await states(page)).length, mine.length);

@@ -194,6 +194,44 @@ test('by mouse: the minimap’s brush, a drag, the wheel, and a click that opens
   }, { route });
 });
 
+/** Two crashes within the first `share` of what ran, then the rest. */
+function early(share) {
+  const lines = days().split('\n').slice(0, 1).map((line) => JSON.parse(line));
+  const add = (hours, state, attempt, detail = {}) => lines.push({ ...lines[0], seq: lines.length + 1, time: new Date(Date.parse(lines[0].time) + hours * HOUR).toISOString(), attempt, state, detail });
+  add(0, 'RUNNING', 1);
+  add(100 * share, 'CRASH', 1, { cause: 'killed' });
+  add(100 * share, 'RECOVERY', 2);
+  add(200 * share, 'CRASH', 2, { cause: 'killed' });
+  add(200 * share, 'RECOVERY', 3);
+  add(100, 'CRASH', 3, { cause: 'killed' });
+  add(100, 'FAILED', 3, { reason: 'attempt_limit' });
+  return lines.map((line) => JSON.stringify(line)).join('\n');
+}
+
+test('no word of the timeline lies over another, or over the edge of a bar', async () => {
+  for (const [width, share] of [[1280, 0.01], [1280, 0.05], [1280, 0.1], [1280, 0.3], [360, 0.01], [360, 0.1], [360, 0.3]]) {
+    const told = (page) => page.route(`**/api/jobs/${RUN}-days*/**`, (call) => call.fulfill({ body: call.request().url().endsWith('/trace') ? early(share) : '', headers: { 'Access-Control-Allow-Origin': '*' } }));
+    await withJob(`${RUN}-days`, async (page) => {
+      await name(page, 'FAILED');
+      const wrong = await page.evaluate(() => {
+        const boxes = (selector) => [...document.querySelectorAll(selector)].map((element) => ({ ...element.getBoundingClientRect().toJSON(), words: element.textContent, isIn: element.matches('.in-run') }));
+        const words = boxes('.tl-rows .name, .tl-rows .in-run');
+        const both = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+        const within = (a, b) => a.left >= b.left && a.right <= b.right;
+        const { right } = document.querySelector('.tl-rows').getBoundingClientRect();
+        return words.flatMap((word, i) => [
+          ...words.slice(i + 1).filter((other) => both(word, other)).map((other) => `${word.words} over ${other.words}`),
+          ...boxes('.tl-rows rect.run').filter((bar) => both(word, bar) && !(word.isIn && within(word, bar))).map(() => `${word.words} over a bar`),
+          ...(word.right > right ? [`${word.words} is cut off`] : []),
+        ]);
+      });
+      assert.deepEqual(wrong, [], `${width} px, crashes after ${share}`);
+      const said = await names(page);
+      assert.deepEqual([said.filter((word) => word === 'RECOVERY').length, said.at(-1)], [2, 'FAILED'], `${width} px, crashes after ${share}: ${said}`);
+    }, { route: told, viewport: { width, height: 800 } });
+  }
+});
+
 test('320 px wide, in the dark: nothing overflows, the words stay', async () => {
   await withJob(`${RUN}-days`, async (page) => {
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), true);

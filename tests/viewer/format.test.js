@@ -37,4 +37,5 @@ test('an event of every state can be described, with and without detail', () => 
     assert.equal(typeof describe({ state, attempt: 1 }), 'string');
   }
   assert.equal(describe({ state: 'FAILED', detail: { reason: 'image', message: 'no such image', exit_code: null } }), 'no such image');
+  assert.equal(describe({ state: 'FAILED', detail: { reason: 'exit', message: 'the payload exited with 3', exit_code: 3 } }), 'exit 3', 'once is enough');
 });
