@@ -26,8 +26,8 @@ use crate::sys::lock::{Guard, backup_guard};
 /// Where what may be removed lies below the data directory, each in a directory named like its job.
 const PLACES: [&str; 3] = ["logs", "scratch", "staged"];
 
-/// How often whoever waits for the event looks whether it is still worth it.
-const RECORD_LOOK: Duration = Duration::from_secs(1);
+/// How often whoever waits looks again: for the event whether it is still worth it, and for the end of a backup.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What somebody asks for.
 pub struct Wish<'w> {
@@ -159,14 +159,16 @@ pub fn look(data: &Path, jobs: &[Arc<Job>], pruned: &Prunings, wish: &Wish<'_>, 
 /// Records what is to be removed, and removes it. What an earlier one has left goes first, without being told of.
 ///
 /// # Errors
-/// 409 `backup_running`; 503 where the ledger takes no events, or the disk is too full for one; 500 where the data directory cannot be read.
+/// 409 `backup_running`; 503 where the ledger takes no events, or the disk is too full for one; 500 where the data directory
+/// cannot be read.
 pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> Result<Done, Rejection> {
     let fault = |error: io::Error| {
         log::error!("prune: {}: {error}", data.display());
         Rejection::new(500, "unreadable", format!("the data directory cannot be pruned: {error}"))
     };
     let Some(_guard) = backup_guard(data, true).map_err(fault)? else {
-        return Err(Rejection::new(409, "backup_running", "a backup is being made; prune when it has ended"));
+        let message = "a backup is being made, or verify reads the files; prune when it has ended";
+        return Err(Rejection::new(409, "backup_running", message));
     };
     let (view, places, mut done) = (engine.view(), Places::open(data).map_err(fault)?, Done::default());
     finish(engine, &places, wish.is_over).map_err(fault)?;
@@ -206,13 +208,13 @@ fn record(engine: &Engine, prune: Prune, is_over: &dyn Fn() -> bool) -> Result<(
     let asked = engine.ask(Command::Prune(prune));
     let gives_up = |why: &str, what: &str| {
         let message = format!(
-            "{why}, so it is not recorded what is to be removed, and that stays: {what} (should it be recorded yet, the next \
-             prune or start removes it)"
+            "{why}, so it is not recorded what is to be removed, and that stays: {what} (should it be recorded yet, the \
+             next prune or start removes it)"
         );
         Err(Rejection::new(503, "ledger_full", message))
     };
     loop {
-        match asked.wait_timeout(RECORD_LOOK) {
+        match asked.wait_timeout(LOOK) {
             Ok(answer) => return answer.map(drop),
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(Rejection::new(503, "ledger_latched", "the ledger takes no more events"));
@@ -278,14 +280,31 @@ impl Runner {
         if self.setup.engine.view().prunings().is_empty() {
             return;
         }
-        let Ok(_turn) = self.pruning.lock() else { return };
-        let data = &self.setup.data;
-        let outcome = Places::open(data).and_then(|places| match backup_guard(data, true)? {
-            Some::<Guard>(_guard) => finish(&self.setup.engine, &places, &|| self.is_stopping()),
-            None => Err(io::Error::other("a backup is being made; the next prune or start removes what is left")),
-        });
-        if let Err(error) = outcome {
-            log::warn!("prune: what an earlier one may have left stays for now: {error}");
+        let (data, mut told) = (&self.setup.data, false);
+        while !self.is_stopping() {
+            let Ok(turn) = self.pruning.lock() else { return };
+            let outcome = Places::open(data).and_then(|places| {
+                let guard: Option<Guard> = backup_guard(data, true)?;
+                guard.map(|_guard| finish(&self.setup.engine, &places, &|| self.is_stopping())).transpose()
+            });
+            drop(turn);
+            match outcome {
+                Ok(Some(())) => return,
+                Ok(None) if told => {}
+                Ok(None) => {
+                    log::info!(
+                        "prune: a backup is being made, or verify reads the files; what an earlier one may have left \
+                         stays meanwhile"
+                    )
+                }
+                Err(error) => {
+                    log::warn!("prune: what an earlier one may have left stays for now: {error}");
+                    return;
+                }
+            }
+            told = true;
+            // Also where only a process that a killed agent was just starting holds its descriptors still.
+            self.pause(LOOK, &|| false);
         }
     }
 }
