@@ -375,6 +375,15 @@ def check_all(ledger):
     odd = ledger.members.keys() - ledger.asked if ledger.only and not FAULTS else ()
     need(not odd, f"{min(odd, default='')}: no event vouches for it")
 
+def keep(data):  # a prune waits while files are read, as long as this is open; in a copy there is no such lock
+    import fcntl  # not everywhere, and a bundle needs none
+    try:
+        lock = open(data + "/BACKUP", "rb")
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return lock
+    except OSError:
+        return None
+
 def run(read, path, expected):
     for wait_s in (0.05, 0.05, 0):  # an agent may be writing: what looks damaged is looked at again
         ledger, damage = types.SimpleNamespace(seq=0, hash="0" * 64, time="", jobs={}, head="0 " + "0" * 64, only=None,
@@ -410,6 +419,7 @@ def main():
         need(len(paths) == (bundle is None), "either DIR or --bundle FILE.tar")
         need(all(re.fullmatch("[1-9][0-9]*:[0-9a-f]{64}", event) for event in expected), "--expect takes SEQ:HASH")
         need(bundle or os.path.isdir(paths[0] + "/wal"), f"{' '.join(paths)} is no data directory: it has no wal/")
+        _lock = None if bundle else keep(paths[0])
         return run(read_bundle if bundle else read_directory, bundle or paths[0], expected)
     except OSError as error:
         print(f"cannot be read: {error}", file=sys.stderr)

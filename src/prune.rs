@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::config::{LISTEN_DEFAULT, Prune, QUEUE_MAX_DEFAULT, QUEUED_MANIFEST_BYTES_MAX, SEGMENT_BYTES_DEFAULT};
+use crate::config::{LISTEN_DEFAULT, Prune, QUEUE_MAX_DEFAULT, QUEUED_MANIFEST_BYTES_MAX};
 use crate::engine::Recovered;
 use crate::ledger::lifecycle::{Job, Limits};
 use crate::runner::prune::{Done, Wish, look, prune};
@@ -14,7 +14,7 @@ use crate::sys::block::Caching;
 use crate::sys::dir::Counted;
 use crate::verify::{self, VerifyError, wal_dir};
 use crate::wal::storage::Directory;
-use crate::wal::writer::Options;
+use crate::wal::writer::{Options, SEGMENT_BYTES_MIN};
 
 /// Prunes, and prints a line for each job and one for all.
 ///
@@ -76,7 +76,8 @@ fn offline(data: &Path, wish: &Wish<'_>, each: &mut dyn FnMut(&Job, Counted, io:
         other => other,
     };
     let storage = storage.map_err(|error| Fault::Io(format!("the ledger's directory {}: {error}", dir.display())))?;
-    let recovered = Recovered::open(Arc::new(storage), Options::new(SEGMENT_BYTES_DEFAULT))?;
+    // Where the disk is nearly full, a large segment may be what does not fit.
+    let recovered = Recovered::open(Arc::new(storage), Options::new(SEGMENT_BYTES_MIN))?;
     let limits = Limits { jobs_open_max: QUEUE_MAX_DEFAULT, manifest_bytes_max: QUEUED_MANIFEST_BYTES_MAX };
     let (engine, thread) = recovered
         .start(limits, Box::new(|_| {}), Box::new(|_| {}))

@@ -33,9 +33,9 @@ use crate::runner::docker::Docker;
 use crate::runner::mounts::MountPolicy;
 use crate::runner::sealed::Verified;
 use crate::runner::{Queues, Runner, Setup};
-use crate::sys::block::{Caching, raise_descriptor_limit, random_bytes, sync_dir};
+use crate::sys::block::{Caching, give_to_owner, raise_descriptor_limit, random_bytes, sync_dir};
 use crate::sys::listen::deepen_backlog;
-use crate::sys::lock::try_lock_exclusive;
+use crate::sys::lock::{make_backup_lock, try_lock_exclusive};
 use crate::sys::service_manager::{inherited_listeners, notify};
 use crate::verify::wal_dir;
 use crate::wal::recovery::{Ending, ScanError};
@@ -333,6 +333,9 @@ pub fn take_data_dir(data: &Path) -> Result<File, Fault> {
         .mode(0o640)
         .open(&path)
         .map_err(|error| io_fault("opening", &path, &error))?;
+    give_to_owner(&file, data);
+    // `verify` makes none, and needs it to keep a removal away.
+    make_backup_lock(data);
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match try_lock_exclusive(&file) {

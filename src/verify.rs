@@ -9,7 +9,7 @@ mod shared;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::engine::fold;
 use crate::hash::Hash;
 use crate::ledger::fact::Fact;
 use crate::ledger::lifecycle::Ledger;
+use crate::sys::lock::{Guard, reading_guard};
 use crate::wal::reader::Reader;
 use crate::wal::recovery::{Ending, Reading, Record, Scan, ScanError, scan, scan_parsed};
 use crate::wal::storage::Directory;
@@ -59,6 +60,11 @@ pub fn verify<'a>(
 ) -> Result<Verdict, VerifyError> {
     let data = &options.data;
     let storage = open(data)?;
+    // What is removed meanwhile would be missed, although an event tells of it that came too late to be read.
+    let Some(_nothing_goes) = keep(data, options.artifacts, interrupted) else {
+        writeln!(out, "interrupted; nothing was checked, for a prune is running")?;
+        return Ok(Verdict::Interrupted);
+    };
     let (meter, mut progress) = (Meter::new(interrupted), Progress::new(progress));
     let mut ledger = Ledger::default();
     let mut index = options.artifacts.then(Index::default);
@@ -152,6 +158,19 @@ pub fn verify<'a>(
     }
     writeln!(out, "head {count} {prev}")?;
     Ok(verdict)
+}
+
+/// Keeps `prune` away from the files that are to be read, and waits for one that is running; where the lock of that cannot be
+/// had, as in a copy, there is no guard. `None`: the user has ended it.
+fn keep(data: &Path, reads_files: bool, interrupted: &AtomicBool) -> Option<Option<Guard>> {
+    while reads_files && !interrupted.load(Ordering::Relaxed) {
+        match reading_guard(data) {
+            Ok(None) => thread::sleep(SECOND_LOOK_AFTER),
+            Ok(guard) => return Some(guard),
+            Err(_) => return Some(None),
+        }
+    }
+    (!reads_files).then_some(None)
 }
 
 /// What a ledger's events say, read as `verify` does: an agent may be writing to it.

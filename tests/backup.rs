@@ -241,6 +241,8 @@ fn places_that_no_copy_can_go_to() {
     fs::create_dir(below("empty")).unwrap();
     symlink("empty", below("link")).unwrap();
     symlink(&data, below("to-data")).unwrap();
+    fs::create_dir(below("elsewhere")).unwrap();
+    symlink("../elsewhere", data.join("logs")).unwrap();
     for (dest, says) in [
         (below("file"), "is no directory"),
         (below("full"), "is not empty"),
@@ -252,6 +254,9 @@ fn places_that_no_copy_can_go_to() {
         (data.clone(), "is the data directory itself"),
         (dir.clone(), "lies in"),
         (PathBuf::from(".."), "give the copy a name"),
+        // It would be copied into itself.
+        (below("elsewhere/copy"), "would lie in"),
+        (below("elsewhere"), "would lie in"),
     ] {
         let ended = run(&data, &dest);
         assert_eq!(ended.code, Some(64), "{dest:?} {ended:?}");
@@ -271,7 +276,7 @@ fn places_that_no_copy_can_go_to() {
     }
     let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["data", "empty", "file", "full", "link", "root", "to-data", "unborn"]);
+    assert_eq!(names, ["data", "elsewhere", "empty", "file", "full", "link", "root", "to-data", "unborn"]);
     if may_mount().unwrap() {
         let mounted = Mounted::at(&below("disk"), &["-t", "tmpfs", "tmpfs"]);
         refused(&run(&data, &mounted.0), 64, "is a mount point", &mounted.0);
@@ -304,6 +309,26 @@ fn a_copy_that_was_killed_is_not_there_and_the_next_one_succeeds() {
     let killed = debug_build(command(&data, &other).env("HACKBRAIN_KILL_AT", "backup-renamed")).output().unwrap();
     assert_eq!(killed.status.signal(), Some(9));
     is_sound(&other, &head);
+    // One that fails removes what it has made before it lets go of the lock: who comes next must find nothing of it.
+    let large = data.join("scratch/j/large");
+    fs::write(&large, vec![1; 32 << 20]).unwrap();
+    let failing = site.dir().join("failing");
+    let mut limited = Command::new("sh");
+    limited.args([
+        "-c",
+        "trap '' XFSZ; ulimit -f 32768; exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_hackbrain"),
+        "backup",
+    ]);
+    limited.arg(&failing).arg("--data").arg(&data);
+    let ended = Ended::of(&mut limited);
+    refused(&ended, 74, "large: File too large", &failing);
+    let killed = limited.env("HACKBRAIN_KILL_AT", "backup-removed").output().unwrap();
+    assert_eq!(killed.status.signal(), Some(9), "{killed:?}");
+    let names: Vec<_> = fs::read_dir(partial(&failing)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["BACKUP"]);
+    fs::remove_file(&large).unwrap();
+    made(&data, &failing);
     // Whenever it is killed.
     for number in 0..200 {
         fs::write(data.join(format!("scratch/j/{number}")), vec![1; 20_000]).unwrap();

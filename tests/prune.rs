@@ -6,11 +6,20 @@ mod agent;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use agent::{Agent, Answer, Ended, Site, debug_build, eventually, hackbrain, job_id, manifest};
+use hackbrain::config::Verify;
+use hackbrain::sys::dir::{effective_uid, may_mount};
+use hackbrain::sys::lock::backup_guard;
+use hackbrain::verify::{Verdict, verify};
 use serde_json::{Value, json};
 
 /// A job that prints and leaves a file in its scratch directory.
@@ -77,6 +86,24 @@ fn left_of(site: &Site, id: &str) -> Vec<PathBuf> {
         .into_iter()
         .filter(|p| p.exists())
         .collect()
+}
+
+/// A small disk, until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(path: &Path, size: &str) -> Self {
+        let options = format!("size={size}");
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(path).status().unwrap();
+        assert!(status.success());
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-R", "-l"]).arg(&self.0).status();
+    }
 }
 
 /// Both verifiers; the lines of the first but for its head.
@@ -325,18 +352,131 @@ fn what_a_crash_leaves_goes_at_the_next_start_or_the_next_prune() {
         agent.address,
         body.len()
     );
-    let mut stream = std::net::TcpStream::connect(agent.address).unwrap();
-    std::io::Write::write_all(&mut stream, &[request.as_bytes(), body].concat()).unwrap();
+    let mut stream = TcpStream::connect(agent.address).unwrap();
+    stream.write_all(&[request.as_bytes(), body].concat()).unwrap();
     assert_eq!(agent.wait().signal(), Some(9));
     assert!(!left_of(&site, &id).is_empty());
-    // What a backup holds on to waits for the next one.
+    // What a backup holds on to waits for its end.
     let backup = File::options().write(true).open(site.data().join("BACKUP")).unwrap();
     backup.lock_shared().unwrap();
     let agent = site.start(&[]);
     eventually("it says that it waits", || agent.said().contains("a backup is being made").then_some(()));
     assert!(!left_of(&site, &id).is_empty());
-    assert_eq!(agent.terminate(), Some(0));
     drop(backup);
-    let _agent = site.start(&[]);
     eventually("it is gone", || left_of(&site, &id).is_empty().then_some(()));
+}
+
+#[test]
+fn rooms_that_lie_elsewhere_are_pruned_and_what_root_makes_is_the_owners() {
+    let site = Site::new("prune-elsewhere");
+    fs::create_dir_all(site.dir().join("elsewhere")).unwrap();
+    fs::create_dir(site.data()).unwrap();
+    symlink("../elsewhere", site.data().join("logs")).unwrap();
+    let agent = site.start(&[]);
+    let ids = ["1", "2"].map(|what| sealed(&agent, &scratch_job(&job_id(what))));
+    assert_eq!(pruned(&agent, "0s")["left"], 0);
+    assert!(ids.iter().all(|id| left_of(&site, id).is_empty()));
+    let id = sealed(&agent, &scratch_job(&job_id("3")));
+    assert_eq!(agent.terminate(), Some(0));
+    if effective_uid() != 0 {
+        return;
+    }
+    // As after a restore by the user whose agent it is.
+    let status = Command::new("chown").args(["-R", "65534:65534"]).arg(site.data()).status().unwrap();
+    assert!(status.success());
+    for name in ["LOCK", "BACKUP", "wal/probe.tmp"] {
+        let _ = fs::remove_file(site.data().join(name));
+    }
+    let ended = prune(&site, &["--older-than", "0s"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(left_of(&site, &id).is_empty());
+    for path in ["LOCK", "BACKUP"].map(|name| site.data().join(name)).iter().chain(&site.segments()) {
+        assert_eq!(fs::metadata(path).unwrap().uid(), 65_534, "{}", path.display());
+    }
+}
+
+#[test]
+fn a_ledger_that_is_full_is_told_and_not_waited_for() {
+    if !may_mount().unwrap() {
+        return;
+    }
+    let site = Site::new("prune-full");
+    fs::create_dir(site.data()).unwrap();
+    let disk = Mounted::tmpfs(&site.data(), "8m");
+    let agent = site.start(&["--wal-buffered"]);
+    let id = sealed(&agent, &scratch_job(&job_id("old")));
+    let [runs, waits] = ["runs", "waits"].map(job_id);
+    agent.accepted(&manifest(&runs, &["sleep", "1000"]));
+    let mut child = manifest(&waits, &["true"]);
+    child["depends_on"] = json!([runs]);
+    agent.accepted(&child);
+    // Less is left than the next segment of the ledger takes.
+    let filler = site.data().join("filler");
+    fs::write(&filler, vec![1; 4 << 20]).unwrap();
+    let stopped = |what: &str| {
+        let head = format!("POST /api/jobs/{waits}/{what} HTTP/1.1\r\nHost: {}\r\n", agent.address);
+        let mut stream = TcpStream::connect(agent.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let rest = "Content-Type: application/json\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        stream.write_all(format!("{head}{rest}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        let is_answered = stream.read_to_string(&mut answer).is_ok();
+        assert!(!is_answered || answer.starts_with("HTTP/1.1 200") || answer.contains("ledger_full"), "{answer}");
+        !is_answered || answer.contains("ledger_full")
+    };
+    // One event after another, until the segment is full.
+    assert!((0..400).any(|_| stopped("cancel") || stopped("retrigger")), "it was never full");
+    let answer = post(&agent, &json!({ "older_than": "0s" }));
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("ledger_full")), "{}", answer.text());
+    agent.kill();
+    let ended = prune(&site, &["--older-than", "0s"]);
+    assert_eq!(ended.code, Some(74), "{ended:?}");
+    assert!(ended.stderr.contains("the disk is full") && ended.stderr.contains("prune again"), "{ended:?}");
+    assert!(!left_of(&site, &id).is_empty());
+    fs::remove_file(&filler).unwrap();
+    let ended = prune(&site, &["--older-than", "0s"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(left_of(&site, &id).is_empty());
+    drop(disk);
+}
+
+/// Tries to take what a removal needs as soon as something is written.
+struct Meddler<'d>(&'d Path, Vec<bool>);
+
+impl Write for Meddler<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.1.push(backup_guard(self.0, true)?.is_some());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn nothing_is_removed_while_it_is_verified() {
+    let site = Site::new("prune-verify");
+    let agent = site.start(&[]);
+    let id = sealed(&agent, &scratch_job(&job_id("old")));
+    let (data, running) = (site.data(), AtomicBool::new(false));
+    let mut out = Meddler(&data, Vec::new());
+    let mut options = Verify { data: data.clone(), expect: Vec::new(), artifacts: true };
+    let verdict = verify(&options, &running, &mut out, None).unwrap();
+    assert!(matches!(verdict, Verdict::Sound), "{verdict:?}");
+    assert!(!out.1.is_empty() && !out.1.contains(&true), "{:?}", out.1);
+    // The ledger alone is not pruned.
+    options.artifacts = false;
+    out.1.clear();
+    verify(&options, &running, &mut out, None).unwrap();
+    assert!(out.1.contains(&true), "{:?}", out.1);
+    // One that waits for a prune can be ended.
+    options.artifacts = true;
+    // A process that another test is just starting may hold on to a lock for a moment.
+    let prune = eventually("nobody holds it", || backup_guard(&data, true).unwrap());
+    let verdict = verify(&options, &AtomicBool::new(true), &mut Vec::new(), None).unwrap();
+    assert!(matches!(verdict, Verdict::Interrupted), "{verdict:?}");
+    drop(prune);
+    eventually("it is pruned", || (post(&agent, &json!({ "older_than": "0s" })).status == 200).then_some(()));
+    assert!(left_of(&site, &id).is_empty());
 }

@@ -16,12 +16,18 @@ use crate::sys::lock::{BACKUP_LOCK, Guard, backup_guard};
 /// Below `DEST.partial`: what becomes DEST.
 const COPY: &str = "data";
 
+/// Directories of a data directory that may lie elsewhere, by a mount or a symlink, and are copied all the same.
+const ROOMS: [&str; 5] = ["inputs", "logs", "scratch", "seals", "wal"];
+
 /// A copy that is being made. Dropped before [`Destination::finish`], it is removed.
 pub(super) struct Destination {
     dest: PathBuf,
     partial: PathBuf,
     /// Keeps another run from taking it for one that was killed.
     _lock: Guard,
+    /// The copy's directory, open from the beginning: what could not be written back since then its sync tells, also where
+    /// somebody else's sync of that file system was told before.
+    opened: Option<File>,
     is_finished: bool,
 }
 
@@ -50,6 +56,19 @@ pub(super) fn check(data: &Path, dest: &Path) -> Result<Checked, BackupError> {
     if lies_in(&opened, data_id).map_err(io_error(&parent))? {
         return usage(format!("{shown} would lie in the data directory, {}; name a place elsewhere", data.display()));
     }
+    let in_no_room = |dir: &Dir| {
+        // A copy in what it is made from would be copied into itself, again and again.
+        for room in ROOMS.map(|name| data.join(name)) {
+            let Ok(id) = Dir::open(&room).and_then(|dir| dir.stat()).map(|stat| stat.id) else { continue };
+            if lies_in(dir, id).map_err(io_error(&parent))? {
+                let of = room.display();
+                let message = format!("{shown} would lie in {of}, which is to be copied; name a place elsewhere");
+                return Err(BackupError::Usage(message));
+            }
+        }
+        Ok(())
+    };
+    in_no_room(&opened)?;
     let stat = match opened.stat_child(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Checked { dest, parent }),
         stat => stat.map_err(io_error(&dest))?,
@@ -61,6 +80,7 @@ pub(super) fn check(data: &Path, dest: &Path) -> Result<Checked, BackupError> {
     if found.stat().map_err(io_error(&dest))?.id == data_id {
         return usage(format!("{shown} is the data directory itself; name a place elsewhere"));
     }
+    in_no_room(&found)?;
     if lies_in(&data_dir, stat.id).map_err(io_error(data))? {
         return usage(format!("the data directory, {}, lies in {shown}; name a place elsewhere", data.display()));
     }
@@ -112,12 +132,13 @@ impl Checked {
         let Some(lock) = backup_guard(&partial, true).map_err(io_error(&partial))? else {
             return Err(BackupError::InUse(format!("another backup to {} is being made", dest.display())));
         };
-        let made = Destination { dest, partial, _lock: lock, is_finished: false };
+        let mut made = Destination { dest, partial, _lock: lock, opened: None, is_finished: false };
         let copy = made.copy();
         if is_left_over {
             remove(&copy).map_err(io_error(&copy))?;
         }
         DirBuilder::new().mode(0o700).create(&copy).map_err(io_error(&copy))?;
+        made.opened = Some(File::open(&copy).map_err(io_error(&copy))?);
         Ok(made)
     }
 }
@@ -134,7 +155,7 @@ impl Destination {
         let copy = self.copy();
         let above = self.dest.parent().unwrap_or(Path::new("/")).to_owned();
         let sync = |path: &Path| File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error(path));
-        File::open(&copy).and_then(|dir| sync_file_system(&dir)).map_err(io_error(&copy))?;
+        self.opened.as_ref().map_or(Ok(()), sync_file_system).map_err(io_error(&copy))?;
         kill_point::reached("backup-synced");
         fs::rename(&copy, &self.dest).map_err(io_error(&self.dest))?;
         self.is_finished = true;
@@ -148,8 +169,14 @@ impl Destination {
 
 impl Drop for Destination {
     fn drop(&mut self) {
+        // The lock goes last: another run to the same DEST must not write what is still being removed.
+        let removed = |copy: &Path| {
+            remove(copy)?;
+            kill_point::reached("backup-removed");
+            remove(&self.partial)
+        };
         if !self.is_finished
-            && let Err(error) = remove(&self.partial)
+            && let Err(error) = removed(&self.copy())
         {
             log::warn!("{} is not removed: {error}; the next backup to the same DEST does so", self.partial.display());
         }

@@ -22,6 +22,8 @@ use crate::verify::Progress;
 const CHUNK_BYTES: u64 = 64 << 20;
 /// Things left out that are named; the others are only counted.
 const NAMED_MAX: u64 = 20;
+/// Characters of a path that are told of, at most.
+const SHOWN_MAX: usize = 512;
 /// As deep as a tree may be that is hashed.
 const MAX_DEPTH: usize = 4096;
 
@@ -289,7 +291,12 @@ impl<'r, 'p> Replica<'r, 'p> {
         self.left_out += 1;
         self.progress.clear();
         if self.left_out <= NAMED_MAX {
-            (self.note)(&format!("{path:?} is left out: {why}"));
+            let mut shown = format!("{path:?}");
+            if let Some((end, _)) = shown.char_indices().nth(SHOWN_MAX) {
+                shown.truncate(end);
+                shown += "…";
+            }
+            (self.note)(&format!("{shown} is left out: {why}"));
         } else if self.left_out == NAMED_MAX + 1 {
             (self.note)("and more is left out, see the last lines");
         }

@@ -8,6 +8,10 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::RecvTimeoutError;
 
 use super::Runner;
 use crate::engine::Engine;
@@ -21,6 +25,9 @@ use crate::sys::lock::{Guard, backup_guard};
 
 /// Where what may be removed lies below the data directory, each in a directory named like its job.
 const PLACES: [&str; 3] = ["logs", "scratch", "staged"];
+
+/// How often whoever waits looks again: for the event whether it is still worth it, and for the end of a backup.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What somebody asks for.
 pub struct Wish<'w> {
@@ -67,10 +74,12 @@ struct Places(Vec<(&'static str, Dir)>);
 
 impl Places {
     fn open(data: &Path) -> io::Result<Self> {
-        let data = Dir::open(data)?;
+        // One that is missing is not the same as a data directory that is not there.
+        let dir = Dir::open(data)?;
         let mut places = Vec::new();
         for name in PLACES {
-            match data.open_child(OsStr::new(name)) {
+            // The operator may have put it elsewhere, by a mount or a symlink; no payload can write in DATA itself.
+            match Dir::open(&dir.proc_path().join(name)) {
                 Ok(dir) => places.push((name, dir)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -150,14 +159,16 @@ pub fn look(data: &Path, jobs: &[Arc<Job>], pruned: &Prunings, wish: &Wish<'_>, 
 /// Records what is to be removed, and removes it. What an earlier one has left goes first, without being told of.
 ///
 /// # Errors
-/// 409 `backup_running`; 503 where the ledger takes no events; 500 where the data directory cannot be read.
+/// 409 `backup_running`; 503 where the ledger takes no events, or the disk is too full for one; 500 where the data directory
+/// cannot be read.
 pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> Result<Done, Rejection> {
     let fault = |error: io::Error| {
         log::error!("prune: {}: {error}", data.display());
         Rejection::new(500, "unreadable", format!("the data directory cannot be pruned: {error}"))
     };
     let Some(_guard) = backup_guard(data, true).map_err(fault)? else {
-        return Err(Rejection::new(409, "backup_running", "a backup is being made; prune when it has ended"));
+        let message = "a backup is being made, or verify reads the files; prune when it has ended";
+        return Err(Rejection::new(409, "backup_running", message));
     };
     let (view, places, mut done) = (engine.view(), Places::open(data).map_err(fault)?, Done::default());
     finish(engine, &places, wish.is_over).map_err(fault)?;
@@ -171,7 +182,7 @@ pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> R
             (job.job_id.clone(), counted.files, counted.bytes)
         });
         let jobs = counted.collect();
-        engine.execute(Command::Prune(Prune { by: wish.by.into(), older_than_s: wish.older_than_s, jobs }))?;
+        record(engine, Prune { by: wish.by.into(), older_than_s: wish.older_than_s, jobs }, wish.is_over)?;
         kill_point::reached("prune-durable");
         for job in batch {
             // Some may be needed by now; those the event does not name.
@@ -190,6 +201,31 @@ pub fn prune(engine: &Engine, data: &Path, wish: &Wish<'_>, each: Each<'_>) -> R
     }
     log::info!("prune: {} jobs, {} files, {} bytes, by {}", done.jobs, done.files, done.bytes, wish.by);
     Ok(done)
+}
+
+/// Records what is to be removed. A full disk does not hold up who wants to make space: that is told.
+fn record(engine: &Engine, prune: Prune, is_over: &dyn Fn() -> bool) -> Result<(), Rejection> {
+    let asked = engine.ask(Command::Prune(prune));
+    let gives_up = |why: &str, what: &str| {
+        let message = format!(
+            "{why}, so it is not recorded what is to be removed, and that stays: {what} (should it be recorded yet, the \
+             next prune or start removes it)"
+        );
+        Err(Rejection::new(503, "ledger_full", message))
+    };
+    loop {
+        match asked.wait_timeout(LOOK) {
+            Ok(answer) => return answer.map(drop),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Rejection::new(503, "ledger_latched", "the ledger takes no more events"));
+            }
+            Err(RecvTimeoutError::Timeout) if engine.log_meters().out_of_space.load(Ordering::Relaxed) => {
+                return gives_up("the disk is full", "free some 8 MiB below --data, and prune again");
+            }
+            Err(RecvTimeoutError::Timeout) if is_over() => return gives_up("interrupted", "prune again"),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
 }
 
 /// Removes what there still is of jobs that were pruned. Only what is there is looked at, however many jobs there are.
@@ -244,14 +280,31 @@ impl Runner {
         if self.setup.engine.view().prunings().is_empty() {
             return;
         }
-        let Ok(_turn) = self.pruning.lock() else { return };
-        let data = &self.setup.data;
-        let outcome = Places::open(data).and_then(|places| match backup_guard(data, true)? {
-            Some::<Guard>(_guard) => finish(&self.setup.engine, &places, &|| self.is_stopping()),
-            None => Err(io::Error::other("a backup is being made; the next prune or start removes what is left")),
-        });
-        if let Err(error) = outcome {
-            log::warn!("prune: what an earlier one may have left stays for now: {error}");
+        let (data, mut told) = (&self.setup.data, false);
+        while !self.is_stopping() {
+            let Ok(turn) = self.pruning.lock() else { return };
+            let outcome = Places::open(data).and_then(|places| {
+                let guard: Option<Guard> = backup_guard(data, true)?;
+                guard.map(|_guard| finish(&self.setup.engine, &places, &|| self.is_stopping())).transpose()
+            });
+            drop(turn);
+            match outcome {
+                Ok(Some(())) => return,
+                Ok(None) if told => {}
+                Ok(None) => {
+                    log::info!(
+                        "prune: a backup is being made, or verify reads the files; what an earlier one may have left \
+                         stays meanwhile"
+                    )
+                }
+                Err(error) => {
+                    log::warn!("prune: what an earlier one may have left stays for now: {error}");
+                    return;
+                }
+            }
+            told = true;
+            // Also where only a process that a killed agent was just starting holds its descriptors still.
+            self.pause(LOOK, &|| false);
         }
     }
 }

@@ -5,9 +5,11 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::ptr::NonNull;
+
+use super::dir::effective_uid;
 
 /// What `O_DIRECT` asks of addresses, lengths and offsets here: the page size, which every logical block size divides.
 pub const ALIGNMENT: usize = 4096;
@@ -88,7 +90,11 @@ impl DirectFile {
 
     /// Creates a file that must not exist yet.
     pub fn create(path: &Path, caching: Caching) -> io::Result<Self> {
-        Self::options(caching).create_new(true).mode(0o640).open(path).map(Self)
+        let file = Self::options(caching).create_new(true).mode(0o640).open(path)?;
+        if let Some(above) = path.parent() {
+            give_to_owner(&file, above);
+        }
+        Ok(Self(file))
     }
 
     /// Opens for reading through the page cache, at any alignment.
@@ -137,6 +143,20 @@ impl DirectFile {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+}
+
+/// Gives a file that root has just made to the owner of its directory `dir`, as far as that can be had: an agent that is not
+/// root must be able to go on after a command that was.
+pub fn give_to_owner(file: &File, dir: &Path) {
+    let given = || {
+        let (owner, made) = (dir.metadata()?, file.metadata()?);
+        if owner.uid() == made.uid() { Ok(()) } else { fchown(file, Some(owner.uid()), Some(owner.gid())) }
+    };
+    if effective_uid() == 0
+        && let Err(error) = given()
+    {
+        log::debug!("a file in {} is not given to its owner: {error}", dir.display());
     }
 }
 

@@ -6,10 +6,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::dir::{effective_uid, retry};
+use super::block::give_to_owner;
+use super::dir::retry;
 
 /// Below a data directory: whoever reads all of it holds the lock of this file shared, whoever removes evidence exclusively.
 pub const BACKUP_LOCK: &str = "BACKUP";
@@ -41,21 +42,44 @@ pub struct Guard {
 /// # Errors
 /// The file cannot be made or opened, or what `flock` reports.
 pub fn backup_guard(data: &Path, exclusive: bool) -> io::Result<Option<Guard>> {
-    let path = data.join(BACKUP_LOCK);
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(path)?;
-    // Whoever has the directory must be able to take the lock, too, when root was the first to do so.
-    let (owner, made) = (data.metadata()?, file.metadata()?);
-    if effective_uid() == 0 && (owner.uid(), owner.gid()) != (made.uid(), made.gid()) {
-        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-    }
+    let file = open_backup_lock(data)?;
     let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
     match flock(&file, operation | libc::LOCK_NB) {
         Ok(()) => Ok(Some(Guard { _file: file })),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The shared lock of `DATA/BACKUP` for who only reads, and makes nothing: it must be there.
+///
+/// `Ok(None)`: something is being removed.
+///
+/// # Errors
+/// The file is not there or cannot be read, or what `flock` reports.
+pub fn reading_guard(data: &Path) -> io::Result<Option<Guard>> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(data.join(BACKUP_LOCK))?;
+    match flock(&file, libc::LOCK_SH | libc::LOCK_NB) {
+        Ok(()) => Ok(Some(Guard { _file: file })),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the file of that lock, as far as that can be had, in a data directory that somebody takes: who only reads makes none.
+pub fn make_backup_lock(data: &Path) {
+    if let Err(error) = open_backup_lock(data) {
+        log::debug!("{}: {error}", data.join(BACKUP_LOCK).display());
+    }
+}
+
+fn open_backup_lock(data: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(data.join(BACKUP_LOCK))?;
+    give_to_owner(&file, data);
+    Ok(file)
 }
 
 /// Releases the lock of `file`'s open file description, also for every duplicate of the descriptor.
@@ -76,6 +100,7 @@ fn flock(file: &File, operation: libc::c_int) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs::OpenOptions;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_duplicate_keeps_the_lock_and_a_fresh_descriptor_sees_it() {
