@@ -3,7 +3,7 @@
 {
 const { h, setText, setAttr, format } = HB;
 const FIRST_JOBS = 100; // about 30 kB: the first rows
-const PAGE_JOBS = 5000; // 1.4 MB: some 20 ms of work
+const PAGE_JOBS = 2500; // 700 kB: a task of some 20 ms, while the next comes
 const HELD_JOBS = 50_000; // read without being asked
 const SHOW_MS = 300; // between two looks at a list that is being read
 const INFO_MS = 15_000;
