@@ -3,7 +3,7 @@
 {
 const { h, setText, setAttr, format } = HB;
 const FIRST_JOBS = 100; // about 30 kB: the first rows
-const PAGE_JOBS = 2500; // 700 kB: a task of some 20 ms, while the next comes
+const PAGE_JOBS = 2500; // 700 kB
 const HELD_JOBS = 50_000; // read without being asked
 const SHOW_MS = 300; // between two looks at a list that is being read
 const INFO_MS = 15_000;
@@ -39,7 +39,7 @@ function token(base, value) {
 }
 
 /** Once what is known stands on the screen. A tab that nobody looks at has no frames. */
-const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then))), new Promise((then) => setTimeout(then, 250))]);
+const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(then)).then(HB.breath), new Promise((then) => setTimeout(then, 250))]);
 
 class Node {
 	link = { name: 'connecting' };
