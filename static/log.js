@@ -306,6 +306,7 @@ class LogPane {
 				file.next = file.points[0] = [0, Math.max(0, file.size - STEP)];
 				file.wanted.add(file.next[1]);
 				this.fetch(); // beside its account
+				this.number(run);
 			}
 			file.add(await this.scan(file.next));
 			if (!size || isEnded || size === file.size) this.peek(run);
@@ -313,7 +314,7 @@ class LogPane {
 			if (file.size !== size && this.found?.total >= 0) await this.count(this.found);
 		});
 		run.isBusy = false;
-		if (file.size && !this.file.isWhole) run.numbers ??= this.number(run).finally(() => (run.numbers = null));
+		this.number(run);
 	}
 
 	/** Marks the other stream where there is something in it. */
@@ -351,18 +352,19 @@ class LogPane {
 	/** Puts a file whose lines are numbered in place of the tail. */
 	number(run) {
 		const { list, file: tail } = this;
+		if (tail.isWhole || run !== this.run) return;
 		const file = new LogFile();
-		return this.trying(async () => {
-			await run.fetching;
+		run.numbers ??= this.trying(async () => {
 			do file.add(await this.scan(file.next));
 			while (run === this.run && file.size < tail.size);
+			await run.fetching;
 			while (!file.line(file.lines - 1) && (await this.fetch(file)));
 			if (run !== this.run) return;
 			const top = list.atEnd ? undefined : list.top + (file.lines - tail.lines) * list.rowHeight();
 			this.file = file;
 			this.epoch++;
 			this.draw(top);
-		});
+		}).finally(() => (run.numbers = null));
 	}
 
 	/** Fetches what lookups lacked. True: something came. */
