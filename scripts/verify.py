@@ -375,13 +375,12 @@ def check_all(ledger):
     odd = ledger.members.keys() - ledger.asked if ledger.only and not FAULTS else ()
     need(not odd, f"{min(odd, default='')}: no event vouches for it")
 
-def keep(data):  # a prune waits while files are read, as long as this is open; in a copy there is no such lock
-    import fcntl  # not everywhere, and a bundle needs none
+def keep(path):  # no prune begins while this is open, and one that runs is waited for; a copy has no such file
     try:
-        lock = open(data + "/BACKUP", "rb")
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        return lock
-    except OSError:
+        import fcntl  # not everywhere
+        lock = open(path, "rb")
+        return fcntl.flock(lock, fcntl.LOCK_SH) or lock
+    except (ImportError, OSError):
         return None
 
 def run(read, path, expected):
@@ -419,7 +418,7 @@ def main():
         need(len(paths) == (bundle is None), "either DIR or --bundle FILE.tar")
         need(all(re.fullmatch("[1-9][0-9]*:[0-9a-f]{64}", event) for event in expected), "--expect takes SEQ:HASH")
         need(bundle or os.path.isdir(paths[0] + "/wal"), f"{' '.join(paths)} is no data directory: it has no wal/")
-        _lock = None if bundle else keep(paths[0])
+        _lock = None if bundle else keep(paths[0] + "/BACKUP")
         return run(read_bundle if bundle else read_directory, bundle or paths[0], expected)
     except OSError as error:
         print(f"cannot be read: {error}", file=sys.stderr)
