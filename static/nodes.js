@@ -38,8 +38,12 @@ function token(base, value) {
 	}
 }
 
-/** Once what is known stands on the screen. A tab that nobody looks at has no frames. */
-const drawn = () => Promise.race([new Promise((then) => requestAnimationFrame(then)).then(HB.breath), new Promise((then) => setTimeout(then, 250))]);
+/** Once what is known stands on the screen; a tab that nobody looks at has no frames. */
+const drawn = () =>
+	new Promise((then) => {
+		setTimeout(then, 250);
+		new PerformanceObserver((_, seen) => then(seen.disconnect())).observe({ type: 'largest-contentful-paint' });
+	});
 
 class Node {
 	link = { name: 'connecting' };
@@ -112,7 +116,7 @@ class Node {
 		return hash === known.hash ? '' : 'forked';
 	}
 
-	/** Reads the newest jobs; gives the head of which they are. */
+	/** The newest jobs; gives their head. */
 	async firstJobs() {
 		return (this.jobs = await this.page(FIRST_JOBS)).head;
 	}

@@ -64,8 +64,8 @@ const breath = () =>
 	});
 
 /**
- * Keeps a stream to the node alive. Before each connection `await on.head(head)` gives the seq to resume after, where the
- * head is what `await on.first()` gives, or, where that gives nothing, what the node says; then come
+ * Keeps a stream to the node alive. Before each connection `await on.head(head)` gives the seq to resume after,
+ * of the head that `on.first()` gives, or the node; then come
  * on.record({bytes, event}), on.aux(name, data), on.state({name, since, behind, message}).
  */
 class Stream {
